@@ -1,0 +1,66 @@
+"""Fill the API page: one section a module, in the chapters' order, with each parameter's comment beside it."""
+
+import configparser
+import json
+import re
+from inspect import isclass
+from pathlib import Path
+
+from fastcore.docments import docments
+
+PLACEHOLDER = "<!-- modules -->"
+SECTION = """({label})=
+## `{module}`
+
+```{{eval-rst}}
+.. automodule:: {module}
+   :members:
+```
+"""
+
+
+def exported_modules(root):
+    """List the modules that the notebooks export, in the notebooks' order."""
+    settings = configparser.ConfigParser()
+    settings.read(Path(root, "settings.ini"))
+    package, modules = settings["DEFAULT"]["lib_path"], []
+    for path in sorted(Path(root, settings["DEFAULT"]["nbs_path"]).glob("[0-9]*.ipynb")):
+        cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+        modules += [f"{package}.{found[1]}" for cell in cells if (found := re.match(r"#\|\s*default_exp (\w+)", cell))]
+    return [m for m in modules if Path(root, *m.split(".")).with_suffix(".py").exists()]
+
+
+def on_source_read(app, docname, content):
+    """Write the modules' sections in place of the API page's placeholder."""
+    if PLACEHOLDER not in content[0]:
+        return
+    for path in sorted(Path(app.srcdir, "ddpm_nb").glob("[!_]*.py")):
+        app.env.note_dependency(str(path.relative_to(app.srcdir)))
+    modules = exported_modules(app.srcdir)
+    sections = [SECTION.format(module=m, label=f"api-{m.split('.')[-1]}") for m in modules]
+    content[0] = content[0].replace(PLACEHOLDER, "\n".join(sections))
+
+
+def rst(text):
+    """Turn Markdown's single backticks into the double ones of reStructuredText."""
+    return re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", text)
+
+
+def on_docstring(app, what, name, obj, options, lines):
+    """Append the comments of an object's parameters to its docstring as a field list."""
+    lines[:] = [line if ":" in line[:1] else rst(line) for line in lines]
+    if what not in ("function", "method", "class") or (isclass(obj) and "__init__" not in vars(obj)):
+        return
+    comments = docments(obj, args_kwargs=True)
+    fields = [(f":param {key}:", value) for key, value in comments.items() if key not in ("self", "return")]
+    fields.append((":returns:", comments.get("return")))
+    written = "\n".join(lines)
+    new = [f"{field} {rst(' '.join(text.split()))}" for field, text in fields if text and field not in written]
+    lines += ["", *new, ""] if new else []
+
+
+def setup(app):
+    """Register the extension with Sphinx."""
+    app.connect("source-read", on_source_read)
+    app.connect("autodoc-process-docstring", on_docstring)
+    return {"version": "1", "env_version": 1, "parallel_read_safe": True}

@@ -1,0 +1,49 @@
+"""Settings that the site shares with the project: the repository's address, the execution mode, MathJax's files."""
+
+import configparser
+import os
+import shutil
+from importlib.metadata import files
+from pathlib import Path
+
+MATHJAX = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2/*.woff")
+
+
+def repository(root):
+    """Read the repository's URL and branch from settings.ini."""
+    settings = configparser.ConfigParser()
+    settings.read(Path(root, "settings.ini"))
+    values = settings["DEFAULT"]
+    return f"https://github.com/{values['user']}/{values['repo']}", values["branch"]
+
+
+def on_config_inited(app, config):
+    """Point the theme's buttons at the repository and choose whether notebooks run."""
+    url, branch = repository(app.srcdir)
+    config.html_theme_options |= {
+        "repository_url": url,
+        "repository_branch": branch,
+        "use_repository_button": True,
+        "use_issues_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    }
+    config.nb_execution_mode = os.environ.get("BOOK_EXECUTE") or config.nb_execution_mode
+
+
+def on_build_finished(app, exception):
+    """Copy the part of MathJax that the pages load into the site."""
+    if exception or app.builder.format != "html":
+        return
+    for entry in files("sphinx-mathjax-offline"):
+        _, _, name = entry.as_posix().partition("/static/mathjax/")
+        if name and any(Path(name).match(pattern) for pattern in MATHJAX):
+            target = Path(app.outdir, "_static", "mathjax", name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(entry.locate(), target)
+
+
+def setup(app):
+    """Register the extension with Sphinx."""
+    app.connect("config-inited", on_config_inited, priority=100)
+    app.connect("build-finished", on_build_finished)
+    return {"version": "1", "parallel_read_safe": True}
