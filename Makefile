@@ -1,0 +1,64 @@
+# make book and make test set up what they need; `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+LOCK := $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+# Settings of another Python or Jupyter on this machine must not reach the notebooks' kernels.
+unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME MPLBACKEND VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test check lab lock address gpu fresh clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(VENV)/.ready ## create .venv with the pinned packages and this one
+
+$(VENV)/.ready: requirements-uv.txt requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another with: make PYTHON=python3.11 ..."; exit 1; }
+	@echo "Setting up $(VENV) (downloads about 3 GB the first time) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements-dev.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: setup ## run the notebooks whose outputs are stale and render the book to _build/html
+	$(BIN)/jupyter-book build . -W --keep-going
+	@echo; echo "The book is in _build/html. Open file://$(CURDIR)/_build/html/index.html"
+
+test: setup ## everything that continuous integration runs
+	@PATH="$(CURDIR)/$(BIN):$$PATH" NBVAL="$(NBVAL)" bash tools/test.sh all
+
+check: setup ## the fast part of the tests: export, clean notebooks, lint, the project's own rules
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/test.sh fast
+
+lab: setup ## open the notebooks in JupyterLab
+	$(UV) pip install --quiet --python $(BIN)/python --constraint requirements-dev.txt jupyterlab
+	$(BIN)/jupyter lab nbs
+
+lock: setup ## renew the pins in requirements-*.txt
+	$(LOCK) requirements-uv.in -o requirements-uv.txt
+	$(LOCK) requirements-dev.in -o requirements-dev.txt
+
+address: setup ## write the address in settings.ini into the notebooks
+	$(BIN)/python tools/address.py
+
+gpu: setup ## run the notebooks and the tests that need a GPU on this machine's GPU
+	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device here"'
+	$(BIN)/pytest -q -m gpu tests
+	$(BIN)/pytest -q $(NBVAL) nbs
+
+fresh: ## run tests and notebooks on the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-fresh
+	.venv-fresh/bin/python -m pip install --quiet --require-hashes -r requirements-uv.txt
+	sed -E 's/^(torch|torchvision)==.*/\1/' requirements-dev.in > .venv-fresh/newest.in
+	.venv-fresh/bin/uv pip install --quiet --upgrade --python .venv-fresh/bin/python -r .venv-fresh/newest.in -e .
+	.venv-fresh/bin/python -m pytest -q $(NBVAL) tests nbs
+
+clean: ## remove what was built, but not .venv
+	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

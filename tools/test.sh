@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Run the checks one after another, each under a heading; the first failure ends the run. Called by the Makefile.
+set -euo pipefail
+
+step() {
+    local title=$1 start=$SECONDS
+    shift
+    printf '\n=== %s\n' "$title"
+    "$@"
+    printf -- '--- %d s\n' "$((SECONDS - start))"
+}
+
+export_in_sync() {
+    local copy
+    copy=$(mktemp -d)
+    trap 'rm -rf "$copy"' RETURN
+    cp -r settings.ini nbs "$copy"
+    (cd "$copy" && nbdev_export)
+    diff -ru -x __pycache__ -x weights "$copy/ddpm_nb" ddpm_nb
+}
+
+notebooks_clean() {
+    local copy
+    copy=$(mktemp -d)
+    trap 'rm -rf "$copy"' RETURN
+    cp -r settings.ini nbs "$copy"
+    (cd "$copy" && nbdev_clean)
+    diff -rq -x .ipynb_checkpoints "$copy/nbs" nbs || { echo "run nbdev_clean and commit the notebooks"; return 1; }
+}
+
+committed_book() {
+    BOOK_EXECUTE=off jupyter-book build . --path-output _build/committed --quiet -W --keep-going
+}
+
+step "ddpm_nb is what the notebooks export" export_in_sync
+step "notebooks are clean" notebooks_clean
+step "lint" ruff check --quiet .
+if [ "${1:-all}" = fast ]; then
+    step "the project's rules" pytest -q tests/test_project.py
+    exit
+fi
+step "the book, from the committed outputs" committed_book
+step "the site" python tools/check_site.py _build/committed/_build/html
+step "tests and notebooks" pytest -q --durations=10 $NBVAL tests nbs
