@@ -38,12 +38,13 @@ class ResBlock(nn.Module):
         *,
         dropout: float = 0.0,  # probability of dropping a value before the second convolution, in [0, 1)
         norm_groups: int = 32,  # groups of the group norm; divides both channel numbers
+        norm_eps: float = 1e-6,  # added to the variance of the group norm
     ):
         super().__init__()
-        self.norm_1 = nn.GroupNorm(norm_groups, in_channels)
+        self.norm_1 = nn.GroupNorm(norm_groups, in_channels, eps=norm_eps)
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_dim, out_channels)
-        self.norm_2 = nn.GroupNorm(norm_groups, out_channels)
+        self.norm_2 = nn.GroupNorm(norm_groups, out_channels, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
@@ -69,12 +70,13 @@ class SelfAttention(nn.Module):
         *,
         n_heads: int = 1,  # heads; divides the channels
         norm_groups: int = 32,  # groups of the group norm
+        norm_eps: float = 1e-6,  # added to the variance of the group norm
     ):
         super().__init__()
         if channels % check_int("n_heads", n_heads):
             raise ValueError(f"n_heads must divide the {channels} channels; got {n_heads}")
         self.n_heads = n_heads
-        self.norm = nn.GroupNorm(norm_groups, channels)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=norm_eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))
 
@@ -151,12 +153,12 @@ class Level(nn.Module):
         attention: bool,  # attend after each residual block
         resample: nn.Module | None,  # what follows the blocks
         n_heads: int = 1,  # attention heads
-        **options,  # `dropout` and `norm_groups` of `ResBlock`
+        dropout: float = 0.0,  # see `ResBlock`
+        **norm,  # `norm_groups` and `norm_eps`
     ):
         super().__init__()
-        groups = options["norm_groups"]
-        self.blocks = nn.ModuleList(ResBlock(a, b, time_dim, **options) for a, b in channels)
-        attend_to = [SelfAttention(b, n_heads=n_heads, norm_groups=groups) if attention else nn.Identity() for _, b in channels]
+        self.blocks = nn.ModuleList(ResBlock(a, b, time_dim, dropout=dropout, **norm) for a, b in channels)
+        attend_to = [SelfAttention(b, n_heads=n_heads, **norm) if attention else nn.Identity() for _, b in channels]
         self.attentions = nn.ModuleList(attend_to)
         self.resample = resample
 
@@ -179,6 +181,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,  # in [0, 1)
         *,
         norm_groups: int = 32,  # groups of every group norm; divides the channels of every level
+        norm_eps: float = 1e-6,  # added to every group norm's variance; 1e-6 is the default of the paper's TensorFlow
         n_heads: int = 1,  # attention heads
         mid_attention: bool = True,  # attend between the two middle blocks
         upsampling: str = "nearest",  # "nearest" or "transposed"
@@ -193,31 +196,34 @@ class UNet(nn.Module):
         self.config |= {"channel_mults": list(channel_mults), "attn_resolutions": list(attn_resolutions)}
         widths = self._check(**self.config)
         self.image_size, self.in_channels, self.checkpointing = image_size, in_channels, checkpointing
-        time_dim, options = 4 * base_channels, {"dropout": dropout, "norm_groups": norm_groups, "n_heads": n_heads}
+        norm = {"norm_groups": norm_groups, "norm_eps": norm_eps}
+        time_dim, options = 4 * base_channels, {"dropout": dropout, "n_heads": n_heads, **norm}
         sizes = [image_size // 2**i for i in range(len(widths))]
         self.time_embedding = TimeEmbedding(base_channels, time_dim, layout=time_layout, freq_shift=freq_shift)
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
         self.down, skips = self._down_path(base_channels, widths, sizes, n_res_blocks, attn_resolutions, time_dim, options)
         self.mid = Level([(widths[-1], widths[-1])] * 2, time_dim, attention=False, resample=None, **options)
-        self.mid_attention = SelfAttention(widths[-1], n_heads=n_heads, norm_groups=norm_groups) if mid_attention else nn.Identity()
+        self.mid_attention = SelfAttention(widths[-1], n_heads=n_heads, **norm) if mid_attention else nn.Identity()
         self.up = self._up_path(skips, widths, sizes, n_res_blocks, attn_resolutions, time_dim, upsampling, options)
-        self.norm_out = nn.GroupNorm(norm_groups, widths[0])
+        self.norm_out = nn.GroupNorm(norm_groups, widths[0], eps=norm_eps)
         self.conv_out = zero_init(nn.Conv2d(widths[0], out_channels or in_channels, 3, padding=1))
 
     @staticmethod
-    def _check(image_size, in_channels, base_channels, channel_mults, n_res_blocks, dropout, norm_groups, cumulative, upsampling, **_):
+    def _check(image_size, in_channels, base_channels, channel_mults, n_res_blocks, dropout, norm_groups, norm_eps, cumulative, **others):
         """Refuse impossible arguments; return the channels of each level."""
         for name, value in (("in_channels", in_channels), ("n_res_blocks", n_res_blocks), ("norm_groups", norm_groups)):
             check_int(name, value)
         check_int("base_channels", base_channels, 4)
         check_number("dropout", dropout, 0, 1, open_high=True)
-        check_choice("upsampling", upsampling, ("nearest", "transposed"))
+        check_number("norm_eps", norm_eps, 0, open_low=True)
+        check_choice("upsampling", others["upsampling"], ("nearest", "transposed"))
         if not channel_mults:
             raise ValueError("channel_mults must name at least one level; got none")
         factor = 2 ** (len(channel_mults) - 1)
         if check_int("image_size", image_size) % factor:
             below, above = image_size // factor * factor, (image_size // factor + 1) * factor
-            raise ValueError(f"image_size must be divisible by {factor} for {len(channel_mults)} levels, such as {below or factor} or {above}; got {image_size}")
+            allowed = f"divisible by {factor} for {len(channel_mults)} levels, such as {below or factor} or {above}"
+            raise ValueError(f"image_size must be {allowed}; got {image_size}")
         mults = [check_int("channel_mults", m) for m in channel_mults]
         widths = [base_channels * (math.prod(mults[: i + 1]) if cumulative else m) for i, m in enumerate(mults)]
         for width in (base_channels, *widths):
@@ -299,9 +305,13 @@ class ResNetBaseline(nn.Module):
         super().__init__()
         check_int("n_blocks", n_blocks)
         self.conv_in = nn.Conv2d(check_int("in_channels", in_channels), check_int("channels", channels), 3, padding=1)
-        block = lambda: nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1))
-        self.blocks = nn.ModuleList(block() for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(self._block(channels) for _ in range(n_blocks))
         self.conv_out = zero_init(nn.Conv2d(channels, in_channels, 3, padding=1))
+
+    @staticmethod
+    def _block(channels):
+        """Build two convolutions with a nonlinearity between them."""
+        return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(
         self,
