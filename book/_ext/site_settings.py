@@ -30,6 +30,12 @@ def on_config_inited(app, config):
     config.nb_execution_mode = os.environ.get("BOOK_EXECUTE") or config.nb_execution_mode
 
 
+def on_page(app, pagename, templatename, context, doctree):
+    """Leave out the theme's live-code scripts: they are unused here and name a remote host."""
+    scripts = context.get("script_files", [])
+    context["script_files"] = [s for s in scripts if "THEBE" not in (getattr(s, "attributes", {}).get("body") or "")]
+
+
 def on_build_finished(app, exception):
     """Copy the part of MathJax that the pages load into the site."""
     if exception or app.builder.format != "html":
@@ -45,5 +51,6 @@ def on_build_finished(app, exception):
 def setup(app):
     """Register the extension with Sphinx."""
     app.connect("config-inited", on_config_inited, priority=100)
+    app.connect("html-page-context", on_page, priority=900)
     app.connect("build-finished", on_build_finished)
     return {"version": "1", "parallel_read_safe": True}

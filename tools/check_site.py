@@ -1,0 +1,136 @@
+"""Check a built site: it loads nothing remote, has no dead link, and its mathematics and figures are complete.
+
+Usage: python tools/check_site.py FOLDER
+"""
+
+import re
+import sys
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+from bs4 import BeautifulSoup
+
+LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src", "object": "data"}
+LOADING_RELATIONS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "manifest", "preconnect", "dns-prefetch"}
+CSS_URL = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
+RAW_TEX = re.compile(r"\$\$|\\[(\[]|\\(?:begin|end|frac|sqrt|mathcal|mathbf|bar|hat|tilde|alpha|beta|epsilon|mu|sigma|theta)\b|\$[^$\n]*[\\_^][^$\n]*\$")
+NOT_PROSE = "script, style, pre, code, textarea, noscript, .math, .output"
+
+
+class Page:
+    """One parsed HTML file."""
+
+    def __init__(self, path):
+        self.path, self.soup = path, BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+    @cached_property
+    def anchors(self):
+        """Collect everything that a link with a fragment can point at."""
+        return {tag["id"] for tag in self.soup.find_all(id=True)} | {tag["name"] for tag in self.soup.find_all("a", attrs={"name": True})}
+
+    def loads(self):
+        """Yield every address that a browser loads with the page."""
+        for tag in self.soup.find_all(list(LOADS)):
+            yield from filter(None, [tag.get(LOADS[tag.name])])
+        for tag in self.soup.find_all("link", href=True):
+            if LOADING_RELATIONS & set(tag.get("rel", [])):
+                yield tag["href"]
+        styles = [tag.get_text() for tag in self.soup.find_all("style")] + [tag["style"] for tag in self.soup.find_all(style=True)]
+        yield from (address for style in styles for address in CSS_URL.findall(style))
+
+
+def is_remote(address):
+    """Tell whether loading an address needs another host."""
+    return re.match(r"(https?:|wss?:|ftp:)?//", address.strip()) is not None
+
+
+def missing_file(folder, address):
+    """Tell whether a local address, relative to a folder, has no file behind it."""
+    name = unquote(urldefrag(address)[0].partition("?")[0])
+    return bool(name) and not re.match(r"[a-z]+:", name) and not (folder / name).is_file()
+
+
+def load_faults(page):
+    """List what a page loads from elsewhere or cannot load."""
+    for address in page.loads():
+        if is_remote(address):
+            yield f"loads {address}"
+        elif missing_file(page.path.parent, address):
+            yield f"loads {address[:80]}, which does not exist"
+
+
+def style_faults(path):
+    """List what a style sheet loads from elsewhere."""
+    return [f"loads {a}" for a in CSS_URL.findall(path.read_text(encoding="utf-8", errors="replace")) if is_remote(a)]
+
+
+def link_faults(page, pages):
+    """List a page's links to files or anchors that do not exist."""
+    for tag in page.soup.find_all("a", href=True):
+        address, fragment = urldefrag(tag["href"])
+        if re.match(r"[a-z]+:|//", address):
+            continue
+        target = (page.path.parent / unquote(address)).resolve() if address else page.path
+        if not target.is_file():
+            yield f"links to {tag['href']}, which does not exist"
+        elif fragment and target in pages and unquote(fragment) not in pages[target].anchors | {"top"}:
+            yield f"links to {tag['href']}, which has no such anchor"
+
+
+def math_faults(page):
+    """List mathematics that a browser would show as TeX."""
+    if page.soup.select_one(".math"):
+        sources = [tag["src"] for tag in page.soup.find_all("script", src=True) if "mathjax" in tag["src"].lower()]
+        if not sources:
+            yield "has mathematics but no MathJax"
+    for text in page.soup.find_all(string=RAW_TEX):
+        if not any(parent.css.match(NOT_PROSE) for parent in text.parents if parent.name != "[document]"):
+            yield f"shows raw TeX: {' '.join(text.split())[:80]}"
+
+
+def figure_faults(page):
+    """List pictures without a description and figures without a caption."""
+    for tag in page.soup.find_all("img"):
+        alt = tag.get("alt", "").strip()
+        if not alt or re.search(r"\.(png|svg|jpe?g|gif)$", alt):
+            yield f"shows {tag.get('src', '')[:60]} without alternative text"
+    for tag in page.soup.find_all("figure"):
+        caption = tag.find("figcaption")
+        if caption is None or not caption.get_text(strip=True):
+            yield f"has a figure without a caption: {tag.get('id', '')}"
+
+
+def directive_faults(page):
+    """List nbdev directives that a reader would see."""
+    for tag in page.soup.select("div.cell pre"):
+        yield from (f"shows the directive {line}" for line in tag.get_text().splitlines() if line.startswith("#|"))
+
+
+def check(root):
+    """List the faults of the site in a folder."""
+    root = Path(root).resolve()
+    # The theme leaves templates, which are no pages, among the static files.
+    pages = {path: Page(path) for path in sorted(root.rglob("*.html")) if "_static" not in path.relative_to(root).parts}
+    if not pages:
+        return [f"{root} has no pages"]
+    faults = []
+    for path, page in pages.items():
+        found = [*load_faults(page), *link_faults(page, pages), *math_faults(page), *figure_faults(page), *directive_faults(page)]
+        faults += [f"{path.relative_to(root)} {fault}" for fault in found]
+    for path in sorted(root.rglob("*.css")):
+        faults += [f"{path.relative_to(root)} {fault}" for fault in style_faults(path)]
+    return faults
+
+
+def main():
+    """Print the faults of a site and fail if there are any."""
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    faults = check(sys.argv[1])
+    print("\n".join(faults) or "no remote load, no dead link, mathematics and figures complete")
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()
