@@ -47,6 +47,7 @@ lock: setup ## renew the pins in requirements-*.txt
 
 address: setup ## write the address in settings.ini into the notebooks
 	$(BIN)/python tools/address.py
+	$(BIN)/nbdev_export
 
 gpu: setup ## run the notebooks and the tests that need a GPU on this machine's GPU
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device here"'

@@ -1,11 +1,6 @@
 """The site check finds each kind of fault when it is planted in a small site."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from check_site import check
 
 PAGE = """<!DOCTYPE html><html><head>

@@ -14,7 +14,8 @@ from bs4 import BeautifulSoup
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src", "object": "data"}
 LOADING_RELATIONS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "manifest", "preconnect", "dns-prefetch"}
 CSS_URL = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
-RAW_TEX = re.compile(r"\$\$|\\[(\[]|\\(?:begin|end|frac|sqrt|mathcal|mathbf|bar|hat|tilde|alpha|beta|epsilon|mu|sigma|theta)\b|\$[^$\n]*[\\_^][^$\n]*\$")
+TEX_COMMANDS = "begin|end|frac|sqrt|mathcal|mathbf|bar|hat|tilde|alpha|beta|epsilon|mu|sigma|theta"
+RAW_TEX = re.compile(rf"\$\$|\\[(\[]|\\(?:{TEX_COMMANDS})\b|\$[^$\n]*[\\_^][^$\n]*\$")
 NOT_PROSE = "script, style, pre, code, textarea, noscript, .math, .output"
 
 
