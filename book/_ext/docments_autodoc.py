@@ -32,13 +32,9 @@ def exported_modules(root):
 
 def on_source_read(app, docname, content):
     """Write the modules' sections in place of the API page's placeholder."""
-    if PLACEHOLDER not in content[0]:
-        return
-    for path in sorted(Path(app.srcdir, "ddpm_nb").glob("[!_]*.py")):
-        app.env.note_dependency(str(path.relative_to(app.srcdir)))
-    modules = exported_modules(app.srcdir)
-    sections = [SECTION.format(module=m, label=f"api-{m.split('.')[-1]}") for m in modules]
-    content[0] = content[0].replace(PLACEHOLDER, "\n".join(sections))
+    if PLACEHOLDER in content[0]:
+        sections = [SECTION.format(module=m, label=f"api-{m.split('.')[-1]}") for m in exported_modules(app.srcdir)]
+        content[0] = content[0].replace(PLACEHOLDER, "\n".join(sections))
 
 
 def rst(text):

@@ -63,14 +63,18 @@ def translate(source, stamp):
 
 def on_source_read(app, docname, content):
     """Translate each notebook before MyST-NB reads it."""
-    if Path(app.env.doc2path(docname)).suffix != ".ipynb":
-        return
-    for path in package_files(app.srcdir):
-        app.env.note_dependency(str(path.relative_to(app.srcdir)))
-    content[0] = translate(content[0], package_stamp(app.srcdir))
+    if Path(app.env.doc2path(docname)).suffix == ".ipynb":
+        content[0] = translate(content[0], package_stamp(app.srcdir))
+
+
+def on_outdated(app, env, added, changed, removed):
+    """Read every page again when the package has changed since the last build."""
+    before, env.package_stamp = getattr(env, "package_stamp", None), package_stamp(app.srcdir)
+    return [] if env.package_stamp == before else sorted(env.found_docs)
 
 
 def setup(app):
     """Register the extension with Sphinx."""
     app.connect("source-read", on_source_read)
-    return {"version": "1", "env_version": 1, "parallel_read_safe": True}
+    app.connect("env-get-outdated", on_outdated)
+    return {"version": "1", "env_version": 2, "parallel_read_safe": True}
