@@ -9,7 +9,7 @@ __all__ = ['COLORS', 'STYLE', 'SLIDER', 'new_figure', 'plot_curves', 'to_pixels'
 import base64
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,6 +41,7 @@ def new_figure(
     **kwargs,  # passed to `plt.subplots`
 ):
     """Create a figure and its axes in the book's style."""
+    plt.draw_if_interactive()  # load the backend here: inside the context, its settings would be undone at the end
     with plt.rc_context(STYLE):
         return plt.subplots(n_rows, n_cols, figsize=(size[0] * n_cols, size[1] * n_rows), layout="constrained", **kwargs)
 
@@ -130,7 +131,7 @@ def show_images(
 class Html:
     """Carry HTML that a notebook shows as it is."""
 
-    data: str  # the markup
+    data: str = field(repr=False)  # the markup
 
     def _repr_html_(self):
         return self.data
