@@ -96,7 +96,7 @@ def figure_faults(page):
         alt = tag.get("alt", "").strip()
         if not alt or re.search(r"\.(png|svg|jpe?g|gif)$", alt):
             yield f"shows {tag.get('src', '')[:60]} without alternative text"
-    for tag in page.soup.find_all("figure"):
+    for tag in page.soup.select("figure:not(.output figure)"):
         caption = tag.find("figcaption")
         if caption is None or not caption.get_text(strip=True):
             yield f"has a figure without a caption: {tag.get('id', '')}"
