@@ -88,6 +88,14 @@ def normal_kl(
     return 0.5 * ((mean_1 - mean_2).square() * torch.exp(-log_var_2) + torch.expm1(ratio) - ratio)
 
 # %% ../nbs/01_reparameterization.ipynb #log-normal-mass
+def _log_cdf(x):
+    """Compute log Phi(x) with a gradient that is accurate in the lower tail."""
+    low = x < -1
+    tail, body = torch.where(low, x, -1.0), torch.where(low, 0.0, x)
+    tail = torch.special.erfcx(-tail / math.sqrt(2)).log() - tail.square() / 2 - math.log(2)
+    return torch.where(low, tail, torch.log1p(-torch.erfc(body / math.sqrt(2)) / 2))
+
+
 def log_normal_mass(
     lower: Tensor,  # lower limit in standard deviations from the mean, -inf allowed
     upper: Tensor,  # upper limit above it, +inf allowed
@@ -95,7 +103,7 @@ def log_normal_mass(
     """Compute log(Phi(upper) - Phi(lower)) without cancellation in either tail."""
     flip = lower + upper > 0
     lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-    top, bottom = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    top, bottom = _log_cdf(upper), _log_cdf(lower)
     return top + torch.log(-torch.expm1(bottom - top))
 
 # %% ../nbs/01_reparameterization.ipynb #discretized-gaussian-log-likelih-2
