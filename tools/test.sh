@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Run the checks one after another, each under a heading; the first failure ends the run. Called by the Makefile.
 set -euo pipefail
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
 step() {
     local title=$1 start=$SECONDS
@@ -10,22 +12,21 @@ step() {
     printf -- '--- %d s\n' "$((SECONDS - start))"
 }
 
+copy_notebooks() {
+    mkdir "$work/$1"
+    cp -r settings.ini nbs "$work/$1"
+}
+
 export_in_sync() {
-    local copy
-    copy=$(mktemp -d)
-    trap 'rm -rf "$copy"' RETURN
-    cp -r settings.ini nbs "$copy"
-    (cd "$copy" && nbdev_export)
-    diff -ru -x __pycache__ -x weights "$copy/ddpm_nb" ddpm_nb
+    copy_notebooks export
+    (cd "$work/export" && nbdev_export)
+    diff -ru -x __pycache__ -x weights "$work/export/ddpm_nb" ddpm_nb
 }
 
 notebooks_clean() {
-    local copy
-    copy=$(mktemp -d)
-    trap 'rm -rf "$copy"' RETURN
-    cp -r settings.ini nbs "$copy"
-    (cd "$copy" && nbdev_clean)
-    diff -rq -x .ipynb_checkpoints "$copy/nbs" nbs || { echo "run nbdev_clean and commit the notebooks"; return 1; }
+    copy_notebooks clean
+    (cd "$work/clean" && nbdev_clean)
+    diff -rq -x .ipynb_checkpoints "$work/clean/nbs" nbs || { echo "run nbdev_clean and commit the notebooks"; return 1; }
 }
 
 committed_book() {
