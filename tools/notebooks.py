@@ -74,7 +74,7 @@ def execute(path):
     for cell in nb.cells:
         if re.match(r"(#\|.*\n)*#\|\s*eval:\s*false", cell.source):
             cell.metadata.setdefault("tags", []).append("skip-execution")
-    client = NotebookClient(nb, timeout=600, skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str(NBS)}})
+    client = NotebookClient(nb, timeout=1800, skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str(NBS)}})
     client.execute()
     for cell in nb.cells:
         if "skip-execution" in cell.metadata.get("tags", []):
