@@ -58,9 +58,9 @@ def is_exported(source):
 
 
 def definitions(source):
-    """List the functions and classes that a cell defines at its top level."""
+    """List the public functions and classes that a cell defines at its top level."""
     code = re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.M)
-    return [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"]
 
 
 def public_objects(name):
@@ -137,7 +137,7 @@ def test_code_cells_are_short(path):
 @each_notebook
 def test_exported_names_are_shown(path):
     shown = "\n".join(source for source in cells(path)[1:] if not is_exported(source))
-    names = [n for source in cells(path) if is_exported(source) for n in definitions(source) if not n.startswith("_")]
+    names = [n for source in cells(path) if is_exported(source) for n in definitions(source)]
     assert [n for n in names if not re.search(rf"\b{n}\b", shown)] == []
 
 
