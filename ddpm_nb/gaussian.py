@@ -23,13 +23,13 @@ def randn(
     device=None,  # where they are needed
     dtype: torch.dtype = torch.float32,  # floating-point type
 ) -> Tensor:
-    """Draw standard normal numbers on the generator's device and move them to where they are needed."""
+    """Draw standard normal numbers on the generator's device and move them to `device`."""
     source = generator.device if generator is not None else device
     return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
 
 # %% ../nbs/01_reparameterization.ipynb #normal-kl
 def _check_broadcast(**tensors):
-    """Check that all values are finite floating-point tensors that broadcast, and return their common shape."""
+    """Check that the values are finite, floating-point and broadcast; return their common shape."""
     for name, value in tensors.items():
         check_floating(name, value)
     try:
@@ -46,7 +46,7 @@ def reparameterize(
     *,
     generator: torch.Generator | None = None,  # source of the noise
 ) -> Tensor:
-    """Draw mean + std * eps, differentiable in the mean and the standard deviation (Kingma and Welling 2014, section 2.4)."""
+    """Draw mean + std * eps, differentiable in both (Kingma and Welling 2014, section 2.4)."""
     shape = _check_broadcast(mean=mean, std=std)
     if std.device.type == "cpu" and bool((std < 0).any()):
         raise ValueError(f"std must be at least 0; got {float(std.min())}")
@@ -66,12 +66,13 @@ def gaussian_log_prob(
     for name, value in (("x", x), ("means", means), ("covariances", covariances)):
         check_floating(name, value)
     if means.ndim != 2 or covariances.shape != (*means.shape, means.shape[1]):
-        raise ValueError(f"means, covariances must have shapes (K, d), (K, d, d); got {tuple(means.shape)}, {tuple(covariances.shape)}")
+        shapes = f"{tuple(means.shape)}, {tuple(covariances.shape)}"
+        raise ValueError(f"means, covariances must have shapes (K, d), (K, d, d); got {shapes}")
     if x.ndim != 2 or x.shape[1] != means.shape[1]:
         raise ValueError(f"x must have shape (B, {means.shape[1]}); got {tuple(x.shape)}")
     centred = x[:, None] - means  # (B, K, d)
     root = torch.linalg.cholesky(covariances).to(centred.dtype)  # (K, d, d), lower triangular
-    eps = torch.linalg.solve_triangular(root, centred.permute(1, 2, 0), upper=False)  # (K, d, B): the noise behind x
+    eps = torch.linalg.solve_triangular(root, centred.permute(1, 2, 0), upper=False)  # (K, d, B)
     log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
     return -0.5 * (eps.square().sum(1).T + x.shape[1] * math.log(2 * math.pi)) - log_det
 
@@ -106,7 +107,7 @@ def log_normal_mass(
     top, bottom = _log_cdf(upper), _log_cdf(lower)
     return top + torch.log(-torch.expm1(bottom - top))
 
-# %% ../nbs/01_reparameterization.ipynb #discretized-gaussian-log-likelih-2
+# %% ../nbs/01_reparameterization.ipynb #checks-eq-discretized-likelihood
 def discretized_gaussian_log_likelihood(
     x: Tensor,  # values on the grid of `n_levels` equally spaced levels of [-1, 1]
     mean: Tensor,  # broadcastable with `x`
@@ -117,7 +118,7 @@ def discretized_gaussian_log_likelihood(
     """Integrate N(mean, scale^2) over the bin of each value, elementwise, in nats (DDPM, equation 13)."""
     _check_broadcast(x=x, mean=mean, log_scale=log_scale)
     half = 1 / (check_int("n_levels", n_levels, 2) - 1)  # half the distance between two levels
-    exact = torch.float64 if x.device.type != "mps" else x.dtype  # Apple's GPUs have no double precision
+    exact = torch.float64 if x.device.type != "mps" else x.dtype  # no float64 on Apple's GPUs
     level = (x.to(exact) + 1) / (2 * half)  # 0 .. n_levels - 1
     index = level.round().clamp(0, n_levels - 1)
     if x.device.type == "cpu" and x.numel() and bool((level - index).abs().max() > 0.01):
@@ -148,12 +149,13 @@ class _Components:
             raise ValueError(f"weights must be positive and sum to 1; got {self.weights.tolist()}")
         asymmetry = (self.covariances - self.covariances.mT).abs().amax((1, 2))
         scale = self.covariances.abs().amax((1, 2))
-        if bool((asymmetry > 1e-5 * scale).any()) or bool(torch.linalg.cholesky_ex(self.covariances).info.any()):
+        failed = torch.linalg.cholesky_ex(self.covariances).info != 0
+        if bool((asymmetry > 1e-5 * scale).any() or failed.any()):
             raise ValueError("covariances must be symmetric and positive definite; one of them is not")
 
 # %% ../nbs/01_reparameterization.ipynb #gaussianmixture-2
 class GaussianMixture(_Components):
-    """Know everything about a mixture of K Gaussians in d dimensions: `weights` (K,), `means` (K, d), `covariances` (K, d, d)."""
+    """Know a mixture of Gaussians: `weights` (K,), `means` (K, d), `covariances` (K, d, d)."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Compute the log-density of each row of `x` (B, d): (B,), in nats."""
@@ -168,9 +170,10 @@ class GaussianMixture(_Components):
         return self.weights @ self.means
 
     def covariance(self) -> Tensor:
-        """Compute the covariance of the whole mixture, within plus between components: (d, d)."""
+        """Compute the covariance of the whole mixture, within plus between: (d, d)."""
         centred = self.means - self.mean()
-        return torch.einsum("k,kij->ij", self.weights, self.covariances) + (self.weights * centred.T) @ centred
+        within = torch.einsum("k,kij->ij", self.weights, self.covariances)
+        return within + (self.weights * centred.T) @ centred
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` independent points: (n, d)."""
@@ -181,7 +184,8 @@ def _sample_mixture(mixture, n, generator):
     """Draw the component of each point, then the point as a linear map of noise."""
     means, device = mixture.means, mixture.means.device
     source = generator.device if generator is not None else device
-    chosen = torch.multinomial(mixture.weights.detach().to(source), n, replacement=True, generator=generator).to(device)
+    weights = mixture.weights.detach().to(source)
+    chosen = torch.multinomial(weights, n, replacement=True, generator=generator).to(device)
     eps = randn((n, means.shape[1]), generator=generator, device=device, dtype=means.dtype)
     x, roots = means[chosen], torch.linalg.cholesky(mixture.covariances)
     for k in chosen.unique().tolist():
