@@ -25,7 +25,8 @@ def _check_betas(betas):
     if betas.ndim != 1 or len(betas) == 0:
         raise ValueError(f"betas must have shape (T,) with T at least 1; got {tuple(betas.shape)}")
     if betas.min() <= 0 or betas.max() >= 1:
-        raise ValueError(f"betas must be in (0, 1); got values from {float(betas.min()):.4g} to {float(betas.max()):.4g}")
+        low, high = float(betas.min()), float(betas.max())
+        raise ValueError(f"betas must be in (0, 1); got values from {low:.4g} to {high:.4g}")
     return betas
 
 
@@ -33,7 +34,7 @@ def _posterior_coefficients(betas, sqrt_alpha_bars, one_minus):
     """Compute the coefficients of q(x_{t-1} | x_t, x_0)."""
     one_minus_prev = _previous(one_minus, 0)
     variance = betas * one_minus_prev / one_minus
-    first = variance[1:2] if len(betas) > 1 else betas  # stands in for the variance at t = 0, which is 0 and has no logarithm
+    first = variance[1:2] if len(betas) > 1 else betas  # for the variance 0 at t = 0, which has no logarithm
     return {
         "posterior_variance": variance,
         "posterior_log_variance": torch.cat([first, variance[1:]]).log(),
@@ -45,10 +46,12 @@ def _posterior_coefficients(betas, sqrt_alpha_bars, one_minus):
 def schedule_coefficients(
     betas,  # (T,) variances of the steps, each in (0, 1); best in float64
 ) -> dict[str, Tensor]:
-    """Compute every coefficient of the forward process and its posterior from the variances, each of shape (T,), in float64."""
+    """Compute every coefficient of the forward process and its posterior, each of shape (T,), in float64."""
     betas = _check_betas(betas)
     log_alpha_bars = torch.log1p(-betas).cumsum(0)
-    alpha_bars, sqrt_alpha_bars, one_minus = log_alpha_bars.exp(), (log_alpha_bars / 2).exp(), -torch.expm1(log_alpha_bars)
+    alpha_bars, sqrt_alpha_bars = log_alpha_bars.exp(), (log_alpha_bars / 2).exp()
+    one_minus = -torch.expm1(log_alpha_bars)
+    log_one_minus = torch.where(alpha_bars < 0.5, torch.log1p(-alpha_bars), one_minus.log())  # no digit lost
     marginal = {
         "betas": betas,
         "alphas": 1 - betas,
@@ -57,9 +60,9 @@ def schedule_coefficients(
         "sqrt_alpha_bars": sqrt_alpha_bars,
         "one_minus_alpha_bars": one_minus,
         "sqrt_one_minus_alpha_bars": one_minus.sqrt(),
-        "log_one_minus_alpha_bars": one_minus.log(),
+        "log_one_minus_alpha_bars": log_one_minus,
         "snr": alpha_bars / one_minus,
-        "log_snr": log_alpha_bars - one_minus.log(),
+        "log_snr": log_alpha_bars - log_one_minus,
     }
     return marginal | _posterior_coefficients(betas, sqrt_alpha_bars, one_minus)
 
@@ -70,7 +73,7 @@ def _previous(values, first):
 
 # %% ../nbs/02_forward_process.ipynb #noiseschedule
 class NoiseSchedule(nn.Module):
-    """Hold the coefficients of a diffusion with given `betas`, computed in float64 and stored as buffers."""
+    """Hold the coefficients that follow from `betas`, computed in float64 and stored as buffers."""
 
     def __init__(
         self,
@@ -91,11 +94,12 @@ class NoiseSchedule(nn.Module):
         return f"n_steps={self.n_steps}, betas={self.exact_betas[0]:.3g}..{self.exact_betas[-1]:.3g}"
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Refuse the variances of another schedule, to which the other coefficients would not belong."""
-        betas = state_dict.get(f"{prefix}betas", self.betas).to(self.betas.device)
+        """Refuse the variances of another schedule, which the other coefficients would not fit."""
+        betas = state_dict.get(f"{prefix}betas", self.betas).cpu()
         rtol = max(torch.finfo(b.dtype).eps for b in (betas, self.betas))
-        if betas.shape != self.betas.shape or not torch.allclose(betas.double(), self.betas.double(), rtol=rtol, atol=0):
-            raise ValueError(f"{prefix}betas must be those of this schedule, {self.extra_repr()}; the state holds others")
+        same_shape = betas.shape == self.exact_betas.shape
+        if not same_shape or not torch.allclose(betas.double(), self.exact_betas, rtol=rtol, atol=0):
+            raise ValueError(f"{prefix}betas must be those of this schedule, {self.extra_repr()}; got others")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 # %% ../nbs/02_forward_process.ipynb #extract
@@ -104,16 +108,17 @@ def extract(
     t,  # index in 0..T-1, or (B,) indices, checked by the caller
     ndim: int,  # number of dimensions of the images that it will multiply
 ) -> Tensor:
-    """Pick the values at t and shape them (B, 1, ..., 1), or (1, 1, ..., 1) for one index, so that they broadcast over images."""
+    """Pick the values at t, shaped (B, 1, ..., 1), or (1, 1, ..., 1) for one index, to multiply images."""
     return values[t].reshape(-1, *[1] * (ndim - 1))
 
 
 def _pick(schedule, x, t, *names):
-    """Check t and the device, then extract the coefficients with these names for the batch of images x."""
+    """Check t and the device, then extract the named coefficients for the batch of images x."""
     if x.ndim == 0:
         raise ValueError("images must have shape (B, ...); got a tensor without dimensions")
     if x.device != schedule.betas.device:
-        raise ValueError(f"schedule must be on the device of the images, {x.device}; it is on {schedule.betas.device}")
+        where = schedule.betas.device
+        raise ValueError(f"schedule must be on the device of the images, {x.device}; it is on {where}")
     t = check_timesteps(t, schedule.n_steps, len(x))
     return [extract(getattr(schedule, name), t, x.ndim) for name in names]
 
@@ -159,7 +164,7 @@ def q_mean_variance(
     x_0: Tensor,  # (B, ...) clean images
     t,  # index in 0..T-1, or (B,) indices
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean, variance and log-variance of q(x_t | x_0), each broadcastable to `x_0` (DDPM, equation 4)."""
+    """Return the mean, variance and log-variance of q(x_t | x_0) (DDPM, equation 4)."""
     check_floating("x_0", x_0)
     names = ("sqrt_alpha_bars", "one_minus_alpha_bars", "log_one_minus_alpha_bars")
     signal, variance, log_variance = _pick(schedule, x_0, t, *names)
@@ -172,7 +177,7 @@ def q_posterior(
     x_t: Tensor,  # (B, ...) noisy images at t
     t,  # index in 0..T-1, or (B,) indices
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean, variance and finite log-variance of q(x_{t-1} | x_t, x_0) (DDPM, equations 6 and 7)."""
+    """Return mean, variance and finite log-variance of q(x_{t-1} | x_t, x_0) (DDPM, equations 6 and 7)."""
     check_floating("x_0", x_0)
     check_same_shape("x_t", check_floating("x_t", x_t), "x_0", x_0)
     names = ("posterior_coef_x_0", "posterior_coef_x_t", "posterior_variance", "posterior_log_variance")
