@@ -32,7 +32,9 @@ def check_int(
 ) -> int:
     """Return `value` as an `int` if it is a whole number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number; got {value!r} of type {type(value).__name__}")
+        raise TypeError(
+            f"{name} must be a whole number; got {value!r} of type {type(value).__name__}"
+        )
     if value < low or (high is not None and value > high):
         allowed = f"at least {low}" if high is None else f"in {low}..{high}"
         raise ValueError(f"{name} must be {allowed}; got {value}")
@@ -54,7 +56,9 @@ def check_number(
     below = value <= low if open_low else value < low
     above = value >= high if open_high else value > high
     if not math.isfinite(value) or below or above:
-        raise ValueError(f"{name} must be finite and in {'([' [not open_low]}{low}, {high}{')]'[not open_high]}; got {value}")
+        raise ValueError(
+            f"{name} must be finite and in {'(['[not open_low]}{low}, {high}{')]'[not open_high]}; got {value}"
+        )
     return float(value)
 
 # %% ../nbs/00_checks.ipynb #check-floating
@@ -80,7 +84,9 @@ def check_same_shape(
 ):
     """Raise `ValueError` unless both tensors have the same shape."""
     if x.shape != other.shape:
-        raise ValueError(f"{name} must have the shape of {other_name}, {tuple(other.shape)}; got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have the shape of {other_name}, {tuple(other.shape)}; got {tuple(x.shape)}"
+        )
 
 # %% ../nbs/00_checks.ipynb #check-timesteps
 def check_timesteps(
@@ -93,9 +99,17 @@ def check_timesteps(
         if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             raise TypeError(f"t must have an integer dtype; got {t.dtype}")
         if t.shape != (batch,):
-            raise ValueError(f"t must have shape ({batch},), one index for each image; got {tuple(t.shape)}")
-        if t.device.type == "cpu" and t.numel() and not (0 <= int(t.min()) and int(t.max()) < n_steps):
-            raise ValueError(f"t must be in 0..{n_steps - 1}; got values from {int(t.min())} to {int(t.max())}")
+            raise ValueError(
+                f"t must have shape ({batch},), one index for each image; got {tuple(t.shape)}"
+            )
+        if (
+            t.device.type == "cpu"
+            and t.numel()
+            and not (int(t.min()) >= 0 and int(t.max()) < n_steps)
+        ):
+            raise ValueError(
+                f"t must be in 0..{n_steps - 1}; got values from {int(t.min())} to {int(t.max())}"
+            )
         return t
     return check_int("t", t.item() if isinstance(t, Tensor) else t, 0, n_steps - 1)
 
@@ -108,6 +122,12 @@ def check_images(
     check_floating(name, x)
     if x.ndim != 4:
         raise ValueError(f"{name} must have shape (B, C, H, W); got {tuple(x.shape)}")
-    if x.device.type == "cpu" and x.numel() and (float(x.min()) < -1 - 1e-6 or float(x.max()) > 1 + 1e-6):
-        raise ValueError(f"{name} must be scaled to [-1, 1]; got values from {float(x.min()):.4g} to {float(x.max()):.4g}")
+    if (
+        x.device.type == "cpu"
+        and x.numel()
+        and (float(x.min()) < -1 - 1e-6 or float(x.max()) > 1 + 1e-6)
+    ):
+        raise ValueError(
+            f"{name} must be scaled to [-1, 1]; got values from {float(x.min()):.4g} to {float(x.max()):.4g}"
+        )
     return x

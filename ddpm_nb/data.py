@@ -37,7 +37,9 @@ class ImageDataset(Dataset):
         classes,  # name of each class
     ):
         if images.ndim != 4 or images.is_floating_point() or len(images) != len(labels):
-            raise ValueError(f"images must be whole numbers of shape (N, C, H, W), as many as labels; got {images.dtype} {tuple(images.shape)}")
+            raise ValueError(
+                f"images must be whole numbers of shape (N, C, H, W), as many as labels; got {images.dtype} {tuple(images.shape)}"
+            )
         self.levels, self.labels = images, labels.long()
         self.n_levels, self.classes = check_int("n_levels", n_levels, 2), tuple(classes)
 
@@ -62,7 +64,9 @@ def load_digits_dataset(
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
     keep = order[:1500] if split == "train" else order[1500:]
     images = torch.as_tensor(bunch.images, dtype=torch.uint8)[keep, None]
-    return ImageDataset(images, torch.as_tensor(bunch.target)[keep], n_levels=17, classes=map(str, range(10)))
+    return ImageDataset(
+        images, torch.as_tensor(bunch.target)[keep], n_levels=17, classes=map(str, range(10))
+    )
 
 # %% ../nbs/08_data.ipynb #load-torchvision-dataset-2
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
@@ -78,7 +82,9 @@ def load_torchvision_dataset(
 
     root = Path("data" if root is None else root)
     try:
-        data = getattr(datasets, TORCHVISION[name])(str(root), train=split == "train", download=True)
+        data = getattr(datasets, TORCHVISION[name])(
+            str(root), train=split == "train", download=True
+        )
     except Exception as error:
         raise RuntimeError(
             f"{name} could not be loaded from or downloaded to {root}: {error}. "
@@ -86,7 +92,9 @@ def load_torchvision_dataset(
         ) from error
     images = torch.as_tensor(data.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    return ImageDataset(images.contiguous(), torch.as_tensor(data.targets), n_levels=256, classes=data.classes)
+    return ImageDataset(
+        images.contiguous(), torch.as_tensor(data.targets), n_levels=256, classes=data.classes
+    )
 
 # %% ../nbs/08_data.ipynb #resize
 def resize(
@@ -96,7 +104,13 @@ def resize(
     """Resize every image of a data set with antialiased bilinear interpolation, rounded to the grey levels."""
     if data.levels.shape[-2:] == (image_size, image_size):
         return data
-    levels = F.interpolate(data.levels.float(), (image_size, image_size), mode="bilinear", antialias=True, align_corners=False)
+    levels = F.interpolate(
+        data.levels.float(),
+        (image_size, image_size),
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
+    )
     levels = levels.round().clamp(0, data.n_levels - 1).to(data.levels.dtype)
     return ImageDataset(levels, data.labels, n_levels=data.n_levels, classes=data.classes)
 
@@ -116,7 +130,11 @@ def load_dataset(
     check_choice("split", split, ("train", "test"))
     if image_size is not None:
         check_int("image_size", image_size)
-    data = load_digits_dataset(split) if name == "digits" else load_torchvision_dataset(name, split, root)
+    data = (
+        load_digits_dataset(split)
+        if name == "digits"
+        else load_torchvision_dataset(name, split, root)
+    )
     return data if image_size is None else resize(data, image_size)
 
 # %% ../nbs/08_data.ipynb #load-images

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/00_plots.ipynb #new-figure
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B")  # Okabe and Ito's colour-blind-safe set
+COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#5B5B5B",
+)  # Okabe and Ito's colour-blind-safe set
 
 STYLE = {
     "figure.dpi": 110,
@@ -32,7 +40,7 @@ STYLE = {
     "font.size": 10,
 }
 
-
+# %% ../nbs/00_plots.ipynb #new-figure-2
 def new_figure(
     n_rows: int = 1,  # rows of axes
     n_cols: int = 1,  # columns of axes
@@ -43,7 +51,13 @@ def new_figure(
     """Create a figure and its axes in the book's style."""
     plt.draw_if_interactive()  # load the backend here: inside the context, its settings would be undone at the end
     with plt.rc_context(STYLE):
-        return plt.subplots(n_rows, n_cols, figsize=(size[0] * n_cols, size[1] * n_rows), layout="constrained", **kwargs)
+        return plt.subplots(
+            n_rows,
+            n_cols,
+            figsize=(size[0] * n_cols, size[1] * n_rows),
+            layout="constrained",
+            **kwargs,
+        )
 
 # %% ../nbs/00_plots.ipynb #plot-curves
 def plot_curves(
@@ -79,11 +93,13 @@ def to_pixels(
 ) -> np.ndarray:
     """Convert images to bytes of shape (B, H, W, C) for display, clipping what lies outside [-1, 1]."""
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"x must be a tensor of shape (B, C, H, W) with 1 or 3 channels; got {getattr(x, 'shape', type(x).__name__)}")
+        raise ValueError(
+            f"x must be a tensor of shape (B, C, H, W) with 1 or 3 channels; got {getattr(x, 'shape', type(x).__name__)}"
+        )
     x = x.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round()
     return x.byte().permute(0, 2, 3, 1).numpy()
 
-
+# %% ../nbs/00_plots.ipynb #tile
 def tile(
     x: Tensor,  # (B, C, H, W) in [-1, 1]
     n_cols: int,  # images in a row
@@ -99,7 +115,7 @@ def tile(
         sheet[top : top + h, left : left + w] = image
     return sheet
 
-
+# %% ../nbs/00_plots.ipynb #show-images
 def show_images(
     x: Tensor,  # (B, C, H, W) in [-1, 1]
     *,
@@ -113,7 +129,8 @@ def show_images(
     """Draw images as a grid and return the axes."""
     sheet = tile(x, n_cols := min(n_cols, len(x)))
     n_rows, (h, w) = -(-len(x) // n_cols), sheet.shape[:2]
-    ax = new_figure(size=(cell * n_cols, cell * n_rows * x.shape[2] / x.shape[3]))[1] if ax is None else ax
+    size = (cell * n_cols, cell * n_rows * x.shape[2] / x.shape[3])
+    ax = new_figure(size=size)[1] if ax is None else ax
     ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     ax.set(xticks=[], yticks=[], title=title)
     ax.grid(False)
@@ -122,7 +139,9 @@ def show_images(
         ax.set_xticks([(i + 0.5) * w / n_cols for i in range(n_cols)], list(titles), fontsize=8)
         ax.xaxis.tick_top()
     if row_titles is not None:
-        ax.set_yticks([(i + 0.5) * h / n_rows for i in range(n_rows)], list(row_titles), fontsize=8)
+        ax.set_yticks(
+            [(i + 0.5) * h / n_rows for i in range(n_rows)], list(row_titles), fontsize=8
+        )
     ax.tick_params(length=0)
     return ax
 
@@ -137,14 +156,18 @@ class Html:
         return self.data
 
 # %% ../nbs/00_plots.ipynb #image-slider-2
-SLIDER = """<figure class="slider" id="{key}"><div style="width:{w}px;height:{h}px;max-width:100%;background:url(data:image/png;base64,{png});
-background-size:{sheet}px {h}px;image-rendering:pixelated" role="img" aria-label="{alt}"></div>
-<input type="range" min="0" max="{last}" value="0" style="width:{w}px;max-width:100%" aria-label="{name}"> <output>{first}</output>
-<script>(function() {{ const f = document.getElementById("{key}"), labels = {labels};
-f.querySelector("input").addEventListener("input", e => {{ f.querySelector("div").style.backgroundPosition = -{w} * e.target.value + "px 0";
-f.querySelector("output").textContent = labels[e.target.value]; }}); }})();</script></figure>"""
+SLIDER = """<figure class="slider" id="{key}"><div role="img" aria-label="{alt}"
+style="width:{w}px;max-width:100%;aspect-ratio:{w}/{h};image-rendering:pixelated;
+background:url(data:image/png;base64,{png}) 0 0/{n}00% 100%"></div>
+<input type="range" min="0" max="{last}" value="0" style="width:{w}px;max-width:100%"
+aria-label="{name}"><br><output>{first}</output><script>(function() {{
+const figure = document.getElementById("{key}"), labels = {labels};
+figure.querySelector("input").addEventListener("input", event => {{
+const i = event.target.value, share = labels.length > 1 ? 100 * i / (labels.length - 1) : 0;
+figure.querySelector("div").style.backgroundPositionX = share + "%";
+figure.querySelector("output").textContent = labels[i]; }}); }})();</script></figure>"""
 
-
+# %% ../nbs/00_plots.ipynb #image-slider-3
 def image_slider(
     frames: list,  # batches (B, C, H, W) in [-1, 1], one for each position of the slider
     labels: list,  # the text shown at each position
@@ -157,11 +180,14 @@ def image_slider(
 ) -> Html:
     """Build a slider over frames as self-contained HTML."""
     if not frames or len(frames) != len(labels):
-        raise ValueError(f"frames and labels must have the same length, at least 1; got {len(frames)} and {len(labels)}")
+        raise ValueError(
+            f"frames and labels must have the same length, at least 1; got {len(frames)} and {len(labels)}"
+        )
     sheets = [tile(frame, n_cols) for frame in frames]
     png = io.BytesIO()
     plt.imsave(png, np.concatenate(sheets, 1).repeat(3 // sheets[0].shape[2], 2), format="png")
     h, w = (side * scale for side in sheets[0].shape[:2])
     fields = {"png": base64.b64encode(png.getvalue()).decode(), "labels": json.dumps([str(label) for label in labels])}
-    fields |= {"key": key, "alt": alt, "name": name, "w": w, "h": h, "sheet": w * len(frames), "last": len(frames) - 1, "first": labels[0]}
+    fields |= {"key": key, "alt": alt, "name": name, "first": labels[0]}
+    fields |= {"w": w, "h": h, "n": len(frames), "last": len(frames) - 1}
     return Html(SLIDER.format(**fields))
