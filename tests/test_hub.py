@@ -445,6 +445,20 @@ def test_a_changed_byte_of_the_configuration_is_found_or_means_nothing(original,
     assert json.loads(data) == before  # white space
 
 
+EDITS = [("config", "n_heads", 2), ("config", "norm_eps", 1e-5), ("config", "dropout", 0.1), ("config", "checkpointing", True)]
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [*EDITS, ("card", "steps", 4), ("card", "fid", 1.0)])
+def test_an_edited_entry_of_the_configuration_is_found(saved, part, name, value):
+    config = json.loads((saved / "config.json").read_text())
+    config[part][name] = value
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="the checksum does not fit"):
+        hub.load_pretrained(saved)
+    seal(saved, config)
+    assert hub.load_pretrained(saved), "every shape fits: without the checksum nobody would notice"
+
+
 LARGE = st.sampled_from([2**31, 2**63, 10**30, -(10**9)])
 LEAVES = st.none() | st.booleans() | st.integers(-3, 3) | LARGE | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3)
 JSON = st.recursive(LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=2), x, max_size=2), max_leaves=4)
