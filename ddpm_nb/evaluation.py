@@ -16,7 +16,7 @@ from .checks import check_floating, check_int
 from .elbo import VLBTerms, vlb_terms
 from .forward import NoiseSchedule
 
-# %% ../nbs/11_evaluation.ipynb #bitsperdim
+# %% ../nbs/11_evaluation.ipynb #frechet-distance
 @dataclass(frozen=True)
 class BitsPerDim:
     """Hold the bound on a set of images, in bits per dimension."""
@@ -26,11 +26,11 @@ class BitsPerDim:
     n_images: int  # number of images
     terms: VLBTerms  # the parts for each image
 
-
+# %% ../nbs/11_evaluation.ipynb #bits-per-dim
 def bits_per_dim(
     model,  # callable model(x_t, t) -> eps_hat
     schedule: NoiseSchedule,  # the noise schedule
-    images: Tensor,  # (N, C, H, W) held-out images on the grid of n_levels levels of [-1, 1]
+    images: Tensor,  # (N, C, H, W) held-out images on the grid of n_levels levels of [-1, 1], N at least 2
     *,
     n_levels: int,  # grey levels of the images
     batch_size: int = 256,  # images at once
@@ -38,46 +38,63 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """Compute the variational bound on held-out images with its standard error over images."""
     check_int("batch_size", batch_size)
-    parts = [vlb_terms(model, schedule, x, n_levels=n_levels, generator=generator) for x in images.split(batch_size)]
-    terms = VLBTerms(*(torch.cat([getattr(p, name) for p in parts]) for name in ("prior", "kl", "decoder")))
+    if len(images) < 2:
+        raise ValueError(
+            f"images must hold at least 2 images for a standard error; got {len(images)}"
+        )
+    parts = [
+        vlb_terms(model, schedule, x, n_levels=n_levels, generator=generator)
+        for x in images.split(batch_size)
+    ]
+    terms = VLBTerms(
+        *(torch.cat([getattr(p, name) for p in parts]) for name in ("prior", "kl", "decoder"))
+    )
     total = terms.total
-    return BitsPerDim(total.mean().item(), total.std().item() / math.sqrt(len(total)), len(total), terms)
+    return BitsPerDim(
+        total.mean().item(), total.std().item() / math.sqrt(len(total)), len(total), terms
+    )
 
-# %% ../nbs/11_evaluation.ipynb #frechet-distance
+# %% ../nbs/11_evaluation.ipynb #nearest-neighbors
 def frechet_distance(
     features_1: Tensor,  # (N, D) features of the first set, N above 1
-    features_2: Tensor,  # (M, D) features of the second set
+    features_2: Tensor,  # (M, D) features of the second set, M above 1
 ) -> float:
-    """Compute the squared Frechet distance between Gaussians fitted to two sets of features (Heusel et al. 2017)."""
-    a, b = (_features(name, f) for name, f in (("features_1", features_1), ("features_2", features_2)))
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"features_2 must have {a.shape[1]} columns as features_1 has; got {b.shape[1]}")
-    cov_a, cov_b = torch.cov(a.T).atleast_2d(), torch.cov(b.T).atleast_2d()
+    """Compute the squared Frechet distance between normal distributions fitted to two sets of features (Heusel et al. 2017)."""
+    a, b = _check_features(features_1, features_2)
+    cov_a, cov_b = torch.atleast_2d(torch.cov(a.T), torch.cov(b.T))
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()  # trace of (cov_a cov_b)^(1/2)
-    return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+    trace_of_root = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return float(shift + cov_a.trace() + cov_b.trace() - 2 * trace_of_root)
 
+# %% ../nbs/11_evaluation.ipynb #check-features
+def _check_features(features_1, features_2):
+    """Check two sets of features and return them in float64 on the CPU."""
+    for name, features in (("features_1", features_1), ("features_2", features_2)):
+        check_floating(name, features)
+        if features.ndim != 2 or len(features) < 2:
+            raise ValueError(
+                f"{name} must have shape (N, D) with N at least 2; got {tuple(features.shape)}"
+            )
+    if features_1.shape[1] != features_2.shape[1]:
+        raise ValueError(
+            f"features_2 must have {features_1.shape[1]} columns as features_1 has; got {features_2.shape[1]}"
+        )
+    return features_1.detach().cpu().double(), features_2.detach().cpu().double()
 
-def _features(name, features):
-    """Check a set of features and return it in float64 on the CPU."""
-    check_floating(name, features)
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"{name} must have shape (N, D) with N at least 2; got {tuple(features.shape)}")
-    return features.detach().cpu().double()
-
-# %% ../nbs/11_evaluation.ipynb #kernel-distance
+# %% ../nbs/11_evaluation.ipynb #kernel-distance-2
 def kernel_distance(
     features_1: Tensor,  # (N, D) features of the first set, N above 1
     features_2: Tensor,  # (M, D) features of the second set, M above 1
 ) -> float:
     """Estimate the squared maximum mean discrepancy with the kernel (x.y/D + 1)^3, without bias (Binkowski et al. 2018)."""
-    a, b = (_features(name, f) for name, f in (("features_1", features_1), ("features_2", features_2)))
-    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
-    within = lambda k: (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
-    return float(within(kernel(a, a)) + within(kernel(b, b)) - 2 * kernel(a, b).mean())
+    a, b = _check_features(features_1, features_2)
+    own = [((x @ x.T) / x.shape[1] + 1) ** 3 for x in (a, b)]
+    within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in own)
+    return float(within - 2 * (((a @ b.T) / a.shape[1] + 1) ** 3).mean())
 
-# %% ../nbs/11_evaluation.ipynb #digitclassifier
+# %% ../nbs/11_evaluation.ipynb #digitclassifier-2
 class DigitClassifier(nn.Module):
     """Classify small grey images, and offer what its last hidden layer sees as features."""
 
@@ -89,33 +106,33 @@ class DigitClassifier(nn.Module):
         n_features: int = 64,  # length of a feature vector
     ):
         super().__init__()
-        side = check_int("image_size", image_size, 4) // 4
-        self.body = nn.Sequential(
-            nn.Conv2d(1, channels, 3, padding=1), nn.SiLU(), nn.Conv2d(channels, 2 * channels, 3, 2, 1), nn.SiLU(),
-            nn.Conv2d(2 * channels, 2 * channels, 3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(2 * channels * side**2, n_features), nn.SiLU(),
-        )  # fmt: skip
-        self.head = nn.Linear(n_features, n_classes)
+        if check_int("image_size", image_size, 4) % 4:
+            raise ValueError(f"image_size must be divisible by 4; got {image_size}")
+        wide, side = 2 * channels, image_size // 4
+        down = nn.Conv2d(channels, wide, 3, 2, 1), nn.Conv2d(wide, wide, 3, 2, 1)
+        flat = nn.Sequential(nn.Flatten(), nn.Linear(wide * side**2, n_features))
+        layers = [nn.Conv2d(1, channels, 3, 1, 1), *down, flat]
+        self.body = nn.Sequential(*(part for layer in layers for part in (layer, nn.SiLU())))
+        self.head = nn.Linear(n_features, check_int("n_classes", n_classes, 2))
 
-    def features(
-        self,
-        x: Tensor,  # (B, 1, H, W) images in [-1, 1]
-    ) -> Tensor:
-        """Return (B, n_features)."""
+    def features(self, x: Tensor) -> Tensor:
+        """Return (B, n_features) for images (B, 1, H, W) in [-1, 1]."""
         return self.body(x)
 
-    def forward(
-        self,
-        x: Tensor,  # (B, 1, H, W) images in [-1, 1]
-    ) -> Tensor:
-        """Return (B, n_classes) logits."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, n_classes) logits for images (B, 1, H, W) in [-1, 1]."""
         return self.head(self.body(x))
 
-# %% ../nbs/11_evaluation.ipynb #nearest-neighbors
+# %% ../nbs/11_evaluation.ipynb #nearest-neighbors-2
 def nearest_neighbors(
     samples: Tensor,  # (N, C, H, W) generated images
     images: Tensor,  # (M, C, H, W) training images
 ) -> tuple[Tensor, Tensor]:
     """Find the nearest training image of each sample: its index and the RMS pixel distance; (N,) each."""
+    if samples.shape[1:] != images.shape[1:]:
+        raise ValueError(
+            f"images must have the shape of samples, (M, {', '.join(map(str, samples.shape[1:]))}); got {tuple(images.shape)}"
+        )
     distances = torch.cdist(samples.flatten(1).double(), images.flatten(1).double())
     nearest = distances.min(1)
     return nearest.indices, nearest.values / math.sqrt(images[0].numel())
