@@ -34,7 +34,7 @@ def _posterior_coefficients(betas, sqrt_alpha_bars, one_minus):
     """Compute the coefficients of q(x_{t-1} | x_t, x_0)."""
     one_minus_prev = _previous(one_minus, 0)
     variance = betas * one_minus_prev / one_minus
-    first = variance[1:2] if len(betas) > 1 else betas  # for the variance 0 at t = 0, which has no logarithm
+    first = variance[1:2] if len(betas) > 1 else betas  # in place of log 0 at t = 0
     return {
         "posterior_variance": variance,
         "posterior_log_variance": torch.cat([first, variance[1:]]).log(),
@@ -46,12 +46,13 @@ def _posterior_coefficients(betas, sqrt_alpha_bars, one_minus):
 def schedule_coefficients(
     betas,  # (T,) variances of the steps, each in (0, 1); best in float64
 ) -> dict[str, Tensor]:
-    """Compute every coefficient of the forward process and its posterior, each of shape (T,), in float64."""
+    """Compute every coefficient of the forward process and its posterior, (T,) in float64."""
     betas = _check_betas(betas)
     log_alpha_bars = torch.log1p(-betas).cumsum(0)
     alpha_bars, sqrt_alpha_bars = log_alpha_bars.exp(), (log_alpha_bars / 2).exp()
     one_minus = -torch.expm1(log_alpha_bars)
-    log_one_minus = torch.where(alpha_bars < 0.5, torch.log1p(-alpha_bars), one_minus.log())  # no digit lost
+    near_1 = one_minus > 0.5  # where log would lose the digits, log1p keeps them
+    log_one_minus = torch.where(near_1, torch.log1p(-alpha_bars), one_minus.log())
     marginal = {
         "betas": betas,
         "alphas": 1 - betas,
@@ -73,33 +74,34 @@ def _previous(values, first):
 
 # %% ../nbs/02_forward_process.ipynb #noiseschedule
 class NoiseSchedule(nn.Module):
-    """Hold the coefficients that follow from `betas`, computed in float64 and stored as buffers."""
+    """Hold the coefficients that follow from `betas` as buffers, computed in float64."""
 
     def __init__(
         self,
         betas,  # (T,) variances of the steps, each in (0, 1)
         *,
-        dtype: torch.dtype = torch.float32,  # type of the buffers; float64 for exact work
+        dtype: torch.dtype = torch.float32,  # type of the buffers
     ):
         super().__init__()
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type; got {dtype}")
         coefficients = schedule_coefficients(betas)
-        self.exact_betas, self.n_steps = coefficients["betas"], len(coefficients["betas"])
+        self.exact_betas = coefficients["betas"]
+        self.n_steps = len(self.exact_betas)
         for name, value in coefficients.items():
-            self.register_buffer(name, value.to(dtype, copy=True), persistent=name == "betas")
+            self.register_buffer(name, value.to(dtype, copy=True), name == "betas")
 
     def extra_repr(self):
         """Show the number of steps and the range of the variances."""
-        return f"n_steps={self.n_steps}, betas={self.exact_betas[0]:.3g}..{self.exact_betas[-1]:.3g}"
+        first, last = self.exact_betas[[0, -1]]
+        return f"n_steps={self.n_steps}, betas={first:.3g}..{last:.3g}"
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Refuse the variances of another schedule, which the other coefficients would not fit."""
-        betas = state_dict.get(f"{prefix}betas", self.betas).cpu()
+        """Refuse the variances of another schedule: the coefficients would not fit them."""
+        betas, own = state_dict.get(f"{prefix}betas", self.betas).cpu(), self.exact_betas
         rtol = max(torch.finfo(b.dtype).eps for b in (betas, self.betas))
-        same_shape = betas.shape == self.exact_betas.shape
-        if not same_shape or not torch.allclose(betas.double(), self.exact_betas, rtol=rtol, atol=0):
-            raise ValueError(f"{prefix}betas must be those of this schedule, {self.extra_repr()}; got others")
+        if betas.shape != own.shape or not torch.allclose(betas.double(), own, rtol, 0):
+            raise ValueError(f"{prefix}betas must be those of {self}; the state holds others")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 # %% ../nbs/02_forward_process.ipynb #extract
@@ -108,17 +110,16 @@ def extract(
     t,  # index in 0..T-1, or (B,) indices, checked by the caller
     ndim: int,  # number of dimensions of the images that it will multiply
 ) -> Tensor:
-    """Pick the values at t, shaped (B, 1, ..., 1), or (1, 1, ..., 1) for one index, to multiply images."""
+    """Pick the values at t, shaped (B, 1, ..., 1), for one index (1, ..., 1), to multiply images."""
     return values[t].reshape(-1, *[1] * (ndim - 1))
 
 
 def _pick(schedule, x, t, *names):
-    """Check t and the device, then extract the named coefficients for the batch of images x."""
+    """Check t and the device, then extract the named coefficients for the images x."""
     if x.ndim == 0:
         raise ValueError("images must have shape (B, ...); got a tensor without dimensions")
-    if x.device != schedule.betas.device:
-        where = schedule.betas.device
-        raise ValueError(f"schedule must be on the device of the images, {x.device}; it is on {where}")
+    if x.device != (where := schedule.betas.device):
+        raise ValueError(f"schedule must be on the images' device, {x.device}; it is on {where}")
     t = check_timesteps(t, schedule.n_steps, len(x))
     return [extract(getattr(schedule, name), t, x.ndim) for name in names]
 
@@ -142,9 +143,13 @@ def q_step(
     """Take one step of the Markov chain, x_{t-1} to x_t (DDPM, equation 2)."""
     check_floating("x_prev", x_prev)
     alpha_t, beta_t = _pick(schedule, x_prev, t, "alphas", "betas")
-    return reparameterize(alpha_t.sqrt() * x_prev, beta_t.sqrt(), _noise(eps, x_prev, generator))
+    eps = _noise(eps, x_prev, generator)
+    return reparameterize(alpha_t.sqrt() * x_prev, beta_t.sqrt(), eps)
 
 # %% ../nbs/02_forward_process.ipynb #q-sample
+_SIGNAL_AND_NOISE = ("sqrt_alpha_bars", "sqrt_one_minus_alpha_bars")
+
+
 def q_sample(
     schedule: NoiseSchedule,  # the noise schedule
     x_0: Tensor,  # (B, ...) clean images
@@ -155,7 +160,7 @@ def q_sample(
 ) -> Tensor:
     """Jump from x_0 to x_t with the closed form (DDPM, equation 4)."""
     check_floating("x_0", x_0)
-    signal, noise = _pick(schedule, x_0, t, "sqrt_alpha_bars", "sqrt_one_minus_alpha_bars")
+    signal, noise = _pick(schedule, x_0, t, *_SIGNAL_AND_NOISE)
     return signal * x_0 + noise * _noise(eps, x_0, generator)
 
 # %% ../nbs/02_forward_process.ipynb #q-mean-variance
@@ -177,10 +182,10 @@ def q_posterior(
     x_t: Tensor,  # (B, ...) noisy images at t
     t,  # index in 0..T-1, or (B,) indices
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean, variance and finite log-variance of q(x_{t-1} | x_t, x_0) (DDPM, equations 6 and 7)."""
+    """Return mean, variance, finite log-variance of q(x_{t-1} | x_t, x_0) (DDPM, equation 7)."""
     check_floating("x_0", x_0)
     check_same_shape("x_t", check_floating("x_t", x_t), "x_0", x_0)
-    names = ("posterior_coef_x_0", "posterior_coef_x_t", "posterior_variance", "posterior_log_variance")
+    names = (f"posterior_{n}" for n in ("coef_x_0", "coef_x_t", "variance", "log_variance"))
     coef_x_0, coef_x_t, variance, log_variance = _pick(schedule, x_0, t, *names)
     return coef_x_0 * x_0 + coef_x_t * x_t, variance, log_variance
 
@@ -194,7 +199,7 @@ def predict_x_0(
     """Solve the closed form for x_0, given the noise (DDPM, equation 15)."""
     check_floating("x_t", x_t)
     check_same_shape("eps_hat", check_floating("eps_hat", eps_hat), "x_t", x_t)
-    signal, noise = _pick(schedule, x_t, t, "sqrt_alpha_bars", "sqrt_one_minus_alpha_bars")
+    signal, noise = _pick(schedule, x_t, t, *_SIGNAL_AND_NOISE)
     return (x_t - noise * eps_hat) / signal
 
 
@@ -207,5 +212,5 @@ def predict_eps(
     """Solve the closed form for the noise, given x_0; the inverse of `predict_x_0`."""
     check_floating("x_t", x_t)
     check_same_shape("x_0_hat", check_floating("x_0_hat", x_0_hat), "x_t", x_t)
-    signal, noise = _pick(schedule, x_t, t, "sqrt_alpha_bars", "sqrt_one_minus_alpha_bars")
+    signal, noise = _pick(schedule, x_t, t, *_SIGNAL_AND_NOISE)
     return (x_t - signal * x_0_hat) / noise
