@@ -126,7 +126,8 @@ def test_notebook_begins_as_all_do(path):
     title, code = cells(path, "markdown")[0], cells(path)
     assert re.match(r"# .+\n\n> .+", title), "the first cell is a title and a one-line quote"
     assert code[0] == address.install_cell()
-    assert re.fullmatch(r"#\|\s*default_exp \w+", code[1])
+    exports = any(is_exported(source) for source in code)
+    assert bool(re.fullmatch(r"#\|\s*default_exp \w+", code[1])) == exports, "a notebook names its module if it exports one"
 
 
 @each_notebook
