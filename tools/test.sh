@@ -42,4 +42,6 @@ if [ "${1:-all}" = fast ]; then
 fi
 step "the book, from the committed outputs" committed_book
 step "the site" python tools/check_site.py _build/committed/_build/html
-step "tests and notebooks" pytest -q --durations=10 $NBVAL tests nbs
+# Two processes with one thread each do more than one process with two.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+step "tests and notebooks" pytest -q -n 2 --dist loadfile --durations=10 $NBVAL tests nbs
