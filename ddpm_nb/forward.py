@@ -86,8 +86,7 @@ class NoiseSchedule(nn.Module):
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type; got {dtype}")
         coefficients = schedule_coefficients(betas)
-        self.exact_betas = coefficients["betas"]
-        self.n_steps = len(self.exact_betas)
+        self.exact_betas, self.n_steps = coefficients["betas"], len(coefficients["betas"])
         for name, value in coefficients.items():
             self.register_buffer(name, value.to(dtype, copy=True), name == "betas")
 
