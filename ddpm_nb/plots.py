@@ -79,7 +79,7 @@ def plot_curves(
     if log_y:
         ax.set_yscale("log")
     if len(curves) > 1:
-        ax.legend()
+        ax.legend(frameon=False)
     return ax
 
 
