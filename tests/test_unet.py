@@ -1,0 +1,511 @@
+"""The U-Net: its properties for many configurations, its numbers against other forms, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddpm_nb.unet import (
+    PRESETS,
+    Downsample,
+    ResBlock,
+    ResNetBaseline,
+    SelfAttention,
+    UNet,
+    Upsample,
+    attend,
+    group_norm,
+    make_unet,
+    unet_shapes,
+)
+
+f64 = torch.float64
+TINY = {"image_size": 8, "in_channels": 1, "base_channels": 8, "channel_mults": (1, 2), "attn_resolutions": (4,), "norm_groups": 2}
+VARIANTS = {
+    "plain": {},
+    "one level": {"channel_mults": (1,), "attn_resolutions": (8,)},
+    "transposed": {"upsampling": "transposed"},
+    "cumulative": {"channel_mults": (2, 2, 2), "cumulative": True},
+    "heads": {"n_heads": 2, "attn_resolutions": (8, 4)},
+    "no attention": {"attn_resolutions": (), "mid_attention": False},
+    "cosines first": {"time_layout": "cos_first", "freq_shift": 0.0},
+    "colour": {"in_channels": 3, "out_channels": 6},
+    "one block": {"n_res_blocks": 1},
+    "checkpointing": {"checkpointing": True},
+}
+each_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+each_preset = pytest.mark.parametrize("name", PRESETS)
+
+
+@pytest.fixture(autouse=True)
+def own_seed():
+    """Seed the initial weights, and leave torch's random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def draw(*shape, seed=0, dtype=torch.float32):
+    """Draw normal numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def perturbed(module, scale=0.1):
+    """Move every parameter a little, those that start at zero included."""
+    with torch.no_grad():
+        for i, p in enumerate(module.parameters()):
+            p.add_(scale * draw(*p.shape, seed=i, dtype=p.dtype))
+    return module
+
+
+def inputs(unet, batch=3, dtype=torch.float32):
+    """Make images and steps for a network."""
+    size = unet.image_size
+    return draw(batch, unet.in_channels, size, size, seed=1, dtype=dtype), torch.tensor([0, 7, 150])[:batch]
+
+
+def on_meta(make):
+    """Build a network of shapes without memory."""
+    with torch.device("meta"):
+        return make()
+
+
+# What every U-Net does.
+
+
+@each_variant
+def test_starts_at_zero(changes):
+    unet = UNet(**{**TINY, **changes})
+    x, t = inputs(unet)
+    y = unet(x, t)
+    assert y.shape == (3, changes.get("out_channels", unet.in_channels), 8, 8)
+    assert not y.any()
+
+
+@each_variant
+def test_gradient_reaches_every_parameter(changes):
+    unet = perturbed(UNet(**{**TINY, **changes}))
+    unet(*inputs(unet)).square().mean().backward()
+    assert [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@each_variant
+def test_images_of_a_batch_keep_to_themselves(changes):
+    unet = perturbed(UNet(**{**TINY, **changes})).double()
+    x, t = inputs(unet, dtype=f64)
+    y, order = unet(x, t), torch.tensor([2, 0, 1])
+    torch.testing.assert_close(unet(x[order], t[order]), y[order], rtol=0, atol=1e-12)
+    torch.testing.assert_close(unet(x[:1], t[:1]), y[:1], rtol=0, atol=1e-12)
+
+
+@each_variant
+def test_time_changes_the_output(changes):
+    unet = perturbed(UNet(**{**TINY, **changes}))
+    x, t = inputs(unet)
+    change = (unet(x, t) - unet(x, t + 20)).abs().flatten(1).amax(1)
+    assert (change > 1e-3).all()
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    mults=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    quarters=st.integers(1, 3),
+    n_res_blocks=st.integers(1, 2),
+    attention=st.sets(st.sampled_from([1, 2, 3, 4, 6, 8])),
+    upsampling=st.sampled_from(["nearest", "transposed"]),
+    cumulative=st.booleans(),
+)
+def test_every_size_that_can_be_halved_works(mults, quarters, n_res_blocks, attention, upsampling, cumulative):
+    size = quarters * 2 ** (len(mults) - 1)
+    unet = UNet(size, 1, 4, mults, n_res_blocks, attention, norm_groups=2, upsampling=upsampling, cumulative=cumulative)
+    x, t = draw(2, 1, size, size), torch.tensor([3, 500])
+    assert unet(x, t).shape == x.shape
+    factors = torch.tensor(mults).cumprod(0).tolist() if cumulative else mults
+    down = {name: channels for name, _, channels, _ in unet_shapes(unet) if name.startswith("down") and "blocks" in name}
+    assert [down[f"down.{i}.blocks.0"] for i in range(len(mults))] == [4 * m for m in factors]
+
+
+def test_attends_where_it_is_told_to():
+    unet = UNet(**{**TINY, "image_size": 16, "channel_mults": (1, 1, 1), "attn_resolutions": (16, 4), "mid_attention": False})
+    attended = [(name, side) for name, kind, _, side in unet_shapes(unet) if kind == "SelfAttention"]
+    assert {side for _, side in attended} == {16, 4}
+    assert len(attended) == 2 * (2 + 3)
+
+
+def test_dropout_acts_in_training_only():
+    unet = perturbed(UNet(**TINY, dropout=0.5))
+    x, t = inputs(unet)
+    assert not torch.allclose(unet(x, t), unet(x, t), atol=1e-3)
+    unet.eval()
+    assert torch.equal(unet(x, t), unet(x, t))
+
+
+def test_epsilon_reaches_every_normalisation():
+    assert {m.eps for m in UNet(**TINY).modules() if isinstance(m, nn.GroupNorm)} == {1e-6}
+    assert {m.eps for m in UNet(**TINY, norm_eps=1e-5).modules() if isinstance(m, nn.GroupNorm)} == {1e-5}
+
+
+@each_variant
+def test_config_builds_the_same_network(changes):
+    unet = UNet(**{**TINY, **changes})
+    config = json.loads(json.dumps(unet.config))
+    again = UNet(**config)
+    assert again.config == unet.config == config
+    again.load_state_dict(unet.state_dict())
+    assert {name: p.shape for name, p in again.named_parameters()} == {name: p.shape for name, p in unet.named_parameters()}
+
+
+# Presets.
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("ddpm-cifar10", 35_746_307),
+        ("ddpm-lsun", 113_673_219),
+        ("ddpm-celebahq", 113_673_219),
+        ("mnist", 1_623_169),
+        ("digits", 701_345),
+    ],
+)
+def test_parameter_counts(name, count):
+    assert sum(p.numel() for p in on_meta(lambda: make_unet(name)).parameters()) == count
+
+
+@each_preset
+def test_presets_keep_the_image_and_hear_the_time(name):
+    unet = on_meta(lambda: make_unet(name))
+    x = torch.zeros(2, unet.in_channels, unet.image_size, unet.image_size, device="meta")
+    assert unet(x, torch.zeros(2, device="meta")).shape == x.shape
+    groups = [m.num_channels // m.num_groups for m in unet.modules() if isinstance(m, nn.GroupNorm)]
+    assert min(groups) > 1, "a group of one channel takes the time out again"
+
+
+def test_preset_arguments_can_be_replaced():
+    assert make_unet("digits", dropout=0.2).config["dropout"] == 0.2
+    assert PRESETS["digits"].get("dropout") is None
+
+
+# Blocks.
+
+
+@pytest.mark.parametrize(
+    ("make", "channels"),
+    [
+        (lambda: SelfAttention(4, n_heads=2, norm_groups=2), 4),
+        (lambda: Downsample(2), 2),
+        (lambda: Upsample(2), 2),
+        (lambda: Upsample(2, mode="transposed"), 2),
+        (lambda: group_norm(4, 2), 4),
+    ],
+    ids=["attention", "down", "up", "up transposed", "norm"],
+)
+def test_gradients_of_blocks(make, channels):
+    block = perturbed(make().double())
+    assert torch.autograd.gradcheck(block, draw(2, channels, 4, 4, dtype=f64).requires_grad_())
+
+
+@pytest.mark.parametrize(("a", "b"), [(4, 4), (4, 6)])
+def test_gradients_of_residual_block(a, b):
+    block = perturbed(ResBlock(a, b, 3, norm_groups=2).double())
+    x, time = draw(2, a, 3, 3, dtype=f64).requires_grad_(), draw(2, 3, seed=1, dtype=f64).requires_grad_()
+    assert torch.autograd.gradcheck(block, (x, time))
+
+
+@pytest.mark.parametrize(("a", "b"), [(4, 4), (4, 6)])
+def test_residual_block_adds_to_its_skip(a, b):
+    block = ResBlock(a, b, 3, norm_groups=2)
+    x = draw(2, a, 4, 4)
+    assert torch.equal(block(x, draw(2, 3)), block.skip(x))
+
+
+# Attention.
+
+
+def by_einsum(q, k, v):
+    """Attend by the definition; (B, heads, D, S)."""
+    weights = torch.einsum("bhds,bhdr->bhsr", q, k) / q.shape[2] ** 0.5
+    return torch.einsum("bhsr,bhdr->bhds", weights.softmax(-1), v)
+
+
+@pytest.mark.parametrize(("d", "s", "r"), [(8, 16, 16), (3, 5, 7), (16, 1, 4), (2, 1100, 1100), (2, 1100, 3)])
+def test_attention_is_the_einsum_form(d, s, r):
+    """Lengths above 1,024 take the fused kernel, the others the plain products; keys may be of another length."""
+    q, (k, v) = draw(2, 2, d, s), draw(2, 2, 2, d, r, seed=1)
+    torch.testing.assert_close(attend(q, k, v), by_einsum(q, k, v), rtol=0, atol=1e-6)
+
+
+def test_attention_keeps_double_precision():
+    q, k, v = draw(3, 2, 1, 8, 16, dtype=f64)
+    torch.testing.assert_close(attend(q, k, v), by_einsum(q, k, v), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("s", [16, 1100])
+def test_gradient_of_attention(s):
+    """A derivative along a random direction, against a finite difference."""
+    q, k, v = (z.requires_grad_() for z in draw(3, 1, 1, 2, s, dtype=f64))
+    weights = draw(1, 1, 2, s, seed=1, dtype=f64)
+    steps = draw(3, 1, 1, 2, s, seed=2, dtype=f64)
+    grads = torch.autograd.grad((weights * attend(q, k, v)).sum(), (q, k, v))
+    slope = sum((g * d).sum() for g, d in zip(grads, steps, strict=True))
+    ahead, behind = ((weights * attend(*(z + h * d for z, d in zip((q, k, v), steps, strict=True)))).sum() for h in (1e-5, -1e-5))
+    torch.testing.assert_close(slope, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
+# Precision.
+
+
+def test_statistics_of_bfloat16_are_computed_in_float32():
+    """Rounding happens once, at the end: an offset of 30 would cost bfloat16 statistics most of their digits."""
+    norm, x = perturbed(group_norm(8, 2)), (30 + draw(2, 8, 16, 16)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(x)
+    exact = norm(x.double().float())
+    torch.testing.assert_close(y.float(), exact, rtol=2**-8, atol=2**-8)
+    groups = x.reshape(2, 2, -1)
+    mean = groups.mean(-1, keepdim=True)  # rounded to bfloat16
+    crude = (groups - mean) / (groups - mean).square().mean(-1, keepdim=True).sqrt()
+    assert ((crude.reshape(x.shape).float() * norm.weight[:, None, None] + norm.bias[:, None, None]) - exact).abs().max() > 2**-5
+
+
+def test_softmax_of_bfloat16_sums_in_float32():
+    """Give every position the same score: 1,000 weights of 1/1000 must add up, which they do not in bfloat16."""
+    q, k, v = torch.zeros(1, 1, 4, 1000), torch.zeros(1, 1, 4, 1000), torch.ones(1, 1, 4, 1000)
+    y = attend(*(z.bfloat16() for z in (q, k, v))).float()
+    torch.testing.assert_close(y, torch.ones_like(y), rtol=0, atol=2**-7)
+    total = torch.zeros((), dtype=torch.bfloat16)
+    for _ in range(1000):
+        total = total + torch.ones((), dtype=torch.bfloat16)
+    assert total < 600
+
+
+def test_autocast_reaches_the_products_and_leaves_the_parameters():
+    unet, seen = perturbed(make_unet("digits")), {}
+    for name, m in unet.named_modules():
+        if isinstance(m, nn.Conv2d | nn.GroupNorm):
+            m.register_forward_hook(lambda m, args, y, name=name: seen.setdefault(type(m), set()).add((m.weight.dtype, y.dtype)))
+    x, t = inputs(unet)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = unet(x, t)
+        y.square().mean().backward()
+    assert seen[nn.Conv2d] == {(torch.float32, torch.bfloat16)}
+    assert {weight for weight, _ in seen[nn.GroupNorm]} == {torch.float32}
+    assert {p.grad.dtype for p in unet.parameters()} == {torch.float32}
+    exact = unet(x, t)
+    assert (y.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gpu_agrees_with_cpu(channels_last):
+    unet = perturbed(UNet(**TINY, n_heads=2))
+    x, t = inputs(unet)
+    expected = unet(x, t)
+    unet = unet.to("cuda", memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    torch.testing.assert_close(unet(x.cuda(), t.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_uses_a_fused_attention():
+    q, k, v = draw(3, 2, 1, 64, 256).cuda().half()
+    with nn.attention.sdpa_kernel([nn.attention.SDPBackend.FLASH_ATTENTION, nn.attention.SDPBackend.EFFICIENT_ATTENTION]):
+        y = attend(q, k, v)  # raises if only the plain form would do
+    torch.testing.assert_close(y.float(), by_einsum(q.float(), k.float(), v.float()), rtol=1e-2, atol=1e-2)
+
+
+# Compilation, copies, checkpointing.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"upsampling": "transposed", "n_heads": 2}], ids=["plain", "transposed"])
+def test_compiles_to_one_graph(changes):
+    """With fullgraph=True a graph break is an error."""
+    unet = perturbed(UNet(**{**TINY, **changes, "n_res_blocks": 1}))
+    x, t = inputs(unet)
+    torch._dynamo.reset()
+    graphs = []
+    compiled = torch.compile(unet, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
+    torch.testing.assert_close(compiled(x, t), unet(x, t))
+    assert len(graphs) == 1
+
+
+class Copies(TorchDispatchMode):
+    """Record the operations that copy a tensor's data."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.clone, torch.ops.aten.copy_, torch.ops.aten.contiguous):
+            self.found.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_forward_copies_nothing_that_a_view_would_do():
+    unet = perturbed(make_unet("digits"))
+    x, t = inputs(unet)
+    with torch.no_grad(), Copies() as copies:
+        unet(x, t)
+    assert copies.found == []
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointing_recomputes_and_changes_nothing(dropout):
+    runs, calls = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)  # equal weights, and equal dropout
+        unet = perturbed(UNet(**TINY, checkpointing=checkpointing, dropout=dropout))
+        unet.mid.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        loss = unet(*inputs(unet)).square().mean()
+        loss.backward()
+        runs.append([loss.detach(), *(p.grad for p in unet.parameters())])
+        calls.append(0)
+    torch.testing.assert_close(runs[0], runs[1])
+    assert calls == [1, 0, 1, 1, 0], "once without, twice with: forward and backward"
+
+
+def test_checkpointing_is_idle_without_gradients():
+    unet, calls = UNet(**TINY, checkpointing=True), []
+    unet.mid.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        unet(*inputs(unet))
+    assert calls == [1]
+
+
+def saved_bytes(unet):
+    """Measure what a forward pass keeps for the backward pass, apart from the parameters."""
+    kept, own = {}, {p.untyped_storage().data_ptr() for p in unet.parameters()}
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        unet(*inputs(unet)).sum().backward()
+    return sum(kept.values())
+
+
+def test_checkpointing_keeps_less():
+    plain, checkpointed = (saved_bytes(perturbed(UNet(**TINY, checkpointing=c))) for c in (False, True))
+    assert checkpointed < plain / 2
+
+
+# Shapes.
+
+
+@each_variant
+def test_shapes_follow_the_modules(changes):
+    unet = UNet(**{**TINY, **changes})
+    rows = unet_shapes(unet)
+    assert [row[0] for row in rows][:1] + [row[0] for row in rows][-1:] == ["conv_in", "conv_out"]
+    assert rows == unet_shapes(on_meta(lambda: UNet(**{**TINY, **changes})))
+    assert not any(m._forward_hooks for m in unet.modules())
+    blocks = [m for m in unet.modules() if isinstance(m, ResBlock | SelfAttention | Downsample | Upsample)]
+    assert len(rows) == len(blocks) + 2
+
+
+# The baseline.
+
+
+def test_baseline_is_the_notes_network():
+    baseline = ResNetBaseline(1, channels=1, n_blocks=1)
+    assert sum(p.numel() for p in baseline.parameters()) == 20
+    x, (first, second) = draw(2, 1, 8, 8), [m for m in baseline.modules() if isinstance(m, nn.Conv2d)]
+    torch.testing.assert_close(baseline(x, None), x + second(F.silu(first(F.silu(x)))))
+
+
+@pytest.mark.parametrize(("channels", "n_blocks"), [(1, 1), (1, 3), (8, 1), (8, 2)])
+def test_baseline_sees_a_square_and_no_time(channels, n_blocks):
+    baseline = perturbed(ResNetBaseline(1, channels, n_blocks).double())
+    x = draw(1, 1, 33, 33, dtype=f64).requires_grad_()
+    y = baseline(x, torch.tensor([5]))
+    assert torch.equal(y, baseline(x, torch.tensor([900])))
+    y[0, 0, 16, 16].backward()
+    seen = (x.grad[0, 0] != 0).any(0).nonzero().flatten()
+    n_convolutions = 2 * n_blocks + 2 * (channels > 1)
+    assert (int(seen[0]), int(seen[-1])) == (16 - n_convolutions, 16 + n_convolutions)
+
+
+def test_baseline_config_builds_it_again():
+    baseline = ResNetBaseline(3, 8, 2)
+    again = ResNetBaseline(**json.loads(json.dumps(baseline.config)))
+    again.load_state_dict(baseline.state_dict())
+    assert not ResNetBaseline(3, 8, 2)(draw(1, 3, 4, 4), None).any()
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"image_size": 7}, ValueError, "divisible by 2 for 2 levels, such as 6 or 8; got 7"),
+        ({"image_size": 1}, ValueError, "such as 4 or 2; got 1"),
+        ({"image_size": 20, "channel_mults": (1, 1, 1, 1)}, ValueError, "divisible by 8 for 4 levels, such as 16 or 24; got 20"),
+        ({"image_size": 8.0}, TypeError, "image_size must be a whole number"),
+        ({"image_size": 0}, ValueError, "image_size must be at least 1"),
+        ({"in_channels": 0}, ValueError, "in_channels must be at least 1"),
+        ({"out_channels": 0}, ValueError, "out_channels must be at least 1"),
+        ({"base_channels": 2}, ValueError, "base_channels must be at least 4"),
+        ({"channel_mults": ()}, ValueError, "channel_mults must name at least one level"),
+        ({"channel_mults": (1, 0)}, ValueError, "channel_mults must be at least 1"),
+        ({"channel_mults": (1, 1.5)}, TypeError, "channel_mults must be a whole number"),
+        ({"n_res_blocks": 0}, ValueError, "n_res_blocks must be at least 1"),
+        ({"attn_resolutions": (4.5,)}, TypeError, "attn_resolutions must be a whole number"),
+        ({"dropout": 1.0}, ValueError, "dropout must be finite and in"),
+        ({"dropout": -0.1}, ValueError, "dropout must be finite and in"),
+        ({"norm_groups": 3}, ValueError, r"norm_groups must divide the channels of every level, 8 and \[8, 16\]; got 3"),
+        ({"norm_eps": 0.0}, ValueError, "norm_eps must be finite"),
+        ({"n_heads": 0}, ValueError, "n_heads must be at least 1"),
+        ({"n_heads": 3}, ValueError, "n_heads must divide the 16 channels; got 3"),
+        ({"upsampling": "bilinear"}, ValueError, "upsampling must be one of 'nearest', 'transposed'"),
+        ({"time_layout": "sines"}, ValueError, "layout must be one of"),
+    ],
+)
+def test_refused_configurations(changes, error, message):
+    with pytest.raises(error, match=message):
+        UNet(**{**TINY, **changes})
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "message"),
+    [
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2), r"x must be a tensor of shape \(B, 1, 8, 8\); got \(2, 3, 8, 8\)"),
+        (torch.zeros(2, 1, 16, 16), torch.zeros(2), r"got \(2, 1, 16, 16\)"),
+        (torch.zeros(1, 8, 8), torch.zeros(1), r"got \(1, 8, 8\)"),
+        ([[0.0]], torch.zeros(1), "got list"),
+        (torch.zeros(2, 1, 8, 8), torch.zeros(3), r"t must be a tensor of shape \(2,\), one step for each image; got \(3,\)"),
+        (torch.zeros(2, 1, 8, 8), torch.tensor(5), r"got \(\)"),
+        (torch.zeros(2, 1, 8, 8), 5, "got int"),
+    ],
+)
+def test_refused_inputs(x, t, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(**TINY)(x, t)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: group_norm(8, 3), "norm_groups must divide the 8 channels; got 3"),
+        (lambda: SelfAttention(8, n_heads=3, norm_groups=2), "n_heads must divide the 8 channels; got 3"),
+        (lambda: Upsample(8, mode="cubic"), "mode must be one of 'nearest', 'transposed'; got 'cubic'"),
+        (lambda: ResNetBaseline(0), "in_channels must be at least 1"),
+        (lambda: ResNetBaseline(1, 0), "channels must be at least 1"),
+        (lambda: ResNetBaseline(1, 8, 0), "n_blocks must be at least 1"),
+        (lambda: make_unet("imagenet"), "name must be one of 'ddpm-cifar10'"),
+    ],
+)
+def test_refused_blocks(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
