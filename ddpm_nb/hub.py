@@ -27,22 +27,23 @@ from torch import nn
 
 from .forward import NoiseSchedule
 from .schedules import cosine_betas, linear_betas
-from .unet import ResNetBaseline, SelfAttention, UNet, unet_shapes
+from .unet import ResNetBaseline, SelfAttention, UNet
 
 # %% ../nbs/07_sharing_models.ipynb #replaced-file-2
 @contextmanager
 def replaced_file(
     path,  # the file to write or replace; its folder exists
 ):
-    """Yield a temporary path beside `path` and move it there at the end, so that no reader ever sees half a file."""
+    """Yield a temporary path and move it to `path` at the end: no reader ever sees half a file."""
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"path {path} is a folder; it must name a file")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        temporary.touch(exist_ok=False)  # an unwritable folder is refused before the work begins
+        temporary.touch(exist_ok=False)  # an unwritable folder is refused before the work
     except OSError as error:
-        raise OSError(error.errno, f"cannot write here ({error.strerror})", str(path)) from None
+        message = f"cannot write here ({error.strerror})"
+        raise OSError(error.errno, message, str(path)) from None
     try:
         if path.exists():
             shutil.copymode(path, temporary)
@@ -83,7 +84,7 @@ def save_pretrained(
     model: nn.Module,  # a `UNet` or a `ResNetBaseline` that predicts the noise
     schedule: NoiseSchedule,  # the schedule it was trained with
     *,
-    card: dict | None = None,  # facts about the model: data, steps, metrics; strings and numbers
+    card: dict | None = None,  # facts about the model, such as data, steps, metrics
     overwrite: bool = False,  # replace a model that is already there
 ):
     """Write a model as safetensors, JSON and a readable card: all three files or none."""
@@ -92,7 +93,8 @@ def save_pretrained(
     weights = save(tensors | {"schedule.betas": schedule.exact_betas})
     config["sha256"] = checksum(config, weights)
     path = _prepare_folder(Path(path), overwrite)
-    contents = {CONFIG_FILE: json.dumps(config, indent=1).encode(), CARD_FILE: model_card(config).encode(), WEIGHTS_FILE: weights}
+    text, card = json.dumps(config, indent=1), model_card(config)
+    contents = {CONFIG_FILE: text.encode(), CARD_FILE: card.encode(), WEIGHTS_FILE: weights}
     with ExitStack() as stack:  # leaves in reverse order
         for name, content in contents.items():
             stack.enter_context(replaced_file(path / name)).write_bytes(content)
@@ -106,23 +108,27 @@ def _describe(model, schedule, card):
     if not isinstance(schedule, NoiseSchedule):
         raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
     for key, value in card.items():
-        plain = isinstance(value, str | int | float | None) and value not in (math.inf, -math.inf) and value == value
-        if not isinstance(key, str) or not plain:
-            raise ValueError(f"card must map names to strings, finite numbers, booleans or None; got {key!r}: {value!r}")
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not isinstance(key, str) or not (number or value is None or isinstance(value, str)):
+            allowed = "names to strings, finite numbers, booleans or None"
+            raise ValueError(f"card must map {allowed}; got {key!r}: {value!r}")
     config = _FORMAT | {"class": name, "config": model.config, "card": card}
     return json.loads(json.dumps(config))  # as a reader will see it: tuples become lists
 
-
+# %% ../nbs/07_sharing_models.ipynb #prepare-folder
 def _prepare_folder(path, overwrite):
     """Create the folder of a model, or refuse a path that cannot take one."""
     if (path / CONFIG_FILE).exists() and not overwrite:
-        raise FileExistsError(f"path {path} already holds a model; pass overwrite=True to replace it")
+        remedy = "pass overwrite=True to replace it"
+        raise FileExistsError(f"path {path} already holds a model; {remedy}")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"path {path} must be a folder; it is a file, or lies below one") from None
+        problem = "it is a file, or lies below one"
+        raise NotADirectoryError(f"path {path} must be a folder; {problem}") from None
     except OSError as error:
-        raise OSError(error.errno, f"the folder cannot be created ({error.strerror})", str(path)) from None
+        message = f"the folder cannot be created ({error.strerror})"
+        raise OSError(error.errno, message, str(path)) from None
     return path
 
 # %% ../nbs/07_sharing_models.ipynb #load-pretrained
@@ -130,25 +136,35 @@ def model_card(
     config: dict,  # the contents of config.json
 ) -> str:
     """Write what is known about a model as Markdown."""
-    facts = [[" ".join(str(part).replace("|", "\\|").split()) for part in fact] for fact in config["card"].items()]
-    lines = [f"# {dict(facts).get('name', config['class'])}", "", "A denoising diffusion model of the package `ddpm_nb`.", ""]
-    lines += ["| fact | value |", "|---|---|"] + [f"| {name} | {value} |" for name, value in facts]
-    return "\n".join([*lines, "", f"Architecture: `{config['class']}({json.dumps(config['config'])})`", ""])
+    facts = {_one_line(name): _one_line(value) for name, value in config["card"].items()}
+    lines = [f"# {facts.get('name', config['class'])}", ""]
+    lines += ["A denoising diffusion model of the package `ddpm_nb`.", ""]
+    lines += ["| fact | value |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts.items()]
+    lines += ["", f"Architecture: `{config['class']}({json.dumps(config['config'])})`", ""]
+    return "\n".join(lines)
+
+
+def _one_line(value):
+    """Write a value so that it stays in its cell of a Markdown table."""
+    return " ".join(str(value).replace("|", "\\|").split())
 
 # %% ../nbs/07_sharing_models.ipynb #read-config-2
 SHIPPED = Path(str(files("ddpm_nb"))) / "weights"
-_FIELDS = {"format": str, "version": int, "class": str, "config": dict, "card": dict, "sha256": str}
+_FIELDS = {"format": str, "version": int, "class": str, "config": dict, "card": dict}
+_FIELDS["sha256"] = str
 _MAX_CONFIG_BYTES = 2**20
 
 
 def read_config(
     path,  # folder with the model
 ) -> dict:
-    """Read config.json of a saved model and check that it has the form that `save_pretrained` writes."""
+    """Read config.json of a saved model and check that `save_pretrained` may have written it."""
     file = Path(path) / CONFIG_FILE
     if not file.is_file():
         names = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()))
-        raise FileNotFoundError(f"no model at {path}: it must be a folder with {CONFIG_FILE}, or a shipped name: {names}")
+        needed = f"a folder with {CONFIG_FILE}, or a shipped name: {names}"
+        raise FileNotFoundError(f"no model at {path}: it must be {needed}")
     try:
         if file.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError(f"it has more than {_MAX_CONFIG_BYTES} bytes")
@@ -167,15 +183,17 @@ def _refuse_constant(name):
 
 def _config_problem(config):
     """Say what is wrong with the contents of a config.json, or return None."""
-    if not isinstance(config, dict) or config.get("format") != _FORMAT["format"]:
-        return f"it has no entry \"format\": \"{_FORMAT['format']}\""
-    if config.get("version") != _FORMAT["version"]:
-        return f"version must be {_FORMAT['version']}; got {config.get('version')!r}, perhaps from another release of ddpm_nb"
+    known, version = _FORMAT["format"], _FORMAT["version"]
+    if not isinstance(config, dict) or config.get("format") != known:
+        return f'it has no entry "format": "{known}"'
+    if config.get("version") != version:
+        return f"version must be {version}; got {config.get('version')!r}, of another release?"
     if set(config) != set(_FIELDS):
-        return f"missing are {sorted(_FIELDS.keys() - config)}, unknown are {sorted(config.keys() - _FIELDS)}"
-    wrong = [name for name, kind in _FIELDS.items() if type(config[name]) is not kind]
-    if wrong:
-        return f"{wrong[0]} must be of type {_FIELDS[wrong[0]].__name__}; got {config[wrong[0]]!r}"
+        missing, unknown = sorted(_FIELDS.keys() - config), sorted(config.keys() - _FIELDS)
+        return f"missing are {missing}, unknown are {unknown}"
+    for name, kind in _FIELDS.items():
+        if type(config[name]) is not kind:
+            return f"{name} must be of type {kind.__name__}; got {config[name]!r}"
     if config["class"] not in _MODELS:
         return f"class must be one of {', '.join(_MODELS)}; got {config['class']!r}"
     return None
@@ -184,71 +202,78 @@ def _config_problem(config):
 def find_model(
     name_or_path,  # a shipped name such as "digits", or a folder
 ) -> Path:
-    """Return the folder of a model: the package's own for a shipped name, anything else as it is."""
+    """Return the folder of a model: the package's own for a shipped name, a path as it is."""
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[\w-]+", name_or_path)
     shipped = SHIPPED / name_or_path if is_name else SHIPPED
     return shipped if is_name and shipped.is_dir() else Path(name_or_path)
 
 # %% ../nbs/07_sharing_models.ipynb #load-pretrained-4
 def load_pretrained(
-    name_or_path,  # a shipped name such as "digits", or a folder written by `save_pretrained`, such as "./digits"
+    name_or_path,  # a shipped name such as "digits", or a folder such as "./digits"
     *,
     device="cpu",  # where the model and the schedule shall live
 ) -> tuple[nn.Module, NoiseSchedule]:
-    """Load a model, in evaluation mode, and its schedule; refuse files that are not as they were written."""
+    """Load a model, in evaluation mode, and its schedule; refuse files that were changed."""
     path = find_model(name_or_path)
     config, file = read_config(path), path / WEIGHTS_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{path} has a {CONFIG_FILE} but no {WEIGHTS_FILE}")
     weights = file.read_bytes()
     if checksum(config, weights) != config["sha256"]:
-        raise ValueError(f"{path}: the checksum does not fit: {WEIGHTS_FILE} or {CONFIG_FILE} is truncated, damaged or was changed")
+        changed = f"{WEIGHTS_FILE} or {CONFIG_FILE} is truncated, damaged or was changed"
+        raise ValueError(f"{path}: the checksum does not fit: {changed}")
     try:
         tensors = load(weights)
         schedule = NoiseSchedule(tensors.pop("schedule.betas"))
-        model = _assemble(config["class"], config["config"], {k.removeprefix("model."): v for k, v in tensors.items()})
-    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        model = _assemble(config["class"], config["config"], tensors)
+    except (*_BAD_CONTENT, ValueError) as error:
         raise ValueError(f"{path} does not hold a complete model: {error}") from None
     return model.to(device).eval(), schedule.to(device)
 
 # %% ../nbs/07_sharing_models.ipynb #plan
+_BAD_CONTENT = (SafetensorError, LookupError, TypeError, RuntimeError, ArithmeticError)
+
+
 def _plan(name, options, n_tensors):
-    """Build a network without memory, unless it asks for more blocks than there are tensors to fill them."""
-    levels, blocks = len(options.get("channel_mults", "1")), options.get("n_res_blocks", options.get("n_blocks", 1))
+    """Build a network without memory, unless it has more blocks than there are tensors for them."""
+    levels = len(options.get("channel_mults", "1"))
+    blocks = options.get("n_res_blocks", options.get("n_blocks", 1))
     if levels * blocks > n_tensors:
-        raise ValueError(f"{levels} levels of {blocks} blocks need more than the {n_tensors} tensors of the file")
+        raise ValueError(f"{levels} levels of {blocks} blocks need more than {n_tensors} tensors")
     with torch.device("meta"):
-        model = _MODELS[name](**options)
-    if isinstance(model, UNet):
-        unet_shapes(model)  # a run without memory finds options that do not work together
-    return model
+        return _MODELS[name](**options)
 
 
 def _assemble(name, options, tensors):
     """Build a network around tensors that fit it exactly."""
     model = _plan(name, options, len(tensors))
-    expected, found = ({k: tuple(v.shape) for k, v in d.items()} for d in (model.state_dict(), tensors))
-    if different := sorted({name for name, _ in expected.items() ^ found.items()}):
-        wanted, got = (shapes.get(different[0], "no such tensor") for shapes in (expected, found))
-        raise ValueError(f"{different[0]}: the architecture has {wanted}, the file {got}; {len(different)} tensors differ")
-    if not all(v.is_floating_point() for v in tensors.values()):
+    wanted = {f"model.{k}": tuple(v.shape) for k, v in model.state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in tensors.items()}
+    for name in sorted({name for name, _ in wanted.items() ^ found.items()}):
+        shapes = [d.get(name, "no such tensor") for d in (wanted, found)]
+        raise ValueError(f"{name}: the architecture has {shapes[0]}, the file {shapes[1]}")
+    if not all(tensor.is_floating_point() for tensor in tensors.values()):
         raise ValueError("every tensor must have a floating-point type")
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items()}, assign=True)
     return model
 
 # %% ../nbs/07_sharing_models.ipynb #diffusers-names
-_NAMES = {"down": "down_blocks", "mid": "mid_block", "mid_attention": "mid_block.attentions.0", "up": "up_blocks"}
-_NAMES |= {"blocks": "resnets", "norm_1": "norm1", "conv_1": "conv1", "time": "time_emb_proj", "norm_2": "norm2", "conv_2": "conv2"}
-_NAMES |= {"skip": "conv_shortcut", "norm": "group_norm", "out": "to_out.0", "norm_out": "conv_norm_out"}
+_NAMES = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+_NAMES |= {"blocks": "resnets", "mid_attention": "mid_block.attentions.0"}
+_NAMES |= {"norm_1": "norm1", "conv_1": "conv1", "time": "time_emb_proj"}
+_NAMES |= {"norm_2": "norm2", "conv_2": "conv2", "skip": "conv_shortcut"}
+_NAMES |= {"norm": "group_norm", "out": "to_out.0", "norm_out": "conv_norm_out"}
 
 
 def diffusers_names(
     name: str,  # name of a tensor of a `UNet`
 ) -> list[str]:
-    """Translate the name of a tensor to diffusers: one name, or three where query, key and value are kept apart."""
+    """Translate a tensor's name to diffusers: one name, or three for query, key and value."""
     theirs = ".".join(_NAMES.get(part, part) for part in name.split("."))
     theirs = theirs.replace("resample", name.split(".")[0] + "samplers.0")
-    return [theirs.replace("qkv", f"to_{part}") for part in "qkv"] if ".qkv." in name else [theirs]
+    if ".qkv." in name:
+        return [theirs.replace("qkv", f"to_{part}") for part in "qkv"]
+    return [theirs]
 
 # %% ../nbs/07_sharing_models.ipynb #refuse-option
 _ONLY = {
@@ -265,52 +290,61 @@ _ONLY = {
     "num_class_embeds": [None],
 }
 
-
+# %% ../nbs/07_sharing_models.ipynb #refuse-option-2
 def _refuse_option(config, name, needs):
     """Raise `ValueError` for an option of diffusers that `UNet` does not have."""
-    raise ValueError(f"{name}={config.get(name)!r} cannot be expressed by UNet, which needs {needs}")
+    value = config.get(name)
+    raise ValueError(f"{name}={value!r} cannot be expressed by UNet, which needs {needs}")
 
 
 def _attending(config):
     """Tell which levels attend, from fine to coarse, refusing other kinds of blocks."""
+    for way in ("Down", "Up"):
+        plain, name = f"{way}Block2D", f"{way.lower()}_block_types"
+        if not set(config[name]) <= {plain, "Attn" + plain}:
+            _refuse_option(config, name, f"{plain} and Attn{plain}")
     down, up = config["down_block_types"], config["up_block_types"]
-    for name, types, known in (("down_block_types", down, "DownBlock2D"), ("up_block_types", up, "UpBlock2D")):
-        if not set(types) <= {known, "Attn" + known}:
-            _refuse_option(config, name, f"{known} and Attn{known}")
-    if [kind.startswith("Attn") for kind in down] != [kind.startswith("Attn") for kind in reversed(up)]:
-        _refuse_option(config, "up_block_types", f"attention on the levels of down_block_types, here {tuple(down)}")
-    return [kind.startswith("Attn") for kind in down]
+    attends = [kind.startswith("Attn") for kind in down]
+    if attends != [kind.startswith("Attn") for kind in reversed(up)]:
+        needs = f"attention on the levels of down_block_types, {tuple(down)}"
+        _refuse_option(config, "up_block_types", needs)
+    return attends
 
 # %% ../nbs/07_sharing_models.ipynb #head-count
 def _head_count(config, attends):
     """Compute the number of attention heads, which `UNet` has the same on every level."""
     dim, widths = config.get("attention_head_dim", 8), config["block_out_channels"]
-    used = {w for w, a in zip(widths, attends, strict=True) if a} | ({widths[-1]} if config.get("add_attention", True) else set())
+    used = {width for width, a in zip(widths, attends, strict=True) if a}
+    used |= {widths[-1]} if config.get("add_attention", True) else set()
     heads = {width / dim if dim else 1.0 for width in used} or {1.0}
     if len(heads) > 1 or not min(heads).is_integer():
-        _refuse_option(config, "attention_head_dim", f"one number of heads for all levels, here {sorted(heads)}")
+        needs = f"as many heads on every level, not {sorted(heads)}"
+        _refuse_option(config, "attention_head_dim", needs)
     return int(min(heads))
 
 
 def _check_options(config):
     """Refuse what `UNet` cannot express, option by option."""
-    widths, groups = config["block_out_channels"], config["norm_num_groups"]
-    only = _ONLY | {"time_embedding_dim": [None, 4 * widths[0]], "attn_norm_num_groups": [None, groups]}
+    widths, size = config["block_out_channels"], config["sample_size"]
+    only = _ONLY | {"time_embedding_dim": [None, 4 * widths[0]]}
+    only["attn_norm_num_groups"] = [None, config["norm_num_groups"]]
     for name, allowed in only.items():
         if config.get(name, allowed[0]) not in allowed:
             _refuse_option(config, name, " or ".join(map(repr, allowed)))
     if any(width % widths[0] for width in widths):
         _refuse_option(config, "block_out_channels", "multiples of the first")
-    size = config["sample_size"]
-    if type(size) is not int and (type(size) not in (list, tuple) or len(set(size)) != 1):
+    sides = size if isinstance(size, list | tuple) else [size]
+    if type(sides[0]) is not int or len(set(sides)) > 1:
         _refuse_option(config, "sample_size", "the side of a square")
 
 # %% ../nbs/07_sharing_models.ipynb #options-from-diffusers
 def _options_from_diffusers(config):
     """Translate the configuration of a UNet2DModel to the arguments of `UNet`."""
     _check_options(config)
-    size, widths, attends = config["sample_size"], config["block_out_channels"], _attending(config)
-    size, flip = size if isinstance(size, int) else size[0], config["flip_sin_to_cos"]
+    attends, widths = _attending(config), config["block_out_channels"]
+    size = config["sample_size"]
+    size = size if isinstance(size, int) else size[0]
+    flip, out = config["flip_sin_to_cos"], config["out_channels"]
     return {
         "image_size": size,
         "in_channels": config["in_channels"],
@@ -323,39 +357,41 @@ def _options_from_diffusers(config):
         "norm_eps": config["norm_eps"],
         "n_heads": _head_count(config, attends),
         "mid_attention": config.get("add_attention", True),
-        "out_channels": None if config["out_channels"] == config["in_channels"] else config["out_channels"],
+        "out_channels": None if out == config["in_channels"] else out,
         "time_layout": "cos_first" if flip else "concat",
-        "freq_shift": None if config["freq_shift"] == (0 if flip else 1) else config["freq_shift"],
+        "freq_shift": None if config["freq_shift"] == int(not flip) else config["freq_shift"],
     }
 
 # %% ../nbs/07_sharing_models.ipynb #widths-and-attention
-def _widths_and_attention(unet):
-    """Read the channels of each level, which levels attend, and the channels of a head where there are several."""
-    widths = [level.blocks[-1].conv_2.out_channels for level in unet.down]
-    attends = [isinstance(level.attentions[0], SelfAttention) for level in unet.down]
-    n_heads, used = unet.config["n_heads"], {w for w, a in zip(widths, attends, strict=True) if a}
-    used |= {widths[-1]} if unet.config["mid_attention"] else set()
-    refused = {"n_heads": n_heads > 1 and len(used) > 1, "channel_mults": widths[0] != unet.config["base_channels"]}
-    refused["upsampling"] = unet.config["upsampling"] != "nearest" and len(widths) > 1
-    refused["time_layout"] = unet.config["time_layout"] == "interleaved"
+def _refuse_for_diffusers(unet, widths, used):
+    """Refuse a `UNet` that a UNet2DModel cannot express."""
+    c = unet.config
+    refused = {
+        "channel_mults": widths[0] != c["base_channels"],
+        "upsampling": c["upsampling"] != "nearest" and len(widths) > 1,
+        "time_layout": c["time_layout"] == "interleaved",
+        "n_heads": c["n_heads"] > 1 and len(used) > 1,
+    }
     for name in (name for name, is_refused in refused.items() if is_refused):
-        raise ValueError(f"{name}={unet.config[name]!r} cannot be expressed by diffusers.UNet2DModel")
-    return widths, attends, None if n_heads == 1 or not used else used.pop() // n_heads
+        raise ValueError(f"{name}={c[name]!r} cannot be expressed by diffusers.UNet2DModel")
 
 # %% ../nbs/07_sharing_models.ipynb #options-to-diffusers
 def _options_to_diffusers(unet):
     """Translate a `UNet` to the arguments of a UNet2DModel."""
-    c, (widths, attends, head_dim) = unet.config, _widths_and_attention(unet)
-    shift = float(c["time_layout"] == "concat") if c["freq_shift"] is None else c["freq_shift"]
+    c, widths = unet.config, [level.blocks[-1].conv_2.out_channels for level in unet.down]
+    attends = [isinstance(level.attentions[0], SelfAttention) for level in unet.down]
+    used = {m.qkv.in_channels for m in unet.modules() if isinstance(m, SelfAttention)}
+    _refuse_for_diffusers(unet, widths, used)
+    shift = c["freq_shift"] if c["freq_shift"] is not None else int(c["time_layout"] == "concat")
     return {name: c[name] for name in ("in_channels", "dropout", "norm_eps")} | {
         "sample_size": c["image_size"],
         "out_channels": c["out_channels"] or c["in_channels"],
         "block_out_channels": tuple(widths),
         "layers_per_block": c["n_res_blocks"],
         "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]),
         "norm_num_groups": c["norm_groups"],
-        "attention_head_dim": head_dim,
+        "attention_head_dim": used.pop() // c["n_heads"] if used and c["n_heads"] > 1 else None,
         "add_attention": c["mid_attention"],
         "flip_sin_to_cos": c["time_layout"] == "cos_first",
         "freq_shift": int(shift) if shift == int(shift) else shift,
@@ -363,34 +399,44 @@ def _options_to_diffusers(unet):
     }
 
 # %% ../nbs/07_sharing_models.ipynb #schedule-from-diffusers
+_SCHEDULER_ONLY = {
+    "prediction_type": ["epsilon"],
+    "variance_type": ["fixed_small", "fixed_large", "fixed_small_log", "fixed_large_log"],
+    "rescale_betas_zero_snr": [False],
+}
+
+
 def _schedule_from_diffusers(scheduler):
     """Turn a scheduler of diffusers into a `NoiseSchedule`."""
-    if not hasattr(scheduler, "config") or not isinstance(getattr(scheduler, "betas", None), torch.Tensor):
-        raise TypeError(f"scheduler must be a scheduler of diffusers that has betas; got {type(scheduler).__name__}")
-    config, given = scheduler.config, scheduler.betas.double()
-    needs = {"prediction_type": ("epsilon",), "variance_type": ("fixed_small", "fixed_large", "fixed_small_log", "fixed_large_log")}
-    for name, allowed in (needs | {"rescale_betas_zero_snr": (False,)}).items():
+    config, given = getattr(scheduler, "config", None), getattr(scheduler, "betas", None)
+    if config is None or given is None:
+        name = type(scheduler).__name__
+        raise TypeError(f"scheduler must be a scheduler of diffusers that has betas; got {name}")
+    for name, allowed in _SCHEDULER_ONLY.items():
         if config.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"the scheduler's {name}={config[name]!r} cannot be expressed; allowed is {' or '.join(map(repr, allowed))}")
-    exact, rule = given, config.get("beta_schedule")
+            needs = " or ".join(map(repr, allowed))
+            given = f"the scheduler's {name}={config[name]!r}"
+            raise ValueError(f"{given} cannot be expressed, only {needs}")
+    exact, rule = given.double(), config.get("beta_schedule")
     if config.get("trained_betas") is not None:
         exact = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
     elif rule == "linear":
         exact = linear_betas(len(given), config["beta_start"], config["beta_end"])
     elif rule == "squaredcos_cap_v2":
         exact = cosine_betas(len(given))
-    return NoiseSchedule(exact if torch.allclose(exact, given, rtol=1e-5, atol=1e-8) else given)
+    agree = torch.allclose(exact, given.double(), rtol=1e-5, atol=1e-8)
+    return NoiseSchedule(exact if agree else given)
 
-
+# %% ../nbs/07_sharing_models.ipynb #schedule-to-diffusers
 def _schedule_to_diffusers(schedule):
     """Turn a `NoiseSchedule` into the arguments of a DDPMScheduler."""
     betas, n_steps = schedule.exact_betas, schedule.n_steps
     ends = {"beta_start": float(betas[0]), "beta_end": float(betas[-1])}
     if torch.equal(betas, linear_betas(n_steps, **ends)):
-        rule = {"beta_schedule": "linear"} | ends
-    else:
-        rule = {"beta_schedule": "squaredcos_cap_v2"} if torch.equal(betas, cosine_betas(n_steps)) else {"trained_betas": betas.tolist()}
-    return {"num_train_timesteps": n_steps} | rule
+        return {"num_train_timesteps": n_steps, "beta_schedule": "linear"} | ends
+    if torch.equal(betas, cosine_betas(n_steps)):
+        return {"num_train_timesteps": n_steps, "beta_schedule": "squaredcos_cap_v2"}
+    return {"num_train_timesteps": n_steps, "trained_betas": betas.tolist()}
 
 # %% ../nbs/07_sharing_models.ipynb #import-diffusers
 def _import_diffusers():
@@ -398,17 +444,19 @@ def _import_diffusers():
     try:
         import diffusers
     except ImportError as error:
-        raise ImportError(f"this conversion needs the package diffusers: pip install diffusers accelerate ({error})") from error
+        problem = "this conversion needs the package diffusers"
+        raise ImportError(f"{problem}: pip install diffusers accelerate ({error})") from error
     return diffusers
 
-
+# %% ../nbs/07_sharing_models.ipynb #theirs-scheduler-unet-to-diffuse
 def unet_to_diffusers(
     unet: UNet,  # any U-Net that predicts the noise
     schedule: NoiseSchedule,  # the schedule it was trained with
 ) -> tuple:
-    """Convert to a diffusers UNet2DModel and DDPMScheduler: the same function, weights equal to the last bit."""
-    if not isinstance(unet, UNet) or not isinstance(schedule, NoiseSchedule):
-        raise TypeError(f"unet must be a UNet and schedule a NoiseSchedule; got {type(unet).__name__} and {type(schedule).__name__}")
+    """Convert to a UNet2DModel and a DDPMScheduler of diffusers, weights equal to the last bit."""
+    for name, value, kind in (("unet", unet, UNet), ("schedule", schedule, NoiseSchedule)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
     library = _import_diffusers()
     with torch.device("meta"):
         model = library.UNet2DModel(**_options_to_diffusers(unet))
@@ -416,15 +464,17 @@ def unet_to_diffusers(
     for name, tensor in unet.state_dict().items():
         theirs = diffusers_names(name)
         for new, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
-            tensors[new] = part.clone(memory_format=torch.contiguous_format).reshape(shapes[new])
+            part = part.clone(memory_format=torch.contiguous_format)
+            tensors[new] = part.reshape(shapes[new])
     model.load_state_dict(tensors, assign=True)
-    return model.train(unet.training), library.DDPMScheduler(**_schedule_to_diffusers(schedule))
+    scheduler = library.DDPMScheduler(**_schedule_to_diffusers(schedule))
+    return model.train(unet.training), scheduler
 
 # %% ../nbs/07_sharing_models.ipynb #unet-from-diffusers
 def unet_from_diffusers(
-    model_or_path,  # a UNet2DModel, a DDPMPipeline, a folder that holds one, or a Hub name such as "google/ddpm-cifar10-32"
+    model_or_path,  # UNet2DModel, DDPMPipeline, folder with one, or name on the Hub, "owner/name"
     *,
-    scheduler=None,  # the scheduler, where there is none beside the model; by default DDPM's: linear, 1000 steps, 1e-4 to 0.02
+    scheduler=None,  # of diffusers; by default the one beside the model, or else linear, T = 1000
 ) -> tuple[UNet, NoiseSchedule]:
     """Convert a UNet2DModel to a `UNet`: the same function, weights equal to the last bit."""
     library = _import_diffusers()
@@ -434,14 +484,13 @@ def unet_from_diffusers(
     elif isinstance(model_or_path, library.DiffusionPipeline):
         model, found = getattr(model_or_path, "unet", None), model_or_path.scheduler
     if not isinstance(model, library.UNet2DModel):
-        raise TypeError(f"model_or_path must be a UNet2DModel, a pipeline with one, or a path; got {type(model).__name__}")
+        allowed = "a UNet2DModel, a pipeline with one, or a path"
+        raise TypeError(f"model_or_path must be {allowed}; got {type(model).__name__}")
     schedule = _schedule_from_diffusers(scheduler or found or library.DDPMScheduler())
     theirs = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    try:
-        unet = _plan("UNet", _options_from_diffusers(model.config), len(theirs))
-    except TypeError as error:
-        raise ValueError(f"the model's configuration cannot be expressed by UNet: {error}") from None
-    ours = {n: torch.cat([theirs.pop(k) for k in diffusers_names(n)]).reshape(v.shape) for n, v in unet.state_dict().items()}
+    unet, ours = _plan("UNet", _options_from_diffusers(model.config), len(theirs)), {}
+    for name, tensor in unet.state_dict().items():
+        ours[name] = torch.cat([theirs[n] for n in diffusers_names(name)]).reshape(tensor.shape)
     unet.load_state_dict(ours, assign=True)
     return unet.train(model.training), schedule
 
@@ -451,44 +500,47 @@ def _diffusers_folder(name):
     if Path(name).is_dir():
         return Path(name)
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        raise FileNotFoundError(f"there is no folder {name}, and a name on the Hugging Face Hub has the form owner/name")
+        hint = "a name on the Hugging Face Hub has the form owner/name"
+        raise FileNotFoundError(f"there is no folder {name}, and {hint}")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # each release of the client has its own kinds
-        reason = f"the Hugging Face Hub did not give it, which needs a network and a public model ({type(error).__name__}: {error})"
+        reason = f"the Hugging Face Hub, which needs a network, did not give it: {error}"
         raise OSError(f"there is no folder {name} here, and {reason}") from error
 
-
+# %% ../nbs/07_sharing_models.ipynb #check-diffusers-files
 def _read_diffusers(library, folder):
     """Load a UNet2DModel, and the scheduler beside it if there is one, from a local folder."""
     root = folder / "unet" if (folder / "unet").is_dir() else folder
-    beside = [path for path in (folder / "scheduler", root) if (path / "scheduler_config.json").is_file()]
+    places = [p for p in (folder / "scheduler", root) if (p / "scheduler_config.json").is_file()]
     try:
         _check_diffusers_files(library, root)
-        model, info = library.UNet2DModel.from_pretrained(root, use_safetensors=True, output_loading_info=True)
-        scheduler = library.DDPMScheduler.from_pretrained(beside[0]) if beside else None
-    except (OSError, LookupError, TypeError, RuntimeError, ArithmeticError, SafetensorError) as error:
+        options = {"use_safetensors": True, "output_loading_info": True}
+        model, info = library.UNet2DModel.from_pretrained(root, **options)
+        scheduler = library.DDPMScheduler.from_pretrained(places[0]) if places else None
+    except (*_BAD_CONTENT, OSError) as error:
         raise ValueError(f"{root} does not hold a UNet2DModel in safetensors: {error}") from None
-    if any(info.values()):
-        raise ValueError(f"{root}: weights and configuration do not fit: {({k: v for k, v in info.items() if v})}")
+    if wrong := {name: keys for name, keys in info.items() if keys}:
+        raise ValueError(f"{root}: weights and configuration do not fit: {wrong}")
     return model, scheduler
 
-# %% ../nbs/07_sharing_models.ipynb #check-diffusers-files
+# %% ../nbs/07_sharing_models.ipynb #check-diffusers-files-2
 def _check_diffusers_files(library, root):
-    """Refuse a configuration of another class, or one that asks for more numbers than the files beside it hold."""
+    """Refuse another class, or a configuration that asks for more numbers than the files hold."""
     config = library.UNet2DModel.load_config(root)
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ValueError(f"{root} holds a {config['_class_name']}; only a UNet2DModel can be converted")
+        raise ValueError(f"{root} holds a {config['_class_name']}; it must be a UNet2DModel")
     n_tensors = n_bytes = 0
     for file in root.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
-            n_tensors, n_bytes = n_tensors + len(tensors.keys()), n_bytes + file.stat().st_size
+            n_tensors += len(tensors.keys())
+        n_bytes += file.stat().st_size
     if not n_bytes:
-        raise FileNotFoundError("there is no .safetensors file; .bin files are pickles and are not read")
-    defaults = {name: p.default for name, p in inspect.signature(library.UNet2DModel).parameters.items()}
+        raise FileNotFoundError("no .safetensors file; .bin files are pickles and are not read")
+    parameters = inspect.signature(library.UNet2DModel).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
     plan = _plan("UNet", _options_from_diffusers(defaults | config), n_tensors)
-    n_numbers = sum(parameter.numel() for parameter in plan.parameters())
-    if n_numbers > n_bytes:
-        raise ValueError(f"the configuration asks for {n_numbers} numbers; the files have {n_bytes} bytes")
+    if (n_numbers := sum(p.numel() for p in plan.parameters())) > n_bytes:
+        raise ValueError(f"the configuration asks for {n_numbers} numbers from {n_bytes} bytes")
