@@ -86,10 +86,6 @@ class TimeEmbedding(nn.Module):
         self.linear_1 = nn.Linear(dim, check_int("out_dim", out_dim))
         self.linear_2 = nn.Linear(out_dim, out_dim)
 
-    def extra_repr(self):
-        """Show the options of the waves."""
-        return ", ".join(f"{name}={value!r}" for name, value in {"dim": self.dim, **self.waves}.items())
-
     def forward(
         self,
         t: Tensor,  # (B,) code indices of steps

@@ -309,9 +309,8 @@ def test_weights_load_in_the_wrong_layout_and_the_output_is_wrong():
     assert (wrong(t) - right(t)).norm() / right(t).norm() > 0.3
 
 
-def test_options_are_shown_and_used():
+def test_options_are_used():
     embed = TimeEmbedding(16, 8, layout="cos_first", max_period=50, freq_shift=0.5)
-    assert "dim=16, layout='cos_first', max_period=50, freq_shift=0.5" in repr(embed)
     seen = []
     embed.linear_1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     embed(torch.arange(9))
