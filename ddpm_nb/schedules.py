@@ -17,15 +17,15 @@ from .forward import NoiseSchedule
 
 # %% ../nbs/04_schedules.ipynb #betas-from-alpha-bars
 def betas_from_alpha_bars(
-    alpha_bars: Tensor,  # (T+1,) falling, at least 0, from t = 0 to T; only their ratios matter
+    alpha_bars: Tensor,  # (T+1,) falling, at least 0; only their ratios matter
     max_beta: float = 0.999,  # upper limit of a variance, in (0, 1)
 ) -> Tensor:
-    """Recover the variances, clipped to at most `max_beta`, from the products; (T,), float64."""
+    """Recover the variances from the products; shape (T,), float64."""
     alpha_bars = check_floating("alpha_bars", alpha_bars).detach().to("cpu", torch.float64)
     max_beta = check_number("max_beta", max_beta, 0, 1, open_low=True, open_high=True)
     if alpha_bars.ndim != 1 or len(alpha_bars) < 2:
         shape = tuple(alpha_bars.shape)
-        raise ValueError(f"alpha_bars must have shape (T+1,) with T at least 1; got {shape}")
+        raise ValueError(f"alpha_bars must have shape (T+1,), T at least 1; got {shape}")
     falls = alpha_bars[:-1] - alpha_bars[1:]
     if alpha_bars[-1] < 0 or falls.min() <= 0:
         smallest, last = float(falls.min()), float(alpha_bars[-1])
@@ -41,7 +41,7 @@ def linear_betas(
     beta_start: float = 1e-4,  # variance of the first step, in (0, 1)
     beta_end: float = 0.02,  # variance of the last step, in (0, 1)
     *,
-    rescale: bool = False,  # multiply both ends by 1000 / T: the total noise hardly depends on T then
+    rescale: bool = False,  # multiply both ends by 1000 / T, for another T than 1000
 ) -> Tensor:
     """Space the variances evenly (DDPM, section 4); shape (T,), float64."""
     n_steps = check_int("n_steps", n_steps)
@@ -63,18 +63,19 @@ def cosine_betas(
     s: float = 0.008,  # offset that keeps the first variances from vanishing, at least 0
     max_beta: float = 0.999,  # upper limit of a variance, in (0, 1)
 ) -> Tensor:
-    """Let alpha-bar follow a squared cosine (Improved DDPM, equation 17); shape (T,), float64."""
+    """Let alpha-bar follow a squared cosine (Improved DDPM, equation 17); (T,), float64."""
     n_steps = check_int("n_steps", n_steps)
     s = check_number("s", s, 0)
     u = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
-    return betas_from_alpha_bars(torch.cos((u + s) / (1 + s) * math.pi / 2).square(), max_beta)
+    curve = torch.cos((u + s) / (1 + s) * math.pi / 2).square()
+    return betas_from_alpha_bars(curve, max_beta)
 
 # %% ../nbs/04_schedules.ipynb #sigmoid-betas-2
 def sigmoid_betas(
     n_steps: int,  # T, at least 1
     start: float = -3.0,  # where on the logistic curve the first step begins
     end: float = 3.0,  # where the last step ends, above `start`
-    tau: float = 1.0,  # temperature, above 0 and at least -start / 30: small ones steepen the middle
+    tau: float = 1.0,  # above 0 and at least -start / 30; small values steepen the middle
     max_beta: float = 0.999,  # upper limit of a variance, in (0, 1)
 ) -> Tensor:
     """Let alpha-bar follow a logistic curve (Jabri et al. 2022); shape (T,), float64."""
@@ -82,7 +83,7 @@ def sigmoid_betas(
     start = check_number("start", start)
     end = check_number("end", end, start, open_low=True)
     tau = check_number("tau", tau, 0, open_low=True)
-    tau = check_number("tau", tau, -start / 30)  # below, rounding swallows the curve's first falls
+    tau = check_number("tau", tau, -start / 30)  # below, rounding swallows the first falls
     v = torch.linspace(start / tau, end / tau, n_steps + 1, dtype=torch.float64)
     return betas_from_alpha_bars(torch.sigmoid(-v) - torch.sigmoid(-v[-1]), max_beta)
 
@@ -101,5 +102,6 @@ def make_schedule(
     make_betas = SCHEDULES[check_choice("name", name, SCHEDULES)]
     allowed = list(inspect.signature(make_betas).parameters)[1:]
     if unknown := sorted(set(kwargs) - set(allowed)):
-        raise TypeError(f"the {name} schedule takes {', '.join(allowed)}; got {', '.join(unknown)}")
+        allowed, unknown = ", ".join(allowed), ", ".join(unknown)
+        raise TypeError(f"the {name} schedule takes {allowed}; got {unknown}")
     return NoiseSchedule(make_betas(n_steps, **kwargs), dtype=dtype)
