@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'Downsample', 'Upsample', 'group_norm', 'zero_init', 'ResBlock', 'attend', 'SelfAttention', 'Level',
            'UShape', 'UNet', 'make_unet', 'unet_shapes', 'ResNetBaseline']
 
-# %% ../nbs/06_unet.ipynb #import-math-import-torch-from-to
+# %% ../nbs/06_unet.ipynb #import-math-from-types-import-si
 import math
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .checks import check_choice, check_int, check_number
 from .embeddings import TimeEmbedding
 
-# %% ../nbs/06_unet.ipynb #unet
+# %% ../nbs/06_unet.ipynb #downsample
 class Downsample(nn.Module):
     """Halve height and width with a strided convolution."""
 
@@ -33,10 +33,10 @@ class Downsample(nn.Module):
         self,
         x: Tensor,  # (B, channels, H, W) with even H and W
     ) -> Tensor:
-        """Return (B, channels, H/2, W/2); padding right and below only, as the paper's TensorFlow code does."""
+        """Return (B, channels, H/2, W/2); pad right and below only, as the paper's code does."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
-# %% ../nbs/06_unet.ipynb #resnetbaseline
+# %% ../nbs/06_unet.ipynb #upsample
 class Upsample(nn.Module):
     """Double height and width: repeat pixels and convolve, or convolve transposed."""
 
@@ -48,17 +48,21 @@ class Upsample(nn.Module):
     ):
         super().__init__()
         self.mode = check_choice("mode", mode, ("nearest", "transposed"))
-        nearest = self.mode == "nearest"
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if nearest else nn.ConvTranspose2d(channels, channels, 4, 2, 1)
+        if mode == "nearest":
+            self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        else:
+            self.conv = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
 
     def forward(
         self,
         x: Tensor,  # (B, channels, H, W)
     ) -> Tensor:
         """Return (B, channels, 2H, 2W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.mode == "nearest" else x)
+        if self.mode == "nearest":
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(x)
 
-# %% ../nbs/06_unet.ipynb #resblock
+# %% ../nbs/06_unet.ipynb #group-norm
 def group_norm(
     channels: int,  # channels of the input
     norm_groups: int = 32,  # groups; divides the channels
@@ -78,7 +82,7 @@ def zero_init(
         nn.init.zeros_(parameter)
     return module
 
-# %% ../nbs/06_unet.ipynb #selfattention
+# %% ../nbs/06_unet.ipynb #resblock
 class ResBlock(nn.Module):
     """Add to the input what two convolutions make of it, with the time added per channel in between."""
 
@@ -92,7 +96,8 @@ class ResBlock(nn.Module):
         **norm,  # `norm_groups` and `norm_eps` of `group_norm`
     ):
         super().__init__()
-        self.norm_1, self.conv_1 = group_norm(in_channels, **norm), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm_1 = group_norm(in_channels, **norm)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_dim, out_channels)
         self.norm_2, self.dropout = group_norm(out_channels, **norm), nn.Dropout(dropout)
         self.conv_2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -108,7 +113,7 @@ class ResBlock(nn.Module):
         h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
         return self.skip(x) + h
 
-# %% ../nbs/06_unet.ipynb #downsample
+# %% ../nbs/06_unet.ipynb #attend
 def attend(
     q: Tensor,  # (B, heads, D, S) queries, one column for each position
     k: Tensor,  # (B, heads, D, S') keys
@@ -118,10 +123,10 @@ def attend(
     if q.device.type != "cpu" or q.shape[-1] > 1024:
         rows = (z.transpose(-1, -2).contiguous() for z in (q, k, v))
         return F.scaled_dot_product_attention(*rows).transpose(-1, -2)
-    scores = k.transpose(-1, -2) @ (q * q.shape[-2] ** -0.5)  # (B, heads, S', S): the faster order on a CPU
+    scores = k.transpose(-1, -2) @ (q * q.shape[-2] ** -0.5)  # (B, heads, S', S)
     return v @ scores.softmax(-2)
 
-# %% ../nbs/06_unet.ipynb #level
+# %% ../nbs/06_unet.ipynb #selfattention
 class SelfAttention(nn.Module):
     """Let every position of an image ask every other one."""
 
@@ -149,9 +154,9 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.n_heads, c // self.n_heads, h * w).unbind(1)
         return x + self.out(attend(q, k, v).reshape(b, c, h, w))
 
-# %% ../nbs/06_unet.ipynb #make-unet
+# %% ../nbs/06_unet.ipynb #level
 class Level(nn.Module):
-    """Hold the residual blocks of one resolution, their attention, and the way to the next resolution."""
+    """Hold the residual blocks of one resolution, their attention, and the way to the next."""
 
     def __init__(
         self,
@@ -166,8 +171,9 @@ class Level(nn.Module):
     ):
         super().__init__()
         self.blocks = nn.ModuleList(ResBlock(a, b, time_dim, dropout=dropout, **norm) for a, b in channels)
-        attend_to = [SelfAttention(b, n_heads=n_heads, **norm) if attention else nn.Identity() for _, b in channels]
-        self.attentions = nn.ModuleList(attend_to)
+        norm["n_heads"] = n_heads
+        attends = [SelfAttention(b, **norm) if attention else nn.Identity() for _, b in channels]
+        self.attentions = nn.ModuleList(attends)
         self.resample = resample
 
     def step(self, i, h, time):
@@ -181,18 +187,20 @@ def _down_path(base, widths, attention, n_res_blocks, **options):
     for i, out in enumerate(widths):
         last = i == len(widths) - 1
         pairs = [(width if j == 0 else out, out) for j in range(n_res_blocks)]
-        levels.append(Level(pairs, attention=attention[i], resample=None if last else Downsample(out), **options))
+        resample = None if last else Downsample(out)
+        levels.append(Level(pairs, attention=attention[i], resample=resample, **options))
         skips += [out] * (n_res_blocks + (not last))
         width = out
     return levels, skips
 
-
+# %% ../nbs/06_unet.ipynb #up-path
 def _up_path(skips, widths, attention, n_res_blocks, upsampling, **options):
     """Build the levels from coarse to fine; each block also takes what the way down left."""
     levels, width, skips = nn.ModuleList(), widths[-1], list(skips)
     for i, out in reversed(list(enumerate(widths))):
         pairs = [((width if j == 0 else out) + skips.pop(), out) for j in range(n_res_blocks + 1)]
-        levels.append(Level(pairs, attention=attention[i], resample=Upsample(out, mode=upsampling) if i else None, **options))
+        resample = Upsample(out, mode=upsampling) if i else None
+        levels.append(Level(pairs, attention=attention[i], resample=resample, **options))
         width = out
     return levels
 
@@ -229,7 +237,7 @@ def _step(unet, level, i, h, time):
         return checkpoint(level.step, i, h, time, use_reentrant=False)
     return level.step(i, h, time)
 
-
+# %% ../nbs/06_unet.ipynb #check-input
 def _check_input(unet, x, t):
     """Refuse images and steps of the wrong shape or type."""
     expected = (unet.in_channels, unet.image_size, unet.image_size)
@@ -244,7 +252,9 @@ def _check_input(unet, x, t):
 def _level_widths(base_channels, channel_mults, cumulative):
     """Turn multipliers into the channels of each level."""
     mults = [check_int("channel_mults", m) for m in channel_mults]
-    return [base_channels * (math.prod(mults[: i + 1]) if cumulative else m) for i, m in enumerate(mults)]
+    if cumulative:
+        mults = [math.prod(mults[: i + 1]) for i in range(len(mults))]
+    return [base_channels * m for m in mults]
 
 
 def _level_sizes(image_size, n_levels):
@@ -254,7 +264,8 @@ def _level_sizes(image_size, n_levels):
     factor = 2 ** (n_levels - 1)
     if check_int("image_size", image_size) % factor:
         below, above = image_size // factor * factor, (image_size // factor + 1) * factor
-        allowed = f"divisible by {factor} for {n_levels} levels, such as {below or above + factor} or {above}"
+        sizes = f"{below} or {above}" if below else f"{above} or {2 * above}"
+        allowed = f"divisible by {factor} for {n_levels} levels, such as {sizes}"
         raise ValueError(f"image_size must be {allowed}; got {image_size}")
     return [image_size // 2**i for i in range(n_levels)]
 
@@ -271,25 +282,30 @@ def _check_config(c):
     widths = _level_widths(c.base_channels, c.channel_mults, c.cumulative)
     attention = [size in resolutions for size in _level_sizes(c.image_size, len(widths))]
     if any(width % c.norm_groups for width in (c.base_channels, *widths)):
-        raise ValueError(f"norm_groups must divide the channels of every level, {c.base_channels} and {widths}; got {c.norm_groups}")
+        given = f"the channels of every level, {c.base_channels} and {widths}"
+        raise ValueError(f"norm_groups must divide {given}; got {c.norm_groups}")
     return widths, attention
 
-
+# %% ../nbs/06_unet.ipynb #build
 def _build(unet, c):
     """Give a U-Net the layers that its configuration asks for."""
     widths, attention = _check_config(c)
     norm = {"norm_groups": c.norm_groups, "norm_eps": c.norm_eps}
-    options = {"time_dim": 4 * c.base_channels, "dropout": c.dropout, "n_heads": c.n_heads, **norm}
-    unet.time_embedding = TimeEmbedding(c.base_channels, 4 * c.base_channels, layout=c.time_layout, freq_shift=c.freq_shift)
+    width, time_dim = widths[-1], 4 * c.base_channels
+    options = {"time_dim": time_dim, "dropout": c.dropout, "n_heads": c.n_heads, **norm}
+    layout = {"layout": c.time_layout, "freq_shift": c.freq_shift}
+    unet.time_embedding = TimeEmbedding(c.base_channels, time_dim, **layout)
     unet.conv_in = nn.Conv2d(c.in_channels, c.base_channels, 3, padding=1)
     unet.down, skips = _down_path(c.base_channels, widths, attention, c.n_res_blocks, **options)
-    unet.mid = Level([(widths[-1], widths[-1])] * 2, **options)
-    unet.mid_attention = SelfAttention(widths[-1], n_heads=c.n_heads, **norm) if c.mid_attention else nn.Identity()
+    unet.mid = Level([(width, width)] * 2, **options)
+    attention_block = SelfAttention(width, n_heads=c.n_heads, **norm) if c.mid_attention else nn.Identity()
+    unet.mid_attention = attention_block
     unet.up = _up_path(skips, widths, attention, c.n_res_blocks, c.upsampling, **options)
     unet.norm_out = group_norm(widths[0], **norm)
-    unet.conv_out = zero_init(nn.Conv2d(widths[0], c.out_channels or c.in_channels, 3, padding=1))
+    out_channels = c.out_channels or c.in_channels
+    unet.conv_out = zero_init(nn.Conv2d(widths[0], out_channels, 3, padding=1))
 
-# %% ../nbs/06_unet.ipynb #unet-2
+# %% ../nbs/06_unet.ipynb #unet
 class UNet(UShape):
     """Predict the noise in an image, given the step: the network of DDPM (its appendix B)."""
 
@@ -314,13 +330,14 @@ class UNet(UShape):
         freq_shift: float | None = None,  # see `sinusoidal_embedding`
         checkpointing: bool = False,  # recompute activations in the backward pass, to save memory
     ):
+        channel_mults, attn_resolutions = list(channel_mults), list(attn_resolutions)  # as JSON has them
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        self.config = config | {"channel_mults": list(channel_mults), "attn_resolutions": list(attn_resolutions)}
-        self.image_size, self.in_channels, self.checkpointing = image_size, in_channels, checkpointing
-        _build(self, SimpleNamespace(**self.config))
+        self.config, self.image_size, self.in_channels = config, image_size, in_channels
+        self.checkpointing = checkpointing
+        _build(self, SimpleNamespace(**config))
 
-# %% ../nbs/06_unet.ipynb #make-unet-2
+# %% ../nbs/06_unet.ipynb #make-unet
 _SMALL = {"in_channels": 1, "base_channels": 32, "norm_groups": 8}  # four channels to a group
 PRESETS = {
     "ddpm-cifar10": {"image_size": 32, "in_channels": 3, "dropout": 0.1},
@@ -342,13 +359,15 @@ def make_unet(
 def unet_shapes(
     unet: UNet,  # on any device, `meta` included
 ) -> list:
-    """Run a U-Net once and list what its blocks make, in order: (name, class, channels, pixels a side)."""
-    rows, blocks = [], (ResBlock, SelfAttention, Downsample, Upsample)
+    """Run a U-Net once and list what its blocks make, in order: (name, class, channels, side)."""
+    rows, handles, kinds = [], [], (ResBlock, SelfAttention, Downsample, Upsample)
+    for name, module in unet.named_modules():
 
-    def watch(name, module):
-        return module.register_forward_hook(lambda module, _, h: rows.append((name, type(module).__name__, *h.shape[1:3])))
+        def note(module, args, h, name=name):
+            rows.append((name, type(module).__name__, *h.shape[1:3]))
 
-    handles = [watch(name, m) for name, m in unet.named_modules() if isinstance(m, blocks) or name in ("conv_in", "conv_out")]
+        if isinstance(module, kinds) or name in ("conv_in", "conv_out"):
+            handles.append(module.register_forward_hook(note))
     weight, size = unet.conv_in.weight, unet.image_size
     with torch.no_grad():
         unet(weight.new_zeros(1, unet.in_channels, size, size), weight.new_zeros(1))
@@ -356,23 +375,26 @@ def unet_shapes(
         handle.remove()
     return rows
 
-# %% ../nbs/06_unet.ipynb #resnetbaseline-3
+# %% ../nbs/06_unet.ipynb #resnetbaseline
 class ResNetBaseline(nn.Module):
-    """Predict the noise with residual convolutions at full resolution and no notion of time: the network that fails."""
+    """Predict the noise with residual convolutions at full resolution, not knowing the time."""
 
     def __init__(
         self,
         in_channels: int,  # channels of the images
-        channels: int = 64,  # channels inside; equal to `in_channels`, the blocks work on the image itself
+        channels: int = 64,  # channels inside; if equal to `in_channels`, blocks act on the image itself
         n_blocks: int = 4,  # residual blocks of two convolutions
     ):
         super().__init__()
-        self.config = {"in_channels": check_int("in_channels", in_channels), "channels": check_int("channels", channels)}
-        self.config["n_blocks"] = check_int("n_blocks", n_blocks)
-        widens = channels != in_channels
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1) if widens else nn.Identity()
+        self.config = {"in_channels": in_channels, "channels": channels, "n_blocks": n_blocks}
+        for name, value in self.config.items():
+            check_int(name, value)
+        self.conv_in = self.conv_out = nn.Identity()
+        if channels != in_channels:
+            self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.blocks = nn.ModuleList(_conv_pair(channels) for _ in range(n_blocks))
-        self.conv_out = zero_init(nn.Conv2d(channels, in_channels, 3, padding=1)) if widens else nn.Identity()
+        if channels != in_channels:
+            self.conv_out = zero_init(nn.Conv2d(channels, in_channels, 3, padding=1))
 
     def forward(
         self,
@@ -388,4 +410,5 @@ class ResNetBaseline(nn.Module):
 # %% ../nbs/06_unet.ipynb #conv-pair
 def _conv_pair(channels):
     """Build two convolutions, each after a nonlinearity."""
-    return nn.Sequential(*(layer for _ in range(2) for layer in (nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1))))
+    first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+    return nn.Sequential(nn.SiLU(), first, nn.SiLU(), second)

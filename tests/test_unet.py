@@ -450,7 +450,7 @@ def test_baseline_config_builds_it_again():
     ("changes", "error", "message"),
     [
         ({"image_size": 7}, ValueError, "divisible by 2 for 2 levels, such as 6 or 8; got 7"),
-        ({"image_size": 1}, ValueError, "such as 4 or 2; got 1"),
+        ({"image_size": 1}, ValueError, "such as 2 or 4; got 1"),
         ({"image_size": 20, "channel_mults": (1, 1, 1, 1)}, ValueError, "divisible by 8 for 4 levels, such as 16 or 24; got 20"),
         ({"image_size": 8.0}, TypeError, "image_size must be a whole number"),
         ({"image_size": 0}, ValueError, "image_size must be at least 1"),
