@@ -55,7 +55,7 @@ def test_distances_are_symmetric_and_zero_for_equal_sets():
 def test_bits_per_dim_does_not_depend_on_the_batch_size_but_for_the_noise():
     """A network that always answers zero has a deterministic prior; the parts keep the order of the images."""
     images, schedule = load_dataset("digits", split="test").images()[:10], make_schedule("linear", 20)
-    zero = lambda x, t: torch.zeros_like(x)  # noqa: E731
+    zero = lambda x, t: torch.zeros_like(x)
     whole, split = (
         bits_per_dim(zero, schedule, images, n_levels=17, batch_size=size, generator=torch.Generator().manual_seed(0)) for size in (10, 3)
     )

@@ -132,7 +132,7 @@ def test_noise_is_one_draw_a_step_in_the_order_of_the_contract():
 
 def test_callback_sees_every_step():
     seen = []
-    record = lambda t, x, x_0_hat: seen.append((t, x.shape, x_0_hat.shape))  # noqa: E731
+    record = lambda t, x, x_0_hat: seen.append((t, x.shape, x_0_hat.shape))
     sample_ddim(network, make_schedule("cosine", 60), SHAPE, n_steps=4, callback=record)
     assert [t for t, *_ in seen] == respaced_steps(60, 4) and all(a == b == SHAPE for _, a, b in seen)
 
