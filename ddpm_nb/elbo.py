@@ -224,10 +224,7 @@ def _all_losses(model, schedule, x_0, *, eps, chunk_size, generator, **options):
     """Compute the losses in nats and the squared errors of x_0_hat at every step; (T, B)."""
     parts, source = [], {"generator": generator, "device": x_0.device, "dtype": x_0.dtype}
     for steps in torch.arange(schedule.n_steps).split(max(1, chunk_size // len(x_0))):
-        if eps is None:
-            noise = torch.stack([randn(x_0.shape, **source) for _ in steps])
-        else:
-            noise = eps[steps.to(eps.device)]
+        noise = eps[steps] if eps is not None else torch.stack([randn(x_0.shape, **source) for _ in steps])
         parts.append(_step_losses(model, schedule, x_0, steps, noise, **options))
     losses, errors = zip(*parts, strict=True)
     return torch.cat(losses), torch.cat(errors)
