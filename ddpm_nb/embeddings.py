@@ -22,33 +22,38 @@ def wave_frequencies(
     *,
     layout: str = "concat",  # see `sinusoidal_embedding`
     max_period: float = 10_000.0,  # P, above 1
-    freq_shift: float | None = None,  # s, at least 0; 1 for "concat" and 0 otherwise if left to us
+    freq_shift: float | None = None,  # s, at least 0; without: 1 for "concat", 0 otherwise
     device=None,  # where the result is needed
 ) -> Tensor:
-    """Space the frequencies of the waves geometrically from 1 down (DDPM's code; Vaswani et al. 2017, section 3.5); float64."""
+    """Space frequencies geometrically from 1 down (Vaswani et al. 2017, section 3.5); float64."""
     check_choice("layout", layout, LAYOUTS)
-    dim, max_period = check_int("dim", dim, 2), check_number("max_period", max_period, 1, open_low=True)
-    shift = float(layout == "concat") if freq_shift is None else check_number("freq_shift", freq_shift, 0)
+    dim = check_int("dim", dim, 2)
+    max_period = check_number("max_period", max_period, 1, open_low=True)
+    default = 1.0 if layout == "concat" else 0.0
+    shift = default if freq_shift is None else check_number("freq_shift", freq_shift, 0)
     half, name = (dim / 2, "dim / 2") if layout == "interleaved" else (dim // 2, "dim // 2")
     if half <= shift:
-        raise ValueError(f"{name} must be above freq_shift = {shift:g} for layout {layout!r}; got dim = {dim}")
-    dtype = torch.float32 if getattr(device, "type", device) == "mps" else torch.float64  # Apple's GPUs have no float64
-    return torch.exp(-math.log(max_period) / (half - shift) * torch.arange(math.ceil(half), dtype=dtype, device=device))
+        allowed = f"above freq_shift = {shift:g} for layout {layout!r}"
+        raise ValueError(f"{name} must be {allowed}; got dim = {dim}")
+    on_apple = getattr(device, "type", device) == "mps"  # a device without float64
+    dtype = torch.float32 if on_apple else torch.float64
+    i = torch.arange(math.ceil(half), dtype=dtype, device=device)
+    return torch.exp(-math.log(max_period) / (half - shift) * i)
 
 # %% ../nbs/05_time_embedding.ipynb #sinusoidal-embedding-2
 def sinusoidal_embedding(
-    t: Tensor,  # (B,) code indices of steps: an integer dtype, float32, or float64 for a result in float64
+    t: Tensor,  # (B,) code indices of steps; integers, float32, or float64 for a result in float64
     dim: int,  # d, length of a vector: at least 2, or 4 for "concat"
     *,
-    layout: str = "concat",  # "concat": sines, then cosines; "cos_first": cosines, then sines; "interleaved": in turn
-    max_period: float = 10_000.0,  # P: the longest wave has at most about 2 pi P steps
-    freq_shift: float | None = None,  # s: exponents are i / (dim // 2 - s); 1 for "concat" and 0 otherwise if left to us
+    layout: str = "concat",  # "concat": sines, then cosines; "cos_first"; "interleaved": in turn
+    max_period: float = 10_000.0,  # P, above 1: no wave is longer than about 2 pi P steps
+    freq_shift: float | None = None,  # s, at least 0; without: 1 for "concat", 0 otherwise
 ) -> Tensor:
-    """Embed step numbers as sines and cosines of geometrically spaced frequencies; (B, dim), float32 or float64."""
+    """Embed step numbers as sines and cosines of many frequencies; (B, dim), float32 or float64."""
     t = _check_steps(t)
     dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
-    frequencies = wave_frequencies(dim, layout=layout, max_period=max_period, freq_shift=freq_shift, device=t.device)
-    angles = t.to(dtype)[:, None] * frequencies.to(dtype)
+    options = {"layout": layout, "max_period": max_period, "freq_shift": freq_shift}
+    angles = t.to(dtype)[:, None] * wave_frequencies(dim, **options, device=t.device).to(dtype)
     sin, cos = angles.sin(), angles.cos()
     if layout == "interleaved":
         return torch.stack([sin, cos], -1).flatten(1)[:, :dim]
