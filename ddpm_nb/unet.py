@@ -290,6 +290,7 @@ def _check_config(c):
 def _build(unet, c):
     """Give a U-Net the layers that its configuration asks for."""
     widths, attention = _check_config(c)
+    unet.image_size, unet.in_channels, unet.checkpointing = c.image_size, c.in_channels, c.checkpointing
     norm = {"norm_groups": c.norm_groups, "norm_eps": c.norm_eps}
     width, time_dim = widths[-1], 4 * c.base_channels
     options = {"time_dim": time_dim, "dropout": c.dropout, "n_heads": c.n_heads, **norm}
@@ -333,8 +334,7 @@ class UNet(UShape):
         channel_mults, attn_resolutions = list(channel_mults), list(attn_resolutions)  # as JSON has them
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        self.config, self.image_size, self.in_channels = config, image_size, in_channels
-        self.checkpointing = checkpointing
+        self.config = config
         _build(self, SimpleNamespace(**config))
 
 # %% ../nbs/06_unet.ipynb #make-unet
@@ -389,12 +389,9 @@ class ResNetBaseline(nn.Module):
         self.config = {"in_channels": in_channels, "channels": channels, "n_blocks": n_blocks}
         for name, value in self.config.items():
             check_int(name, value)
-        self.conv_in = self.conv_out = nn.Identity()
-        if channels != in_channels:
-            self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv_in = _change_channels(in_channels, channels)
         self.blocks = nn.ModuleList(_conv_pair(channels) for _ in range(n_blocks))
-        if channels != in_channels:
-            self.conv_out = zero_init(nn.Conv2d(channels, in_channels, 3, padding=1))
+        self.conv_out = zero_init(_change_channels(channels, in_channels))
 
     def forward(
         self,
@@ -408,6 +405,11 @@ class ResNetBaseline(nn.Module):
         return self.conv_out(h)
 
 # %% ../nbs/06_unet.ipynb #conv-pair
+def _change_channels(before, after):
+    """Build a convolution from some channels to others, or nothing if they are equally many."""
+    return nn.Identity() if before == after else nn.Conv2d(before, after, 3, padding=1)
+
+
 def _conv_pair(channels):
     """Build two convolutions, each after a nonlinearity."""
     first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
