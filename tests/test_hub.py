@@ -933,6 +933,12 @@ def test_damaged_folders_of_diffusers_are_refused(name, pipeline_folder):
     assert not (pipeline_folder / "unet" / "trace").exists()
 
 
+def test_a_pickle_beside_the_safetensors_is_not_read(pipeline_folder, peer):
+    torch.save(Bomb(pipeline_folder / "trace"), pipeline_folder / "unet" / "diffusion_pytorch_model.bin")
+    assert same_weights(hub.unet_to_diffusers(*hub.unet_from_diffusers(pipeline_folder))[0], peer)
+    assert not (pipeline_folder / "trace").exists()
+
+
 @pytest.mark.parametrize("name", ["nowhere", "../nowhere", "a/b/c", "", "-/x", Path("owner/name")])
 def test_names_that_are_neither_folders_nor_of_the_hub_are_refused(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("asked the Hub"))
