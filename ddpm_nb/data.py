@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION', 'DATASETS', 'scale_levels', 'ImageDataset', 'load_digits_dataset', 'load_torchvision_dataset', 'resize',
-           'load_dataset', 'load_images']
+           'load_dataset', 'load_images', 'mix_seeds', 'epoch_order', 'batch_order', 'train_batches', 'mirror']
 
 # %% ../nbs/08_data.ipynb #from-pathlib-import-path-import
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from .checks import check_choice, check_int
 
@@ -144,3 +145,70 @@ def load_images(
 ) -> Tensor:
     """Load the whole set as one tensor (N, C, H, W) in [-1, 1], for sets that fit in memory."""
     return load_dataset(name, **kwargs).images()
+
+# %% ../nbs/08_data.ipynb #mix-seeds
+def mix_seeds(
+    *numbers: int,  # whole numbers from 0
+) -> int:
+    """Make one seed of several numbers, so that (0, 1) and (1, 0) start unrelated streams."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def epoch_order(
+    n: int,  # number of images
+    epoch: int,  # passes over the data already made
+    seed: int,  # seed of the run
+    flip: bool = False,  # mirror half of the images
+) -> tuple[Tensor, Tensor]:
+    """Return the order (n,) of the images in an epoch, and which of them (n,) are mirrored: a function of its arguments alone."""
+    generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
+    order = torch.randperm(n, generator=generator)
+    return order, (torch.rand(n, generator=generator) < 0.5) & flip
+
+# %% ../nbs/08_data.ipynb #batch-order
+def batch_order(
+    n: int,  # number of images
+    batch_size: int,  # images in a step over all processes, at most n
+    *,
+    seed: int = 0,  # seed of the run
+    start: int = 0,  # steps already taken
+    flip: bool = False,  # mirror half of the images
+    rank: int = 0,  # this process, 0 .. n_processes-1
+    n_processes: int = 1,  # processes that share a batch, a divisor of batch_size
+    device="cpu",  # where the indices are wanted
+):
+    """Yield for ever this process's share of each batch: its images (B,) and which of them (B,) are mirrored."""
+    per_epoch, share = n // batch_size, batch_size // n_processes
+    epoch, first = divmod(start, per_epoch)
+    while True:
+        order, flips = (values.to(device) for values in epoch_order(n, epoch, seed, flip))
+        for begin in range(first * batch_size + rank * share, per_epoch * batch_size, batch_size):
+            yield order[begin : begin + share], flips[begin : begin + share]
+        epoch, first = epoch + 1, 0
+
+# %% ../nbs/08_data.ipynb #train-batches
+def train_batches(
+    data,  # tensor (N, ...) of values, or a data set of (image, label)
+    batch_size: int,  # images in a step over all processes
+    *,
+    device="cpu",  # where the batches are wanted
+    n_workers: int = 0,  # worker processes that read a data set which is not in memory
+    **order,  # seed, start, flip, rank and n_processes of `batch_order`
+):
+    """Yield batches (B, ...) on the device for ever: from one tensor that lives there, or from files through a `DataLoader`."""
+    order = {"n": len(data), "batch_size": batch_size} | order
+    if isinstance(data, Tensor | ImageDataset):
+        values = (data if isinstance(data, Tensor) else data.levels).to(device)
+        for indices, flips in batch_order(**order, device=device):
+            x = values[indices]
+            yield mirror(x if isinstance(data, Tensor) else scale_levels(x, data.n_levels), flips, order)
+        return
+    wanted = (indices.tolist() for indices, _ in batch_order(**order))
+    loader = DataLoader(data, batch_sampler=wanted, num_workers=n_workers, pin_memory=torch.device(device).type == "cuda")
+    for (x, _), (_, flips) in zip(loader, batch_order(**order), strict=False):
+        yield mirror(x.to(device, non_blocking=True), flips, order)
+
+
+def mirror(x, flips, order):
+    """Mirror the marked images of a batch from left to right, if the run mirrors at all."""
+    return torch.where(flips.to(x.device).reshape(-1, 1, 1, 1), x.flip(-1), x) if order.get("flip") else x
