@@ -153,10 +153,12 @@ def simple_loss(
     objective: str = "eps",  # what the model predicts: "eps", "x_0", "v" or "mu"
     weighting: str = "simple",  # "simple": steps weigh alike; "vlb": T * lambda_t, as in the bound, nats
     variance: str = "posterior",  # reverse variance behind lambda_t: "posterior" or "beta"
+    reduction: str = "mean",  # "mean": one number; "none": the mean over each image, (B,)
     generator: torch.Generator | None = None,  # source of t and the noise
 ) -> Tensor:
     """Average the weighted squared error over all elements (DDPM, equation 14)."""
     check_choice("objective", objective, OBJECTIVES)
+    check_choice("reduction", reduction, ("mean", "none"))
     check_choice("weighting", weighting, WEIGHTINGS)
     check_choice("variance", variance, VARIANCES)
     t, eps = _draw(schedule, _check_batch(x_0), t, eps, generator)
@@ -164,10 +166,11 @@ def simple_loss(
     output = model(x_t, t)
     check_same_shape("the model's output", output, "x_0", x_0)
     if weighting == "simple":
-        return (output - objective_target(schedule, objective, x_0, x_t, t, eps)).square().mean()
-    error = (output_to_eps(schedule, objective, x_t, t, output) - eps).square()
-    weights = schedule.n_steps * vlb_weights(schedule, variance)
-    return (extract(weights, t, x_0.ndim) * error).mean()
+        error = (output - objective_target(schedule, objective, x_0, x_t, t, eps)).square()
+    else:
+        weights = extract(schedule.n_steps * vlb_weights(schedule, variance), t, x_0.ndim)
+        error = weights * (output_to_eps(schedule, objective, x_t, t, output) - eps).square()
+    return error.mean() if reduction == "mean" else error.flatten(1).mean(1)
 
 # %% ../nbs/03_elbo.ipynb #check-batch
 def _check_batch(x_0):
