@@ -204,32 +204,6 @@ def _up_path(skips, widths, attention, n_res_blocks, upsampling, **options):
         width = out
     return levels
 
-# %% ../nbs/06_unet.ipynb #ushape
-class UShape(nn.Module):
-    """Walk down, through the middle and up again; a subclass brings the layers."""
-
-    def forward(
-        self,
-        x: Tensor,  # (B, in_channels, image_size, image_size) noisy images
-        t: Tensor,  # (B,) code indices of their steps
-    ) -> Tensor:
-        """Return the predicted noise; (B, out_channels, image_size, image_size)."""
-        _check_input(self, x, t)
-        time, h = F.silu(self.time_embedding(t)), self.conv_in(x)
-        skips = [h]
-        for level in self.down:
-            for i in range(len(level.blocks)):
-                skips.append(h := _step(self, level, i, h, time))
-            if level.resample is not None:
-                skips.append(h := level.resample(h))
-        h = self.mid_attention(_step(self, self.mid, 0, h, time))
-        h = _step(self, self.mid, 1, h, time)
-        for level in self.up:
-            for i in range(len(level.blocks)):
-                h = _step(self, level, i, torch.cat([h, skips.pop()], 1), time)
-            h = h if level.resample is None else level.resample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
-
 # %% ../nbs/06_unet.ipynb #step
 def _step(unet, level, i, h, time):
     """Apply one residual block with its attention, recomputing it in the backward pass if asked to."""
@@ -247,6 +221,33 @@ def _check_input(unet, x, t):
     if not isinstance(t, Tensor) or t.shape != x.shape[:1]:
         got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
         raise ValueError(f"t must be a tensor of shape ({len(x)},), one step for each image; got {got}")
+
+# %% ../nbs/06_unet.ipynb #ushape
+class UShape(nn.Module):
+    """Walk down, through the middle and up again; a subclass brings the layers."""
+
+    def forward(
+        self,
+        x: Tensor,  # (B, in_channels, image_size, image_size) noisy images
+        t: Tensor,  # (B,) code indices of their steps
+    ) -> Tensor:
+        """Return the predicted noise; (B, out_channels, image_size, image_size)."""
+        _check_input(self, x, t)
+        x = x.contiguous() if x.device.type == "cpu" else x  # group norm is slow otherwise
+        time, h = F.silu(self.time_embedding(t)), self.conv_in(x)
+        skips = [h]
+        for level in self.down:
+            for i in range(len(level.blocks)):
+                skips.append(h := _step(self, level, i, h, time))
+            if level.resample is not None:
+                skips.append(h := level.resample(h))
+        h = self.mid_attention(_step(self, self.mid, 0, h, time))
+        h = _step(self, self.mid, 1, h, time)
+        for level in self.up:
+            for i in range(len(level.blocks)):
+                h = _step(self, level, i, torch.cat([h, skips.pop()], 1), time)
+            h = h if level.resample is None else level.resample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
 
 # %% ../nbs/06_unet.ipynb #level-widths
 def _level_widths(base_channels, channel_mults, cumulative):
@@ -375,6 +376,17 @@ def unet_shapes(
         handle.remove()
     return rows
 
+# %% ../nbs/06_unet.ipynb #conv-pair
+def _change_channels(before, after):
+    """Build a convolution from some channels to others, or nothing if they are equally many."""
+    return nn.Identity() if before == after else nn.Conv2d(before, after, 3, padding=1)
+
+
+def _conv_pair(channels):
+    """Build two convolutions, each after a nonlinearity."""
+    first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+    return nn.Sequential(nn.SiLU(), first, nn.SiLU(), second)
+
 # %% ../nbs/06_unet.ipynb #resnetbaseline
 class ResNetBaseline(nn.Module):
     """Predict the noise with residual convolutions at full resolution, not knowing the time."""
@@ -403,14 +415,3 @@ class ResNetBaseline(nn.Module):
         for block in self.blocks:
             h = h + block(h)
         return self.conv_out(h)
-
-# %% ../nbs/06_unet.ipynb #conv-pair
-def _change_channels(before, after):
-    """Build a convolution from some channels to others, or nothing if they are equally many."""
-    return nn.Identity() if before == after else nn.Conv2d(before, after, 3, padding=1)
-
-
-def _conv_pair(channels):
-    """Build two convolutions, each after a nonlinearity."""
-    first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-    return nn.Sequential(nn.SiLU(), first, nn.SiLU(), second)
