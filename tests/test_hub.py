@@ -363,6 +363,7 @@ def test_every_shipped_model_loads_and_its_card_is_current():
         config = hub.read_config(path)
         hub.load_pretrained(path.name)
         assert (path / "README.md").read_text() == hub.model_card(config)
+        assert {"data", "iterations", "test loss"} <= config["card"].keys(), "a card says on what, for how long, how good"
         assert sum(p.stat().st_size for p in path.iterdir()) < 4_000_000
 
 
@@ -848,6 +849,25 @@ def test_a_saved_and_converted_model_gives_the_same_pictures_in_a_pipeline(name,
     assert (other - x).abs().max() > 0.1
     fewer = pipeline(1, torch.Generator().manual_seed(1), num_inference_steps=3, output_type="np").images
     assert fewer.shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("separately", [False, True])
+def test_a_converted_model_saved_by_diffusers_runs_in_its_pipeline(separately, tmp_path):
+    ours, schedule = randomize(UNet(**SMALL | {"in_channels": 3})), make_schedule("cosine", 20)
+    model, scheduler = hub.unet_to_diffusers(ours, schedule)
+    if separately:
+        model.save_pretrained(tmp_path / "unet")
+        scheduler.save_pretrained(tmp_path / "scheduler")
+        parts = diffusers.UNet2DModel.from_pretrained(tmp_path / "unet"), diffusers.DDPMScheduler.from_pretrained(tmp_path / "scheduler")
+        pipeline = diffusers.DDPMPipeline(*parts)
+    else:
+        diffusers.DDPMPipeline(model, scheduler).save_pretrained(tmp_path)
+        pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    assert not list(tmp_path.rglob("*.bin")) and len(list(tmp_path.rglob("*.safetensors"))) == 1
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(2, torch.Generator().manual_seed(1), num_inference_steps=20, output_type="np").images
+    x = sample_ddpm(ours, schedule, (2, 3, 8, 8), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(torch.from_numpy(images), x.clamp(-1, 1).add(1).div(2).permute(0, 2, 3, 1), atol=1e-4, rtol=0)
 
 
 # folders of diffusers
