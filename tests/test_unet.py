@@ -186,6 +186,39 @@ def test_presets_keep_the_image_and_hear_the_time(name):
     assert min(groups) > 1, "a group of one channel takes the time out again"
 
 
+PAPER = {  # appendix B of the paper and its code: sides of the levels, channels, dropout, residual blocks of the network
+    "ddpm-cifar10": ([32, 16, 8, 4], [128, 256, 256, 256], 0.1, 8 + 2 + 12),
+    "ddpm-lsun": ([256, 128, 64, 32, 16, 8], [128, 128, 256, 256, 512, 512], 0.0, 12 + 2 + 18),
+    "ddpm-celebahq": ([256, 128, 64, 32, 16, 8], [128, 128, 256, 256, 512, 512], 0.0, 12 + 2 + 18),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_presets_of_the_paper_make_its_choices(name):
+    sides, widths, dropout, n_blocks = PAPER[name]
+    unet = on_meta(lambda: make_unet(name))
+    rows = {row[0]: row[1:] for row in unet_shapes(unet)}
+    assert [rows[f"down.{i}.blocks.1"][1:] for i in range(len(sides))] == [*zip(widths, sides, strict=True)]
+    attended = [(name.split(".")[0], side) for name, (kind, _, side) in rows.items() if kind == "SelfAttention"]
+    assert attended == [("down", 16)] * 2 + [("mid_attention", sides[-1])] + [("up", 16)] * 3
+    modules = [*unet.modules()]
+    assert {(m.num_groups, m.eps) for m in modules if isinstance(m, nn.GroupNorm)} == {(32, 1e-6)}
+    assert {m.p for m in modules if isinstance(m, nn.Dropout)} == {dropout}
+    assert {m.mode for m in modules if isinstance(m, Upsample)} == {"nearest"}
+    assert {m.n_heads for m in modules if isinstance(m, SelfAttention)} == {1}
+    assert sum(isinstance(m, ResBlock) for m in modules) == n_blocks
+    assert (unet.time_embedding.linear_1.in_features, unet.time_embedding.linear_2.out_features) == (128, 512)
+    assert unet.config["time_layout"] == "concat"
+
+
+def test_zero_layers_are_the_last_of_each_branch_and_no_others():
+    unet = UNet(**TINY)
+    zero = {name.removesuffix(".weight") for name, p in unet.named_parameters() if name.endswith("weight") and not p.any()}
+    last = {ResBlock: "conv_2", SelfAttention: "out"}
+    expected = {f"{name}.{last[type(m)]}" for name, m in unet.named_modules() if type(m) in last}
+    assert zero == expected | {"conv_out"}
+
+
 def test_preset_arguments_can_be_replaced():
     assert make_unet("digits", dropout=0.2).config["dropout"] == 0.2
     assert PRESETS["digits"].get("dropout") is None
@@ -323,17 +356,68 @@ def test_gpu_uses_a_fused_attention():
 # Compilation, copies, checkpointing.
 
 
+COMPILED = {
+    "attention at one level": {},
+    "attention everywhere": {"n_heads": 2, "attn_resolutions": (8, 4)},
+    "no attention": {"attn_resolutions": (), "mid_attention": False},
+    "transposed, cosines first": {"upsampling": "transposed", "time_layout": "cos_first"},
+    "dropout": {"dropout": 0.3},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"upsampling": "transposed", "n_heads": 2}], ids=["plain", "transposed"])
-def test_compiles_to_one_graph(changes):
-    """With fullgraph=True a graph break is an error."""
-    unet = perturbed(UNet(**{**TINY, **changes, "n_res_blocks": 1}))
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("changes", COMPILED.values(), ids=COMPILED)
+def test_compiles_without_a_graph_break(changes, training):
+    unet = perturbed(UNet(**{**TINY, **changes, "n_res_blocks": 1})).train(training)
     x, t = inputs(unet)
     torch._dynamo.reset()
-    graphs = []
-    compiled = torch.compile(unet, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
-    torch.testing.assert_close(compiled(x, t), unet(x, t))
-    assert len(graphs) == 1
+    with torch.set_grad_enabled(training):
+        found = torch._dynamo.explain(unet)(x, t)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_compiled_network_is_the_same_function(training, bf16):
+    """With fullgraph=True a graph break is an error; the gradients pass through the same graph."""
+    unet = perturbed(UNet(**{**TINY, "n_res_blocks": 1})).train(training)
+    x, t = inputs(unet)
+    torch._dynamo.reset()
+    compiled = torch.compile(unet, backend="aot_eager", fullgraph=True)
+    results = []
+    for network in (unet, compiled):
+        unet.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.set_grad_enabled(training):
+            y = network(x, t)
+        if training:
+            y.float().square().mean().backward()
+        results.append([y.detach(), *(p.grad for p in unet.parameters() if training)])
+    torch.testing.assert_close(*results, **({"rtol": 0.05, "atol": 0.02} if bf16 else {}))
+
+
+@pytest.mark.slow
+def test_a_graph_break_would_be_counted():
+    """The wrong form: a number taken out of a tensor to be looked at by Python."""
+    unet = UNet(**{**TINY, "n_res_blocks": 1})
+    step, unet.mid.step = unet.mid.step, lambda i, h, time: step(i, h / float(h.detach().abs().max()), time)
+    torch._dynamo.reset()
+    assert torch._dynamo.explain(unet)(*inputs(unet)).graph_break_count > 0
+
+
+def test_images_stored_pixel_by_pixel_do_not_slow_the_cpu():
+    """An image file has the colours of a pixel together; on a CPU group norm is slow on that format."""
+    unet = perturbed(UNet(**{**TINY, "in_channels": 3}))
+    x, t = inputs(unet)
+    packed = x.to(memory_format=torch.channels_last)
+    assert not packed.is_contiguous() and not unet.conv_in(packed).is_contiguous(), "the wrong form: the format spreads"
+    seen = []
+    for m in unet.modules():
+        if isinstance(m, nn.GroupNorm):
+            m.register_forward_pre_hook(lambda m, args: seen.append(args[0].is_contiguous()))
+    assert torch.equal(unet(packed, t), unet(x, t))
+    assert seen and all(seen)
 
 
 class Copies(TorchDispatchMode):
