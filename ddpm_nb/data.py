@@ -68,7 +68,8 @@ def _check_levels(levels, labels, n_levels, n_classes):
     """Refuse images that are no whole numbers of the promised range, and labels without a class."""
     if levels.ndim != 4 or levels.is_floating_point() or len(levels) != len(labels):
         raise ValueError(
-            f"levels must be whole numbers of shape (N, C, H, W), as many as labels; got {levels.dtype} {tuple(levels.shape)} and {len(labels)} labels"
+            f"levels must be whole numbers of shape (N, C, H, W), as many as labels; got {levels.dtype} {tuple(levels.shape)} "
+            f"and {len(labels)} labels"
         )
     for name, values, n in (("levels", levels, n_levels), ("labels", labels, n_classes)):
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < n:
@@ -160,7 +161,8 @@ def _load_torchvision(name, split, root) -> ImageDataset:
     try:
         folder = next((place for place in places if any((place / file).exists() for file in wanted)), None)
         if folder is None:
-            _download(kind, root, folder := root / inner)
+            folder = root / inner
+            _download(kind, root, inner)
         found = _read_found(kind, files, packed, folder, split == "train")
         return _from_torchvision(found, flip=name == "cifar10")
     except Exception as error:
@@ -261,7 +263,7 @@ def _find_unreadable(root, files, image_size, grey) -> dict:
         progress = tqdm(pool.imap(problem, files), total=len(files), desc="checking images", disable=None, leave=False)
         return {file: reason for file, reason in zip(files, progress, strict=True) if reason}
 
-
+# %% ../nbs/08_data.ipynb #report
 def _report(problems, n_files, root, skip):
     """Raise an error, or warn, with the names of the files that cannot be used and the reasons."""
     if not problems:
@@ -270,9 +272,9 @@ def _report(problems, n_files, root, skip):
     text = f"{len(problems)} of {n_files} files in {root}: {shown}{'; ...' if len(problems) > 10 else ''}"
     if not skip:
         raise ValueError(f"cannot read {text}. Repair or remove them, or pass unreadable='skip' to leave them out")
-    warnings.warn(f"left out {text}", stacklevel=3)
+    warnings.warn(f"left out {text}", stacklevel=4)
 
-
+# %% ../nbs/08_data.ipynb #scan-folder
 def _scan_folder(root, image_size, grey, unreadable) -> tuple:
     """Return the files that can be used, all classes, the class (N,) of each file, and the files that are left out with the reasons."""
     check_choice("unreadable", unreadable, ("refuse", "skip", "trust"))
@@ -419,9 +421,9 @@ def batch_order(
         raise ValueError(f"batch_size must be a multiple of n_processes, {n_processes}; got {batch_size}")
     return _batch_order(n, batch_size, seed, start, flip, rank, batch_size // n_processes, device)
 
-
+# %% ../nbs/08_data.ipynb #batch-order-3
 def _batch_order(n, batch_size, seed, start, flip, rank, share, device):
-    """Yield what `batch_order` promises; apart from it, so that bad arguments are refused at once and not at the first batch."""
+    """Yield the shares that `batch_order` promises, an epoch after the other, the first one from where it was left."""
     per_epoch = n // batch_size
     epoch, first = divmod(start, per_epoch)
     while True:
@@ -450,7 +452,7 @@ def train_batches(
         return _batches_from_memory(data, order, device)
     return _batches_from_files(data, order, device, n_workers)
 
-
+# %% ../nbs/08_data.ipynb #mirror
 def _mirror(x, flips, order):
     """Mirror the marked images of a batch from left to right, if the run mirrors at all."""
     return torch.where(flips.to(x.device).reshape(-1, 1, 1, 1), x.flip(-1), x) if order.get("flip") else x
