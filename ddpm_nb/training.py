@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'CHECKPOINTS', 'SETTINGS_FILE', 'LOG_FILE', 'TrainConfig', 'lr_factor', 'EMA', 'pick_precision',
-           'make_accelerator', 'Trainer', 'make_optimizer', 'seed_process', 'trainer_state', 'load_trainer_state',
-           'save_checkpoint', 'load_checkpoint', 'read_checkpoint', 'Interrupted', 'stop_signals', 'TrainLog',
-           'read_log', 'prepare_run', 'read_settings', 'Run', 'held_out_loss', 'fit', 'TrainResult', 'train']
+           'make_accelerator', 'Trainer', 'make_optimizer', 'seed_process', 'draw_noise', 'add_gradient', 'take_step',
+           'trainer_state', 'load_trainer_state', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'TrainLog',
+           'log_line', 'read_log', 'prepare_run', 'read_settings', 'Run', 'start_run', 'resume_run', 'held_out_loss',
+           'Interrupted', 'stop_signals', 'fit', 'TrainResult', 'train', 'run_training']
 
 # %% ../nbs/09_training.ipynb #import-copy-import-json-import-m
 import copy
 import json
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -26,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, is_tensorboard_available
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -80,8 +83,6 @@ def _check_config(config):
     check_choice("weighting", config.weighting, WEIGHTINGS)
     check_choice("precision", config.precision, PRECISIONS)
 
-
-
 # %% ../nbs/09_training.ipynb #lr-factor
 def lr_factor(
     config: TrainConfig,  # settings of the run
@@ -94,9 +95,6 @@ def lr_factor(
         if config.lr_decay == "constant"
         else rise * 0.5 * (1 + math.cos(math.pi * i / config.n_iterations))
     )
-
-
-
 
 # %% ../nbs/09_training.ipynb #ema
 class EMA:
@@ -124,37 +122,25 @@ class EMA:
         for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(other)
 
-
-
-
-# %% ../nbs/09_training.ipynb #pick-precision
+# %% ../nbs/09_training.ipynb #trainer
 def pick_precision(
-    precision: str,  # "auto", "float32" or "bfloat16"
+    precision: str,  # "auto", "float32", "bfloat16" or "float16"
     device: torch.device,  # where the training runs
 ) -> torch.dtype:
     """Choose the type of the arithmetic: bfloat16 where the device computes in it, if left to us."""
-    if check_choice("precision", precision, PRECISIONS) != "auto":
+    if check_choice("precision", precision, PRECISIONS) == "float16" and device.type != "cuda":
+        raise ValueError(f"precision='float16' needs a CUDA device; got {device.type}")
+    if precision != "auto":
         return getattr(torch, precision)
     if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32
-        )
-    supported = [
-        getattr(torch.cpu, name, lambda: False)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ]
-    return (
-        torch.bfloat16
-        if device.type == "cpu" and any(check() for check in supported)
-        else torch.float32
-    )
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        checks = [getattr(torch.cpu, name, lambda: False) for name in names]
+        fast = device.type == "cpu" and any(check() for check in checks)
+    return torch.bfloat16 if fast else torch.float32
 
-
-
-
-# %% ../nbs/09_training.ipynb #assert-pick-precision-float32-to
+# %% ../nbs/09_training.ipynb #trainer-state
 _MIXED = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -164,24 +150,26 @@ def make_accelerator(
     tensorboard=None,  # folder for TensorBoard's files; none without
 ) -> Accelerator:
     """Return Accelerate's handle on the device, the precision and the processes of a run."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # an earlier run of this process may have had another device
+    precision = _MIXED[pick_precision(config.precision, device)]
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # forget an earlier run of this process
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision=_MIXED[pick_precision(config.precision, device)],
+        mixed_precision=precision,
         gradient_accumulation_steps=config.n_accumulate,
         log_with=None if tensorboard is None else "tensorboard",
         project_dir=tensorboard,
     )
-    parts = accelerator.num_processes * accelerator.gradient_accumulation_steps
-    if config.batch_size % parts or accelerator.gradient_accumulation_steps != config.n_accumulate:
-        allowed = f"{accelerator.num_processes} processes times n_accumulate={accelerator.gradient_accumulation_steps}"
-        raise ValueError(f"batch_size must be a multiple of {allowed}; got {config.batch_size}, n_accumulate={config.n_accumulate}")
+    n, parts = accelerator.num_processes, accelerator.gradient_accumulation_steps
+    if config.batch_size % (n * parts) or parts != config.n_accumulate:
+        allowed = f"a multiple of {n} processes x {parts} parts, with n_accumulate={parts}"
+        given = f"{config.batch_size} and n_accumulate={config.n_accumulate}"
+        raise ValueError(f"batch_size must be {allowed}; got {given}")
     return accelerator
 
-# %% ../nbs/09_training.ipynb #trainer
+# %% ../nbs/09_training.ipynb #save-checkpoint
 class Trainer:
-    """Hold all that a run changes: the network, its average, the optimiser, the random streams, the count of steps."""
+    """Hold all that a run changes: network, average, optimiser, random streams, the count of steps."""
 
     def __init__(
         self,
@@ -190,7 +178,8 @@ class Trainer:
         config: TrainConfig,  # settings
         accelerator: Accelerator,  # the device and the processes
     ):
-        self.network, self.config, self.accelerator = model.to(accelerator.device).train(), config, accelerator
+        self.config, self.accelerator = config, accelerator
+        self.network = model.to(accelerator.device).train()
         self.schedule, self.ema = schedule.to(accelerator.device), EMA(model, config.ema_decay)
         self.adamw = make_optimizer(model, config)
         self.model, self.optimizer = accelerator.prepare(model, self.adamw)
@@ -198,59 +187,15 @@ class Trainer:
         self.n_steps, self.n_skipped = 0, 0
         seed_process(config.seed, accelerator.process_index, 0)
 
-    def draw(
-        self,
-        x_0: Tensor,  # (B, ...) this process's share of a batch
-    ) -> tuple[Tensor, Tensor]:
-        """Draw the steps (B,) and the noise (B, ...) of a batch, and return this process's share of them."""
-        n, rank, device = self.config.batch_size, self.accelerator.process_index, x_0.device
-        t = torch.randint(self.schedule.n_steps, (n,), generator=self.noise, device=device)
-        eps = torch.randn((n, *x_0.shape[1:]), generator=self.noise, device=device, dtype=x_0.dtype)
-        share = slice(rank * len(x_0), (rank + 1) * len(x_0))
-        return t[share], eps[share]
-
-    def step(
-        self,
-        x_0: Tensor,  # (B, ...) this process's share of a batch
-    ) -> tuple[Tensor, Tensor]:
-        """Take one step of Algorithm 1; return the steps t (B,) that were drawn and the loss of each image (B,)."""
-        for group in self.adamw.param_groups:
-            group["lr"] = self.config.lr * lr_factor(self.config, self.n_steps)
-        t, eps = self.draw(x_0)
-        parts = (values.chunk(self.config.n_accumulate) for values in (x_0, t, eps))
-        losses = torch.cat([self.work(*part) for part in zip(*parts, strict=True)])
-        self.n_steps += 1
-        if self.accelerator.optimizer_step_was_skipped:  # float16 only: the gradient overflowed
-            self.n_skipped += 1
-        else:
-            self.ema.update(self.network)
-        return t, losses
-
-    def work(
-        self,
-        x_0: Tensor,  # (B, ...) part of a batch
-        t: Tensor,  # (B,) its steps
-        eps: Tensor,  # (B, ...) its noise
-    ) -> Tensor:
-        """Add the gradient of a part of a batch, and move the weights after the last part; return the losses (B,)."""
-        options = {"objective": self.config.objective, "weighting": self.config.weighting, "reduction": "none"}
-        with self.accelerator.accumulate(self.model):
-            losses = simple_loss(self.model, self.schedule, x_0, t=t, eps=eps, **options)
-            self.accelerator.backward(losses.mean())
-            if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return losses.detach()
-
-# %% ../nbs/09_training.ipynb #make-optimizer
+# %% ../nbs/09_training.ipynb #load-checkpoint
 def make_optimizer(
     model: nn.Module,  # the network to train
     config: TrainConfig,  # settings
 ) -> torch.optim.AdamW:
-    """Return AdamW for the parameters of a model; fused, it updates all of them in one pass over memory."""
+    """Return AdamW for the parameters of a model; fused, it updates all in one pass over memory."""
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
+    return torch.optim.AdamW(model.parameters(), **settings)
 
 
 def seed_process(
@@ -258,25 +203,77 @@ def seed_process(
     rank: int,  # this process
     step: int,  # steps taken
 ):
-    """Start torch's global streams, which only dropout uses, differently in each process."""
+    """Start torch's global stream, which only dropout uses, differently in each process."""
     torch.manual_seed(mix_seeds(seed, rank, step))
 
-# %% ../nbs/09_training.ipynb #trainer-state
+# %% ../nbs/09_training.ipynb #interrupted
+def draw_noise(
+    trainer: Trainer,  # the run
+    x_0: Tensor,  # (B, ...) this process's share of a batch
+) -> tuple[Tensor, Tensor]:
+    """Draw the steps and the noise of a batch; return this process's share, (B,) and (B, ...)."""
+    n, rank = trainer.config.batch_size, trainer.accelerator.process_index
+    options = {"generator": trainer.noise, "device": x_0.device}
+    t = torch.randint(trainer.schedule.n_steps, (n,), **options)
+    eps = torch.randn((n, *x_0.shape[1:]), dtype=x_0.dtype, **options)
+    share = slice(rank * len(x_0), (rank + 1) * len(x_0))
+    return t[share], eps[share]
+
+# %% ../nbs/09_training.ipynb #trainlog
+def add_gradient(
+    trainer: Trainer,  # the run
+    x_0: Tensor,  # (B, ...) part of a batch
+    t: Tensor,  # (B,) its steps
+    eps: Tensor,  # (B, ...) its noise
+) -> Tensor:
+    """Add the gradient of a part, move the weights after the last part; return the losses (B,)."""
+    config, accelerator = trainer.config, trainer.accelerator
+    options = {"objective": config.objective, "weighting": config.weighting, "reduction": "none"}
+    with accelerator.accumulate(trainer.model):
+        losses = simple_loss(trainer.model, trainer.schedule, x_0, t=t, eps=eps, **options)
+        accelerator.backward(losses.mean())
+        if accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(trainer.model.parameters(), config.grad_clip)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+    return losses.detach()
+
+# %% ../nbs/09_training.ipynb #stop-if-not-finite
+def take_step(
+    trainer: Trainer,  # the run
+    x_0: Tensor,  # (B, ...) this process's share of a batch
+) -> tuple[Tensor, Tensor]:
+    """Take one step of Algorithm 1; return the steps (B,) that were drawn, and the losses (B,)."""
+    for group in trainer.adamw.param_groups:
+        group["lr"] = trainer.config.lr * lr_factor(trainer.config, trainer.n_steps)
+    batch = (x_0, *draw_noise(trainer, x_0))
+    parts = zip(*(values.chunk(trainer.config.n_accumulate) for values in batch), strict=True)
+    losses = torch.cat([add_gradient(trainer, *part) for part in parts])
+    trainer.n_steps += 1
+    if trainer.accelerator.optimizer_step_was_skipped:  # a float16 gradient overflowed
+        trainer.n_skipped += 1
+    else:
+        trainer.ema.update(trainer.network)
+    return batch[1], losses
+
+# %% ../nbs/09_training.ipynb #run
 def trainer_state(
     trainer: Trainer,  # the run
 ) -> tuple[dict, dict]:
     """Return what a run needs to go on: tensors by name, and facts for JSON."""
-    tensors = {f"model.{name}": value for name, value in trainer.network.state_dict().items()}
-    tensors |= {f"ema.{name}": value for name, value in trainer.ema.model.state_dict().items()}
-    for index, values in trainer.adamw.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    tensors = {f"model.{k}": v for k, v in trainer.network.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in trainer.ema.model.state_dict().items()}
+    for i, values in trainer.adamw.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
+    device, scaler = trainer.accelerator.device, trainer.accelerator.scaler
     tensors["random.noise"] = trainer.noise.get_state()
-    for rank, states in enumerate(gather_object([_global_states(trainer.accelerator.device)])):
-        tensors |= {f"random.{rank}.{name}": value for name, value in states.items()}
-    scaler = trainer.accelerator.scaler
-    facts = {"step": trainer.n_steps, "skipped": trainer.n_skipped, "ema_updates": trainer.ema.n_updates}
-    facts |= {"device": trainer.accelerator.device.type, "scaler": None if scaler is None else scaler.state_dict()}
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, facts
+    tensors["schedule.betas"] = trainer.schedule.exact_betas
+    for rank, states in enumerate(gather_object([_global_states(device)])):
+        tensors |= {f"random.{rank}.{k}": v for k, v in states.items()}
+    facts = {"step": trainer.n_steps, "skipped": trainer.n_skipped, "device": device.type}
+    facts["ema_updates"] = trainer.ema.n_updates
+    facts["scaler"] = None if scaler is None else scaler.state_dict()
+    return {k: v.detach().cpu().clone() for k, v in tensors.items()}, facts
 
 
 def _global_states(device):
@@ -284,107 +281,343 @@ def _global_states(device):
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
-# %% ../nbs/09_training.ipynb #load-trainer-state
+# %% ../nbs/09_training.ipynb #held-out-loss
 def load_trainer_state(
     trainer: Trainer,  # the run to change
     tensors: dict,  # from `trainer_state`
     facts: dict,  # from `trainer_state`
 ):
     """Put a run back where `trainer_state` found it."""
-    groups = {"model": {}, "ema": {}, "optimizer": {}, "random": {}}
+    groups = {"model": {}, "ema": {}, "optimizer": {}, "random": {}, "schedule": {}}
     for name, value in tensors.items():
         group, rest = name.split(".", 1)
         groups[group][rest] = value
+    if not groups["schedule"]["betas"].equal(trainer.schedule.exact_betas.cpu()):
+        raise ValueError("schedule differs from the one that the run was started with")
     trainer.network.load_state_dict(groups["model"])
     trainer.ema.model.load_state_dict(groups["ema"])
     optimizer = trainer.adamw.state_dict()
     for name, value in groups["optimizer"].items():
-        index, name = name.split(".", 1)
-        optimizer["state"].setdefault(int(index), {})[name] = value
+        i, rest = name.split(".", 1)
+        optimizer["state"].setdefault(int(i), {})[rest] = value
     trainer.adamw.load_state_dict(optimizer)
-    trainer.n_steps, trainer.n_skipped, trainer.ema.n_updates = facts["step"], facts["skipped"], facts["ema_updates"]
+    trainer.n_steps, trainer.n_skipped = facts["step"], facts["skipped"]
+    trainer.ema.n_updates = facts["ema_updates"]
     if trainer.accelerator.scaler is not None and facts["scaler"] is not None:
         trainer.accelerator.scaler.load_state_dict(facts["scaler"])
     _load_random(trainer, groups["random"], facts["device"])
 
-
+# %% ../nbs/09_training.ipynb #fit
 def _load_random(trainer, states, device):
-    """Continue the random streams, or start new ones where the device or the processes are others than before."""
-    accelerator, seed = trainer.accelerator, trainer.config.seed
-    rank, own = accelerator.process_index, accelerator.device
+    """Continue the random streams, or start new ones where device or processes are not as before."""
+    own, rank = trainer.accelerator.device, trainer.accelerator.process_index
+    seed, step = trainer.config.seed, trainer.n_steps
     if own.type != device:
-        warnings.warn(f"the run was on {device} and goes on on {own.type}: its noise will be other noise", stacklevel=2)
-        trainer.noise.manual_seed(mix_seeds(seed, trainer.n_steps))
-        return seed_process(seed, rank, trainer.n_steps)
+        message = f"the run was on {device} and goes on on {own.type}: its noise will be other noise"
+        warnings.warn(message, stacklevel=2)
+        trainer.noise.manual_seed(mix_seeds(seed, step))
+        return seed_process(seed, rank, step)
     trainer.noise.set_state(states["noise"])
-    if f"{rank}.cpu" not in states:
-        return seed_process(seed, rank, trainer.n_steps)
+    if f"{rank}.cpu" not in states:  # a process that the run did not have before
+        return seed_process(seed, rank, step)
     torch.set_rng_state(states[f"{rank}.cpu"])
     if own.type == "cuda":
         torch.cuda.set_rng_state(states[f"{rank}.cuda"], own)
 
-# %% ../nbs/09_training.ipynb #save-checkpoint
+# %% ../nbs/09_training.ipynb #trainresult
+_CHECKPOINT = {"format": "ddpm_nb checkpoint", "version": 1}
+
+
 def save_checkpoint(
     folder,  # folder of the checkpoints
     tensors: dict,  # tensors by name
-    facts: dict,  # facts for JSON; "step" and "score" among them
+    facts: dict,  # facts for JSON; "step" and "score" (lower is better, or None) among them
     keep: int = 2,  # newest checkpoints to keep, besides the one with the lowest score
 ) -> Path:
-    """Write a checkpoint, whole or not at all, and then remove the ones that are no longer needed."""
-    folder = Path(folder)
-    path = folder / f"step-{facts['step']:08d}.safetensors"
-    weights = save(tensors)
-    facts = json.loads(json.dumps(_CHECKPOINT | facts))
+    """Write a checkpoint, whole or not at all, then remove the ones that are no longer needed."""
+    path = Path(folder) / f"step-{facts['step']:08d}.json"
+    weights, facts = save(tensors), json.loads(json.dumps(_CHECKPOINT | facts))
     facts["sha256"] = checksum(facts, weights)
-    with replaced_file(path) as file:
+    with replaced_file(path.with_suffix(".safetensors")) as file:
         file.write_bytes(weights)
-    with replaced_file(path.with_suffix(".json")) as file:  # last: a checkpoint is there when its JSON is
+    with replaced_file(path) as file:
         file.write_text(json.dumps(facts, indent=1))
-    _remove_old(folder, keep)
+    _remove_old(path.parent, keep)
     return path
 
 
 def _remove_old(folder, keep):
-    """Remove all checkpoints but the newest ones and the one with the lowest score."""
+    """Remove all checkpoints but the newest and the one with the lowest score."""
     paths = sorted(folder.glob("step-*.json"))
-    scores = {path: json.loads(path.read_text())["score"] for path in paths}
-    best = min(paths, key=lambda path: (math.inf if scores[path] is None else scores[path], path.name))
-    for path in paths[:-keep]:
-        if path != best:
-            path.unlink()
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
+    best = min(paths, key=lambda path: (_score(path), path.name))
+    for path in {*paths[:-keep]} - {best}:
+        path.unlink()
+        path.with_suffix(".safetensors").unlink(missing_ok=True)
 
-# %% ../nbs/09_training.ipynb #load-checkpoint
-_CHECKPOINT = {"format": "ddpm_nb checkpoint", "version": 1}
+
+def _score(path):
+    """Return the score of a checkpoint, infinite if it has none or cannot be read."""
+    try:
+        score = json.loads(path.read_bytes())["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
+    return score if isinstance(score, int | float) and math.isfinite(score) else math.inf
+
+# %% ../nbs/09_training.ipynb #settings
+def read_checkpoint(
+    path,  # the checkpoint's JSON file
+) -> tuple[dict, dict]:
+    """Read one checkpoint; raise `ValueError` or `OSError` if a byte is not as it was written."""
+    path = Path(path)
+    facts, weights = json.loads(path.read_bytes()), path.with_suffix(".safetensors").read_bytes()
+    if not isinstance(facts, dict) or {k: facts.get(k) for k in _CHECKPOINT} != _CHECKPOINT:
+        raise ValueError("it is not a checkpoint of this version")
+    if facts.get("sha256") != checksum(facts, weights):
+        raise ValueError("its checksum does not match")
+    try:
+        return load(weights), facts
+    except SafetensorError as error:
+        raise ValueError(f"its tensors cannot be read: {error}") from None
 
 
 def load_checkpoint(
     folder,  # folder of the checkpoints
 ) -> tuple[dict, dict]:
-    """Return the tensors and the facts of the newest checkpoint that is intact, warning of damaged ones on the way."""
-    folder = Path(folder)
-    for stale in folder.glob(".step-*"):  # left by a process killed while it wrote
-        stale.unlink()
-    for path in sorted(folder.glob("step-*.json"), reverse=True):
+    """Return tensors and facts of the newest intact checkpoint, with a warning for damaged ones."""
+    for path in sorted(Path(folder).glob("step-*.json"), reverse=True):
         try:
             return read_checkpoint(path)
         except (OSError, ValueError) as error:
-            warnings.warn(f"checkpoint {path.stem} is damaged ({error}); trying the one before", stacklevel=2)
-    raise FileNotFoundError(f"no intact checkpoint in {folder}")
+            message = f"checkpoint {path.stem} is damaged ({error}); trying the one before"
+            warnings.warn(message, stacklevel=2)
+    raise FileNotFoundError(f"there is no intact checkpoint in {folder}")
+
+# %% ../nbs/09_training.ipynb #trainlog-2
+class TrainLog:
+    """Gather the losses of the steps on the device, and write them to log.jsonl a line at a time."""
+
+    def __init__(
+        self,
+        trainer: Trainer,  # the run
+        path=None,  # file to append to; none without
+    ):
+        self.trainer, self.path, self.history = trainer, path, []
+        self.clear()
+
+    def clear(self):
+        """Forget the iterations since the last line."""
+        self.losses, self.started = [], time.perf_counter()
+        self.quartiles = torch.zeros(2, 4, device=self.trainer.accelerator.device)  # sums, counts
+
+    def add(
+        self,
+        t: Tensor,  # (B,) steps of a batch
+        losses: Tensor,  # (B,) loss of each image
+    ):
+        """Take in one iteration, without waiting for the device."""
+        values = torch.stack([losses.float(), torch.ones_like(losses, dtype=torch.float32)])
+        self.quartiles.index_add_(1, t * 4 // self.trainer.schedule.n_steps, values)
+        self.losses.append(values[0].mean())
+
+# %% ../nbs/09_training.ipynb #log-line
+def log_line(
+    log: TrainLog,  # the log
+) -> dict:
+    """Write the line of the iterations since the last; stop the run if a loss is not finite."""
+    trainer, accelerator = log.trainer, log.trainer.accelerator
+    losses = accelerator.reduce(torch.stack(log.losses), "mean").tolist()
+    sums, counts = accelerator.reduce(log.quartiles, "sum").tolist()
+    line = {"step": trainer.n_steps, "lr": trainer.adamw.param_groups[0]["lr"]}
+    line |= {"loss": sum(losses) / len(losses), "skipped": trainer.n_skipped}
+    line["quartiles"] = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
+    line |= {"seconds": round(time.perf_counter() - log.started, 3), "losses": losses}
+    log.clear()
+    log.history += losses
+    _stop_if_not_finite(line, trainer.config, log.path)
+    if log.path is not None and accelerator.is_main_process:
+        _append(log.path, json.dumps(line))
+    accelerator.log({"loss": line["loss"], "lr": line["lr"]}, step=line["step"])
+    return line
+
+# %% ../nbs/09_training.ipynb #stop-if-not-finite-2
+CHECKPOINTS, SETTINGS_FILE, LOG_FILE = "checkpoints", "train.json", "log.jsonl"
 
 
-def read_checkpoint(
-    path,  # the checkpoint's JSON file
-) -> tuple[dict, dict]:
-    """Read one checkpoint, or raise `ValueError` or `OSError` where a byte of it is not as it was written."""
-    facts, weights = json.loads(Path(path).read_text()), Path(path).with_suffix(".safetensors").read_bytes()
-    if not isinstance(facts, dict) or {name: facts.get(name) for name in _CHECKPOINT} != _CHECKPOINT:
-        raise ValueError("not a checkpoint of this version")
-    if facts.get("sha256") != checksum(facts, weights):
-        raise ValueError("its checksum does not match")
-    return load(weights), facts
+def _stop_if_not_finite(line, config, path):
+    """Raise `FloatingPointError` if a loss of this line is not finite."""
+    bad = [i for i, loss in enumerate(line["losses"]) if not math.isfinite(loss)]
+    if not bad:
+        return
+    step = line["step"] - len(line["losses"]) + bad[0]
+    where = f"iteration {step} (lr {config.lr * lr_factor(config, step):.3g})"
+    raise FloatingPointError(f"the loss is not finite at {where}; {_last_good(path)}")
 
-# %% ../nbs/09_training.ipynb #interrupted
+
+def _last_good(path):
+    """Name the last checkpoint beside a log, and what to try."""
+    saved = sorted((Path(path).parent / CHECKPOINTS).glob("step-*.json")) if path else []
+    last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written"
+    return f"{last}; try a smaller lr or precision='float32'"
+
+
+def _append(path, text):
+    """Add a line to a file; if that fails, the error names the file."""
+    try:
+        with open(path, "a") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_log(
+    path,  # log.jsonl of a run
+    n_steps: int | None = None,  # leave out what came after this step
+) -> list[dict]:
+    """Read the log of a run, without a last line that a killed process left unfinished."""
+    lines = []
+    for text in Path(path).read_text().splitlines() if Path(path).exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        lines += [line] if n_steps is None or line["step"] <= n_steps else []
+    return lines
+
+# %% ../nbs/09_training.ipynb #prepare-run-2
+def prepare_run(
+    out,  # folder for the run
+    resume: bool = False,  # the folder may hold a run
+) -> Path:
+    """Create the folder of a run, and refuse one that holds a run already or cannot be written."""
+    out = Path(out)
+    _refuse_other_run(out, resume)
+    try:
+        (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        for stale in [*out.glob(".*.*"), *(out / CHECKPOINTS).glob(".step-*")]:
+            if re.search(r"\.[0-9a-f]{8}(\.\w+)?$", stale.name):  # of a process killed while it wrote
+                stale.unlink(missing_ok=True)
+        with replaced_file(out / ".writable"):
+            pass
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise OSError(f"out={str(out)!r} cannot be written: {error.strerror or error}") from None
+    return out
+
+
+def _refuse_other_run(out, resume):
+    """Refuse a folder whose contents a run would overwrite."""
+    steps = [path.name for path in (out / CHECKPOINTS).glob("step-*.json")]
+    holds = steps or any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
+    if holds and not resume:
+        remedy = "resume it (resume=True, --resume), or choose another folder"
+        raise FileExistsError(f"out={str(out)!r} already holds a run; {remedy}")
+    # killed before its settings were written, a run has checkpoint 0 at most and may begin again
+    if holds and not (out / SETTINGS_FILE).exists() and steps != ["step-00000000.json"]:
+        problem = f"holds a model or checkpoints but no {SETTINGS_FILE}, and cannot be resumed"
+        raise FileExistsError(f"out={str(out)!r} {problem}; choose another folder")
+
+# %% ../nbs/09_training.ipynb #read-settings
+def read_settings(
+    out,  # folder of a run
+) -> tuple[TrainConfig, dict]:
+    """Read the settings of a run, and what it says about its data."""
+    path = Path(out) / SETTINGS_FILE
+    try:
+        contents = json.loads(path.read_bytes())
+        return TrainConfig(**contents["config"]), dict(contents["data"])
+    except FileNotFoundError:
+        problem = f"there is no {SETTINGS_FILE} in it"
+        raise FileNotFoundError(f"{str(out)!r} holds no training run: {problem}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} does not hold the settings of a run: {error}") from None
+
+# %% ../nbs/09_training.ipynb #run-2
+class Run:
+    """Keep a training run in a folder."""
+
+    def __init__(
+        self,
+        out,  # the folder
+        trainer: Trainer,  # what is trained
+        card: dict,  # facts for the model card
+        data: dict,  # how to load the data again, for whoever resumes
+    ):
+        self.out, self.trainer, self.card, self.data = Path(out), trainer, card, data
+        self.is_main = trainer.accelerator.is_main_process  # the one that writes
+
+    def save(
+        self,
+        score: float | None,  # what "best" goes by: the lower the better
+    ):
+        """Write a checkpoint, and the averaged model for whoever samples."""
+        tensors, facts = trainer_state(self.trainer)
+        if not all(v.isfinite().all() for v in tensors.values() if v.is_floating_point()):
+            where = f"after iteration {facts['step'] - 1}"
+            problem = f"the weights are not finite {where}; {_last_good(self.out / LOG_FILE)}"
+            raise FloatingPointError(problem)
+        if self.is_main:
+            facts["score"] = score
+            save_checkpoint(self.out / CHECKPOINTS, tensors, facts, self.trainer.config.keep)
+            self.write_model()
+        self.trainer.accelerator.wait_for_everyone()
+
+    def write_model(self):
+        """Write the averaged model."""
+        trainer, config = self.trainer, self.trainer.config
+        card = self.card | {"iterations": trainer.n_steps, "batch size": config.batch_size}
+        card["seed"] = config.seed
+        save_pretrained(self.out, trainer.ema.model, trainer.schedule, card=card, overwrite=True)
+
+# %% ../nbs/09_training.ipynb #start-run
+def start_run(
+    run: Run,  # the run
+):
+    """Write checkpoint 0 and then the settings."""
+    run.save(None)
+    if run.is_main:
+        (run.out / LOG_FILE).unlink(missing_ok=True)
+        contents = {"config": asdict(run.trainer.config), "data": run.data}
+        with replaced_file(run.out / SETTINGS_FILE) as file:
+            file.write_text(json.dumps(contents, indent=1))
+
+
+def resume_run(
+    run: Run,  # the run
+) -> list[float]:
+    """Go back to the newest intact checkpoint, cut the log there, and return the losses up to it."""
+    tensors, facts = load_checkpoint(run.out / CHECKPOINTS)
+    load_trainer_state(run.trainer, tensors, facts)
+    lines = read_log(run.out / LOG_FILE, run.trainer.n_steps)
+    run.trainer.accelerator.wait_for_everyone()
+    if run.is_main:
+        _remove_newer(run.out / CHECKPOINTS, facts["step"])
+        run.write_model()  # a killed process may have left it half replaced
+        with replaced_file(run.out / LOG_FILE) as file:
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [loss for line in lines for loss in line["losses"]]
+
+
+def _remove_newer(folder, step):
+    """Remove damaged checkpoints, of which a warning has told, and weights that lack their JSON."""
+    for path in folder.glob("step-*.*"):
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink(missing_ok=True)
+
+# %% ../nbs/09_training.ipynb #held-out-loss-2
+def held_out_loss(
+    trainer: Trainer,  # the run
+    images: Tensor,  # (N, ...) images that are not trained on
+) -> float:
+    """Return the loss of the averaged network on images, with the same steps and noise each time."""
+    images, config = images.to(trainer.accelerator.device), trainer.config
+    generator = torch.Generator(images.device).manual_seed(0)
+    eps = torch.randn(images.shape, generator=generator, device=images.device)
+    t = torch.arange(len(images), device=images.device) * trainer.schedule.n_steps // len(images)
+    options = {"objective": config.objective, "weighting": config.weighting, "t": t, "eps": eps}
+    with torch.inference_mode():
+        return simple_loss(trainer.ema.model, trainer.schedule, images, **options).item()
+
+# %% ../nbs/09_training.ipynb #interrupted-2
 class Interrupted(KeyboardInterrupt):
     """Say that a run was asked to stop, and has saved what it had."""
 
@@ -399,247 +632,80 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def stop_signals():
-    """Collect SIGINT and SIGTERM in a list instead of dying of them; a second one of a kind has its usual effect."""
+    """Collect SIGINT and SIGTERM in a list; a second one of a kind has its usual effect."""
     received, previous = [], {}
 
     def note(number, frame):
         received.append(number)
         signal.signal(number, previous[number])
 
-    if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-        previous |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
     try:
         yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-# %% ../nbs/09_training.ipynb #trainlog
-class TrainLog:
-    """Gather the losses of the steps on the device, and write them to log.jsonl a line at a time."""
-
-    def __init__(
-        self,
-        trainer: Trainer,  # the run
-        path=None,  # file to append to; none without
-    ):
-        self.trainer, self.path, self.history, self.lines = trainer, path, [], 0
-        self.clear()
-
-    def clear(self):
-        """Forget the steps since the last line."""
-        device = self.trainer.accelerator.device
-        self.losses, self.sums, self.counts = [], torch.zeros(4, device=device), torch.zeros(4, device=device)
-        self.started = time.perf_counter()
-
-    def add(
-        self,
-        t: Tensor,  # (B,) steps of a batch
-        losses: Tensor,  # (B,) loss of each image
-    ):
-        """Take in one optimiser step, without waiting for the device."""
-        quartile = t * 4 // self.trainer.schedule.n_steps
-        self.sums.index_add_(0, quartile, losses.float())
-        self.counts.index_add_(0, quartile, torch.ones_like(losses, dtype=torch.float32))
-        self.losses.append(losses.float().mean())
-
-    def flush(self) -> dict:
-        """Write the line of the steps since the last one and return it; a loss that is not finite ends the run."""
-        trainer, losses = self.trainer, torch.stack(self.losses)
-        losses = trainer.accelerator.reduce(losses, "mean").tolist()
-        sums, counts = trainer.accelerator.reduce(torch.stack([self.sums, self.counts]), "sum").tolist()
-        seconds, lr = time.perf_counter() - self.started, trainer.adamw.param_groups[0]["lr"]
-        line = {"step": trainer.n_steps, "lr": lr, "loss": sum(losses) / len(losses), "losses": losses}
-        line["quartiles"] = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
-        line |= {"skipped": trainer.n_skipped, "seconds": round(seconds, 3)}
-        self.clear()
-        self.history += losses
-        _stop_if_not_finite(line, self.path)
-        if self.path is not None and trainer.accelerator.is_main_process:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(line) + "\n")
-        trainer.accelerator.log({name: value for name, value in line.items() if name in ("loss", "lr")}, step=line["step"])
-        return line
-
-# %% ../nbs/09_training.ipynb #stop-if-not-finite
-def _stop_if_not_finite(line, path):
-    """Raise `FloatingPointError` if a loss of this line is not finite, naming the step and what was saved before."""
-    bad = [i for i, loss in enumerate(line["losses"]) if not math.isfinite(loss)]
-    if not bad:
-        return
-    step = line["step"] - len(line["losses"]) + bad[0]
-    saved = sorted((Path(path).parent / CHECKPOINTS).glob("step-*.json")) if path is not None else []
-    last = f"the last good checkpoint is {saved[-1].with_suffix('')}" if saved else "no checkpoint was written"
-    raise FloatingPointError(
-        f"the loss is not finite at iteration {step} (lr {line['lr']:.3g}); {last}; try a smaller lr or precision='float32'"
-    )
-
-
-def read_log(
-    path,  # log.jsonl of a run
-    n_steps: int | None = None,  # leave out what came after this step
-) -> list[dict]:
-    """Read the log of a run; a last line that a killed process left unfinished is left out."""
-    lines = []
-    for text in Path(path).read_text().splitlines() if Path(path).exists() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if n_steps is None or line["step"] <= n_steps:
-            lines.append(line)
-    return lines
-
-# %% ../nbs/09_training.ipynb #prepare-run
-CHECKPOINTS, SETTINGS_FILE, LOG_FILE = "checkpoints", "train.json", "log.jsonl"
-
-
-def prepare_run(
-    out,  # folder for the run
-    resume: bool = False,  # the folder may hold a run
-) -> Path:
-    """Create the folder of a run, and refuse one that holds a run already or cannot be written."""
-    out = Path(out)
-    if not resume and any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE)):
-        raise FileExistsError(f"out={str(out)!r} already holds a run; resume it (resume=True, --resume), or choose another folder")
-    try:
-        (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        with replaced_file(out / ".writable"):
-            pass
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise OSError(f"out={str(out)!r} cannot be written: {error.strerror or error}") from None
-    return out
-
-
-def read_settings(
-    out,  # folder of a run
-) -> tuple[TrainConfig, dict]:
-    """Read the settings of a run, and what it says about its data."""
-    path = Path(out) / SETTINGS_FILE
-    try:
-        contents = json.loads(path.read_text())
-        return TrainConfig(**contents["config"]), dict(contents["data"])
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{str(out)!r} holds no training run: there is no {SETTINGS_FILE} in it") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} does not hold the settings of a run: {error}") from None
-
-# %% ../nbs/09_training.ipynb #run
-class Run:
-    """Keep a training run in a folder: settings, log, checkpoints, and the averaged model as it was at the last of them."""
-
-    def __init__(
-        self,
-        out,  # the folder
-        trainer: Trainer,  # what is trained
-        card: dict,  # facts for the model card
-        data: dict,  # how to load the data again, for whoever resumes
-    ):
-        self.out, self.trainer, self.card, self.data = Path(out), trainer, card, data
-        self.main = trainer.accelerator.is_main_process
-
-    def start(self):
-        """Write the settings, the untrained model and checkpoint 0, so that what cannot be saved is refused before the work."""
-        self.save(None)
-        if self.main:  # last: what has settings can be resumed
-            with replaced_file(self.out / SETTINGS_FILE) as file:
-                file.write_text(json.dumps({"config": asdict(self.trainer.config), "data": self.data}, indent=1))
-
-    def write_model(self):
-        """Write the averaged model, ready for sampling."""
-        config = self.trainer.config
-        facts = {"iterations": self.trainer.n_steps, "batch size": config.batch_size, "seed": config.seed}
-        save_pretrained(self.out, self.trainer.ema.model, self.trainer.schedule, card=self.card | facts, overwrite=True)
-
-    def save(
-        self,
-        score: float | None,  # what "best" goes by: the lower the better
-    ):
-        """Write a checkpoint and the averaged model."""
-        tensors, facts = trainer_state(self.trainer)
-        if self.main:
-            save_checkpoint(self.out / CHECKPOINTS, tensors, facts | {"score": score}, self.trainer.config.keep)
-            self.write_model()
-        self.trainer.accelerator.wait_for_everyone()
-
-    def resume(self) -> list[float]:
-        """Go back to the newest intact checkpoint, cut the log there, and return the losses up to it."""
-        load_trainer_state(self.trainer, *load_checkpoint(self.out / CHECKPOINTS))
-        lines = read_log(self.out / LOG_FILE, self.trainer.n_steps)
-        self.trainer.accelerator.wait_for_everyone()
-        if self.main:
-            with replaced_file(self.out / LOG_FILE) as file:
-                file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return [loss for line in lines for loss in line["losses"]]
-
-# %% ../nbs/09_training.ipynb #held-out-loss
-def held_out_loss(
-    trainer: Trainer,  # the run
-    images: Tensor,  # (N, ...) images that are not trained on
-) -> float:
-    """Return the loss of the averaged network on other images, with the same steps and noise at every call."""
-    images, T = images.to(trainer.accelerator.device), trainer.schedule.n_steps
-    generator = torch.Generator(images.device).manual_seed(0)
-    eps = torch.randn(images.shape, generator=generator, device=images.device)
-    t = torch.arange(len(images), device=images.device) * T // len(images)
-    options = {"objective": trainer.config.objective, "weighting": trainer.config.weighting}
-    with torch.inference_mode():
-        return simple_loss(trainer.ema.model, trainer.schedule, images, t=t, eps=eps, **options).item()
-
-# %% ../nbs/09_training.ipynb #fit
+# %% ../nbs/09_training.ipynb #fit-2
 def fit(
     trainer: Trainer,  # what is trained
     batches,  # iterator over this process's batches (B, ...)
     log: TrainLog,  # where the losses go
     *,
     run: Run | None = None,  # where checkpoints go
-    score=None,  # called without arguments at a checkpoint; its lowest value marks the best one
+    score=None,  # called at a checkpoint; the lowest value marks the best one
     callback=None,  # called with the trainer after every iteration
     progress: bool = False,  # show a progress bar on a terminal
 ):
     """Run the loop of Algorithm 1 to its last iteration, or until a signal asks it to stop."""
     config, left = trainer.config, range(trainer.n_steps, trainer.config.n_iterations)
-    show = progress and trainer.accelerator.is_main_process
-    bar = tqdm(left, "training", initial=left.start, total=left.stop, disable=None if show else True)
-    with stop_signals() if run is not None else nullcontext([]) as received:
-        for _ in bar:
-            log.add(*trainer.step(next(batches)))
-            last, stop = trainer.n_steps == config.n_iterations, _asked_to_stop(trainer, received)
-            checkpoint = run is not None and (last or stop or trainer.n_steps % config.checkpoint_every == 0)
-            if last or checkpoint or trainer.n_steps % config.log_every == 0:
-                line = log.flush()
-                bar.set_postfix(loss=f"{line['loss']:.4f}")
-            if checkpoint:
-                run.save(line["loss"] if score is None else score())
-            if callback is not None:
-                with _own_random(trainer.accelerator.device):
-                    callback(trainer)
+    disable = None if progress and trainer.accelerator.is_main_process else True
+    bar = tqdm(left, "training", initial=left.start, total=left.stop, disable=disable)
+    with stop_signals() if run is not None else nullcontext([]) as received, bar:
+        for i in bar:
+            log.add(*take_step(trainer, next(batches)))
+            stop, last = _asked_to_stop(trainer, received), i + 1 == config.n_iterations
+            if last or stop or (i + 1) % config.checkpoint_every == 0:
+                bar.set_postfix(loss=f"{(line := log_line(log))['loss']:.4f}")
+                if run is not None:
+                    run.save(line["loss"] if score is None else score())
+            elif (i + 1) % config.log_every == 0:
+                bar.set_postfix(loss=f"{log_line(log)['loss']:.4f}")
+            _call(callback, trainer)
             if stop and not last:
                 raise _interrupted(trainer, run, stop)
 
-# %% ../nbs/09_training.ipynb #asked-to-stop
+# %% ../nbs/09_training.ipynb #asked-to-stop-3
 def _asked_to_stop(trainer, received):
-    """Return the number of the signal that asked to stop, or 0; several processes agree on it at the lines of the log."""
+    """Return the signal that asked to stop, or 0; several processes agree at the lines of the log."""
     number = received[0] if received else 0
-    if trainer.accelerator.num_processes == 1:
-        return number
-    if trainer.n_steps % trainer.config.log_every:
-        return 0
-    return int(trainer.accelerator.gather(torch.tensor([number], device=trainer.accelerator.device)).max())
+    if trainer.accelerator.num_processes == 1 or trainer.n_steps % trainer.config.log_every:
+        return number if trainer.accelerator.num_processes == 1 else 0
+    flag = torch.tensor([number], device=trainer.accelerator.device)
+    return int(trainer.accelerator.gather(flag).max())
 
 
 def _interrupted(trainer, run, number):
     """Say what was saved, and how to go on."""
-    name, step, n = signal.Signals(number).name, trainer.n_steps, trainer.config.n_iterations
-    return Interrupted(f"{name} after iteration {step} of {n}: saved; go on with: ddpm-nb resume --out {run.out}", number)
+    where = f"{trainer.n_steps} of {trainer.config.n_iterations}"
+    remedy = f"saved; go on with: ddpm-nb resume --out {run.out}"
+    return Interrupted(f"{signal.Signals(number).name} after iteration {where}: {remedy}", number)
 
 
 def _own_random(device):
     """Keep what happens inside away from torch's global random streams."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
-# %% ../nbs/09_training.ipynb #trainresult
+
+def _call(callback, trainer):
+    """Call the user's function, without a trace in the random streams of the run."""
+    if callback is not None:
+        with _own_random(trainer.accelerator.device):
+            callback(trainer)
+
+# %% ../nbs/09_training.ipynb #trainresult-2
 @dataclass(frozen=True)
 class TrainResult:
     """Hold what a training run leaves behind."""
@@ -653,39 +719,68 @@ class TrainResult:
 def train(
     model: nn.Module,  # callable model(x_t, t), trained in place where its parameters are
     schedule: NoiseSchedule,  # the noise schedule
-    data,  # (N, C, H, W) in [-1, 1], or a data set of the chapter on data
-    config: TrainConfig | None = None,  # settings; the defaults without
+    data,  # (N, C, H, W) in [-1, 1], or a data set of (image, label)
+    config: TrainConfig | None = None,  # settings; the defaults, or those of the resumed run, without
     *,
     out=None,  # folder for the run; nothing is written without
     resume: bool = False,  # go on with the run in `out`, if it holds one
     card: dict | None = None,  # facts for the model card of the run
     origin: dict | None = None,  # how to load the data again; kept for whoever resumes
-    held_out: Tensor | None = None,  # (M, C, H, W) images whose loss picks the best checkpoint
-    callback=None,  # called with the `Trainer` after every iteration
-    n_workers: int = 0,  # processes that read a data set which is not in memory
     tensorboard: bool = False,  # also write TensorBoard's files to `out`
     range_check: bool = True,  # require images in [-1, 1]; False for other data of shape (N, ...)
-    progress: bool = True,  # show a progress bar on a terminal
+    **options,  # held_out, callback, n_workers and progress of `run_training`
 ) -> TrainResult:
-    """Minimise the simple loss over the images (DDPM, Algorithm 1) and return the averaged model and the losses."""
+    """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses."""
     config, going_on = _settings(config, out, resume)
-    _check_data(data, config, range_check, tensorboard, out)
+    _check_data(data, config, range_check, options.get("held_out"))
+    if tensorboard and (out is None or not is_tensorboard_available()):
+        raise ValueError("tensorboard=True needs out=, a folder, and the package tensorboard")
     device = next(model.parameters()).device
     accelerator = make_accelerator(config, device, out if tensorboard else None)
     if out is not None:
-        accelerator.wait_for_everyone()  # all have looked before one creates
         out = prepare_run(out, resume or not accelerator.is_main_process)
+    if tensorboard:
+        accelerator.init_trackers("tensorboard", config=asdict(config))
     with _own_random(accelerator.device):
         trainer = Trainer(model, schedule, config, accelerator)
-        log = TrainLog(trainer, None if out is None else out / LOG_FILE)
         run = None if out is None else Run(out, trainer, card or {}, origin or {})
         try:
-            return _run(trainer, log, run, data, going_on, held_out, callback, n_workers, progress)
+            return run_training(trainer, run, data, going_on, **options)
         finally:
             accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
             accelerator.end_training()
 
-# %% ../nbs/09_training.ipynb #settings
+# %% ../nbs/09_training.ipynb #run-training
+def run_training(
+    trainer: Trainer,  # what is trained
+    run: Run | None,  # its folder
+    data,  # (N, C, H, W) in [-1, 1], or a data set of (image, label)
+    going_on: bool,  # resume the run in the folder
+    *,
+    held_out: Tensor | None = None,  # (M, C, H, W) images whose loss picks the best checkpoint
+    callback=None,  # called with the `Trainer` after every iteration
+    n_workers: int = 0,  # processes that read a data set which is not in memory
+    progress: bool = True,  # show a progress bar on a terminal
+) -> TrainResult:
+    """Start or resume, train to the end, and collect the result."""
+    log = TrainLog(trainer, None if run is None else run.out / LOG_FILE)
+    if run is not None:
+        log.history = resume_run(run) if going_on else start_run(run) or []
+    config, accelerator = trainer.config, trainer.accelerator
+    flip = not isinstance(data, Tensor) and getattr(data, "flip", False)
+    order = {"seed": config.seed, "start": trainer.n_steps, "flip": flip}
+    order |= {"rank": accelerator.process_index, "n_processes": accelerator.num_processes}
+    score = None if held_out is None else partial(held_out_loss, trainer, held_out)
+    batches = train_batches(data, config.batch_size, device=accelerator.device, n_workers=n_workers, **order)
+    started = time.perf_counter()
+    try:
+        fit(trainer, batches, log, run=run, score=score, callback=callback, progress=progress)
+    finally:
+        batches.close()
+    seconds = time.perf_counter() - started
+    return TrainResult(trainer.ema.model, torch.tensor(log.history), seconds, trainer.n_skipped)
+
+# %% ../nbs/09_training.ipynb #settings-3
 def _settings(config, out, resume):
     """Return the settings of a run, and whether it goes on from a checkpoint."""
     if resume and out is None:
@@ -694,35 +789,22 @@ def _settings(config, out, resume):
         return config or TrainConfig(), False
     kept, _ = read_settings(out)
     if config is not None and config != kept:
-        names = [name for name, value in asdict(kept).items() if value != getattr(config, name)]
-        raise ValueError(f"config differs from the run in {out} in {', '.join(names)}; leave it out to go on with the run's own")
+        names = [k for k, v in asdict(kept).items() if v != getattr(config, k)]
+        problem = f"config differs from the run in {out} in {', '.join(names)}"
+        raise ValueError(f"{problem}; leave it out to go on with the run's own")
     return kept, True
 
 
-def _check_data(data, config, range_check, tensorboard, out):
+def _check_data(data, config, range_check, held_out):
     """Refuse what the run could not work with."""
     if isinstance(data, Tensor):
         (check_images if range_check else check_floating)("data", data)
     if config.batch_size > len(data):
-        raise ValueError(f"batch_size must be at most the number of images, {len(data)}; got {config.batch_size}")
-    if tensorboard and (out is None or not is_tensorboard_available()):
-        raise ValueError("tensorboard=True needs out=, the folder of the run, and the package tensorboard")
-
-
-def _run(trainer, log, run, data, going_on, held_out, callback, n_workers, progress):
-    """Start or resume, train to the end, and collect the result."""
-    if going_on:
-        log.history = run.resume()
-    elif run is not None:
-        run.start()
-    config, accelerator = trainer.config, trainer.accelerator
-    order = {"seed": config.seed, "start": trainer.n_steps, "flip": getattr(data, "flip", False)}
-    order |= {"rank": accelerator.process_index, "n_processes": accelerator.num_processes}
-    batches = train_batches(data, config.batch_size, device=accelerator.device, n_workers=n_workers, **order)
-    score = None if held_out is None else partial(held_out_loss, trainer, held_out)
-    started = time.perf_counter()
-    try:
-        fit(trainer, batches, log, run=run, score=score, callback=callback, progress=progress)
-    finally:
-        batches.close()
-    return TrainResult(trainer.ema.model, torch.tensor(log.history), time.perf_counter() - started, trainer.n_skipped)
+        allowed = f"at most the number of images, {len(data)}"
+        raise ValueError(f"batch_size must be {allowed}; got {config.batch_size}")
+    if held_out is not None:
+        (check_images if range_check else check_floating)("held_out", held_out)
+        shape = (data if isinstance(data, Tensor) else data[0][0][None]).shape[1:]
+        if held_out.shape[1:] != shape or len(held_out) == 0:
+            allowed = f"(M, {', '.join(map(str, shape))}) with M at least 1"
+            raise ValueError(f"held_out must have shape {allowed}; got {tuple(held_out.shape)}")
