@@ -47,6 +47,7 @@ def test_splits_are_disjoint_fixed_and_complete():
     train, test = load_dataset("digits"), load_dataset("digits", split="test")
     together = torch.cat([train.levels, test.levels]).flatten(1)
     everything = torch.as_tensor(load_digits().images, dtype=torch.uint8).flatten(1)
+    assert len(train) > len(test)
     assert sorted(map(bytes, together.numpy())) == sorted(map(bytes, everything.numpy()))
     assert load_images("digits").equal(load_images("digits")) and not train.flip
 
@@ -433,19 +434,30 @@ def damage(root):
     (root / "a" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (root / "a" / "empty.png").write_bytes(b"")
     (root / "b" / "page.png").write_text("<html>not found</html>")
-    (root / "b" / "page2.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")  # Pillow would start Ghostscript
-    return {"a/cut.jpg": "truncated", "a/cut.png": "", "a/empty.png": "", "b/page.png": "", "b/page2.png": ""}
+    return {"a/cut.jpg": "truncated", "a/cut.png": "", "a/empty.png": "", "b/page.png": ""}
+
+
+def test_no_other_program_is_started_for_a_file(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: started.append(args))
+    Image.fromarray(picture()).save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "page.png")
+    with pytest.raises(ValueError, match=r"'page.png' \(UnidentifiedImageError"):
+        FolderDataset(tmp_path, 8)
+    assert started == []
 
 
 def test_unreadable_files_are_refused_or_skipped_by_name(tmp_path):
     fill(tmp_path, ["a/0.png", "a/1.png", "b/2.png"])
     expected = FolderDataset(tmp_path, 8)
     problems = damage(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot read 5 of 8 files .*unreadable='skip'") as refused:
+    with pytest.raises(ValueError, match=r"cannot read 4 of 7 files .*unreadable='skip'") as refused:
         FolderDataset(tmp_path, 8)
     assert all(f"{name!r} (" in str(refused.value) and reason in str(refused.value) for name, reason in problems.items())
     assert str(refused.value).count(str(tmp_path)) == 1  # the folder is named once, not with every file
-    with pytest.warns(UserWarning, match="left out 5 of 8 files") as caught:
+    with pytest.warns(UserWarning, match="left out 4 of 7 files") as caught:
         data = FolderDataset(tmp_path, 8, unreadable="skip")
     assert all(repr(name) in str(caught[0].message) for name in problems) and set(data.unreadable) == set(problems)
     assert data.files == expected.files and data.classes == expected.classes and data.labels.equal(expected.labels)
