@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ddpm_nb import training
-from ddpm_nb.data import ImageDataset
+from ddpm_nb.data import ImageDataset, train_batches
 from ddpm_nb.elbo import simple_loss
 from ddpm_nb.forward import NoiseSchedule
 from ddpm_nb.hub import checksum, load_pretrained, save_pretrained
@@ -227,6 +227,14 @@ def test_any_step_is_a_place_to_stop(tmp_path, undisturbed, step):
     result = run(out=tmp_path, resume=True)
     assert_same_run(tmp_path, undisturbed[0])
     assert result.losses.equal(undisturbed[1].losses)
+
+
+def test_the_loop_takes_the_batches_in_their_order(undisturbed):
+    """The run is Algorithm 1 on the batches of the chapter on data, from the first on, mirrored where they are."""
+    trainer, order = make_trainer(), {"seed": QUICK.seed, "flip": True}
+    batches = train_batches(make_data(), QUICK.batch_size, **order)
+    losses = torch.stack([take_step(trainer, next(batches))[1].mean() for _ in range(6)])  # into the second epoch
+    assert losses.equal(undisturbed[1].losses[:6])
 
 
 def test_the_optimiser_matters_for_exactness(undisturbed):

@@ -263,7 +263,7 @@ def test_killed_while_it_writes_a_checkpoint(server, undisturbed, tmp_path, whic
     assert_finished_like(out, undisturbed)
 
 
-@pytest.mark.parametrize(("after", "numbers"), [(0, range(1, 15, 2)), (EVERY - 1, range(1, 13)), (N_ITERATIONS - 1, range(2, 13, 3))])
+@pytest.mark.parametrize(("after", "numbers"), [(0, range(1, 15, 3)), (EVERY - 1, range(1, 13)), (N_ITERATIONS - 1, range(2, 13, 3))])
 def test_killed_at_changes_of_files(server, undisturbed, tmp_path, after, numbers):
     """The writes (after half of them), moves and removals of files at the start, of a checkpoint, and at the end."""
     from ddpm_nb.training import load_checkpoint
