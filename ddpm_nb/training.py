@@ -6,8 +6,8 @@
 __all__ = ['PRECISIONS', 'CHECKPOINTS', 'SETTINGS_FILE', 'LOG_FILE', 'TrainConfig', 'lr_factor', 'EMA', 'pick_precision',
            'make_accelerator', 'Trainer', 'make_optimizer', 'seed_process', 'draw_noise', 'add_gradient', 'take_step',
            'trainer_state', 'load_trainer_state', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'TrainLog',
-           'log_line', 'read_log', 'prepare_run', 'read_settings', 'Run', 'start_run', 'resume_run', 'held_out_loss',
-           'Interrupted', 'stop_signals', 'fit', 'TrainResult', 'train', 'run_training']
+           'log_line', 'read_log', 'prepare_run', 'refuse_other_run', 'read_settings', 'Run', 'start_run', 'resume_run',
+           'held_out_loss', 'Interrupted', 'stop_signals', 'fit', 'TrainResult', 'train', 'run_training']
 
 # %% ../nbs/09_training.ipynb #import-copy-import-json-import-m
 import copy
@@ -25,19 +25,22 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object, is_tensorboard_available
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 from .checks import check_choice, check_floating, check_images, check_int, check_number
 from .data import mix_seeds, train_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
 from .hub import CONFIG_FILE, checksum, replaced_file, save_pretrained
+
+with warnings.catch_warnings():  # of missing widgets for progress bars, which are not used here
+    warnings.simplefilter("ignore", TqdmWarning)
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType, gather_object, is_tensorboard_available
 
 # %% ../nbs/09_training.ipynb #trainconfig-2
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -160,12 +163,21 @@ def make_accelerator(
         log_with=None if tensorboard is None else "tensorboard",
         project_dir=tensorboard,
     )
+    _refuse_shards(accelerator)
     n, parts = accelerator.num_processes, accelerator.gradient_accumulation_steps
     if config.batch_size % (n * parts) or parts != config.n_accumulate:
         allowed = f"a multiple of {n} processes x {parts} parts, with n_accumulate={parts}"
         given = f"{config.batch_size} and n_accumulate={config.n_accumulate}"
         raise ValueError(f"batch_size must be {allowed}; got {given}")
     return accelerator
+
+
+def _refuse_shards(accelerator):
+    """Refuse ways of running in which a process does not hold the whole network."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        problem = "the average and the checkpoints need the whole network in each process"
+        raise ValueError(f"Accelerate is set to {kind.value}, which is not supported: {problem}")
 
 # %% ../nbs/09_training.ipynb #save-checkpoint
 class Trainer:
@@ -352,7 +364,9 @@ def _remove_old(folder, keep):
     best = min(paths, key=lambda path: (_score(path), path.name))
     for path in {*paths[:-keep]} - {best}:
         path.unlink()
-        path.with_suffix(".safetensors").unlink(missing_ok=True)
+    for path in folder.glob("step-*.safetensors"):  # a process may have been killed in between
+        if not path.with_suffix(".json").exists():
+            path.unlink()
 
 
 def _score(path):
@@ -490,7 +504,7 @@ def prepare_run(
 ) -> Path:
     """Create the folder of a run, and refuse one that holds a run already or cannot be written."""
     out = Path(out)
-    _refuse_other_run(out, resume)
+    refuse_other_run(out, resume)
     try:
         (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         for stale in [*out.glob(".*.*"), *(out / CHECKPOINTS).glob(".step-*")]:
@@ -504,8 +518,12 @@ def prepare_run(
     return out
 
 
-def _refuse_other_run(out, resume):
-    """Refuse a folder whose contents a run would overwrite."""
+def refuse_other_run(
+    out,  # folder for a run
+    resume: bool = False,  # the folder may hold a run
+):
+    """Refuse a folder whose contents a run would overwrite, without writing to it."""
+    out = Path(out)
     steps = [path.name for path in (out / CHECKPOINTS).glob("step-*.json")]
     holds = steps or any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
     if holds and not resume:
@@ -737,8 +755,9 @@ def train(
         raise ValueError("tensorboard=True needs out=, a folder, and the package tensorboard")
     device = next(model.parameters()).device
     accelerator = make_accelerator(config, device, out if tensorboard else None)
-    if out is not None:
-        out = prepare_run(out, resume or not accelerator.is_main_process)
+    if out is not None:  # all have looked into the folder; now one prepares it
+        out = prepare_run(out, resume) if accelerator.is_main_process else Path(out)
+        accelerator.wait_for_everyone()
     if tensorboard:
         accelerator.init_trackers("tensorboard", config=asdict(config))
     with _own_random(accelerator.device):

@@ -2,21 +2,29 @@
 
 import json
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from ddpm_nb.cli import main, make_parser
+from ddpm_nb.cli import default_options, main, read_options
+from ddpm_nb.training import TrainConfig, read_settings
 
+ROOT = Path(__file__).parent.parent
 QUICK = ["train", "--dataset", "digits", "--iterations", "2", "--batch-size", "8", "--n-steps", "20"]
+FOLDER = ["train", "--config", "o.json", "--iterations", "1", "--batch-size", "8"]
+COMMAND = str(Path(sys.executable).with_name("ddpm-nb"))
+ENVIRONMENT = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
 
 def shell(*words, cwd):
-    command = Path(sys.executable).with_name("ddpm-nb")
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
-    return subprocess.run([str(command), *words], cwd=cwd, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run([COMMAND, *words], cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, check=False)
 
 
 def test_train_then_sample_from_a_shell(tmp_path):
@@ -35,14 +43,29 @@ def test_train_then_sample_from_a_shell(tmp_path):
 def test_help_needs_no_explanation(tmp_path):
     text = shell("train", "--help", cwd=tmp_path).stdout
     assert "--dataset" in text and "needs no download" in text and "(default: cosine)" in text
+    assert all("--" + name.replace("_", "-") in text for name in default_options())
     assert shell("--help", cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("words", ["", "paint", "train --dataset cats --out x", "train --out x", "sample --run digits --out x.png --n so"])
-def test_options_that_cannot_be_understood(words, capsys):
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "paint",
+        "train --dataset cats --out x",
+        "train --out x",
+        "train --dataset digits",
+        "train --dataset digits --out x --lr fast",
+        "resume",
+        "sample --run digits --out x.png --n so",
+        "evaluate",
+    ],
+)
+def test_options_that_cannot_be_understood(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        make_parser().parse_args(words.split())
-    assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
+        main(words.split())
+    assert stopped.value.code == 2 and "error:" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -58,6 +81,13 @@ def test_options_that_cannot_be_understood(words, capsys):
         ("train --dataset digits --out run --iterations 0", "n_iterations must be at least 1; got 0"),
         ("train --dataset digits --out run --lr -1", "lr must be finite"),
         ("train --dataset digits --out run --n-steps 0", "n_steps must be at least 1; got 0"),
+        ("train --dataset digits --out run --sample-every -1", "--sample-every must be at least 0; got -1"),
+        ("train --dataset digits --out run --precision float16 --device cpu", "precision='float16' needs a CUDA device; got cpu"),
+        ("train --dataset folder --out run --root nowhere --image-size 8", "nowhere"),
+        ("train --config nowhere.json", "nowhere.json"),
+        ("resume --out nowhere", "'nowhere' holds no training run"),
+        ("evaluate --run digits --n 1", "--n must be at least 2; got 1"),
+        ("evaluate --run digits --out no/x.json", "the folder no does not exist"),
         ("train --dataset digits --out run --batch-size 9999", "batch_size must be at most the number of images, 1500; got 9999"),
     ],
 )
@@ -104,3 +134,152 @@ def test_info_names_the_facts(capsys):
     assert main(["info", "--run", "digits"]) == 0
     text = capsys.readouterr().out
     assert "image_size" in text and "iterations" in text and "digits" in text
+
+
+def test_three_sources_of_options(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("options.json").write_text(json.dumps({"dataset": "digits", "n_iterations": 3, "batch_size": 8, "n_steps": 20, "out": "file"}))
+    assert main(["train", "--config", "options.json", "--iterations", "1", "--out", "run"]) == 0
+    config, data = read_settings("run")
+    assert (config.n_iterations, config.batch_size, config.lr) == (1, 8, TrainConfig().lr)  # command, file, default
+    assert data["n_steps"] == 20 and data["dataset"] == "digits" and not Path("file").exists()
+    assert read_options("run/train.json")["n_iterations"] == 1
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"learning_rate": 1}, "unknown learning_rate; allowed are dataset, root"),
+        ({"dataset": "cats"}, "dataset must be one of"),
+        ({"lr": "1"}, "lr must be of type float; got '1'"),
+        ({"seed": True}, "seed must be of type int; got True"),
+        ({"resume": 1}, "resume must be of type bool; got 1"),
+        ({"root": None}, "root must be of type str; got None"),
+        ({"n_iterations": 1.5}, "n_iterations must be of type int; got 1.5"),
+        ([], "must hold an object of options; got list"),
+        ("{", "must hold an object"),
+    ],
+)
+def test_files_of_options_are_checked(contents, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("o.json").write_text(json.dumps(contents))
+    assert main(["train", "--config", "o.json", "--dataset", "digits", "--out", "run"]) == 1
+    assert message in capsys.readouterr().err and not Path("run").exists()
+
+
+def weights(run):
+    return json.loads(Path(run, "config.json").read_text())["sha256"], Path(run, "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_resume_ends_where_an_undisturbed_run_does(number, code, tmp_path, monkeypatch, capsys):
+    words = ["train", "--dataset", "digits", "--iterations", "40", "--batch-size", "16", "--n-steps", "20", "--log-every", "1"]
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)  # as the other process
+    assert main([*words, "--out", "whole"]) == 0
+    log = tmp_path / "cut" / "log.jsonl"
+    with subprocess.Popen([COMMAND, *words, "--out", "cut"], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        while not (log.exists() and log.read_text().count("\n") >= 3) and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(number)
+        told = process.communicate(timeout=120)[1]
+    assert process.returncode == code, told
+    assert f"{number.name} after iteration" in told and "go on with: ddpm-nb resume --out cut" in told
+    assert main(["resume", "--out", "cut"]) == 0 and "resuming cut" in capsys.readouterr().out
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_resume_says_when_the_newest_checkpoint_is_damaged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUICK, "--checkpoint-every", "1", "--out", "run"]) == 0
+    before = weights("run")
+    Path("run/checkpoints/step-00000002.safetensors").write_bytes(b"torn")
+    capsys.readouterr()
+    assert main(["train", *QUICK[1:], "--checkpoint-every", "1", "--out", "run", "--resume"]) == 0
+    assert "ddpm-nb train: checkpoint step-00000002 is damaged" in capsys.readouterr().err
+    assert weights("run") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--lr", "0.1"], "config differs from the run in run in lr"),
+        (["--n-steps", "30"], "n_steps was 20 and is 30"),
+        (["--image-size", "16"], "image_size was None and is 16"),
+    ],
+)
+def test_resume_refuses_another_run(change, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUICK, "--out", "run"]) == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert main([*QUICK, "--out", "run", "--resume", *change]) == 1
+    assert message in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+
+def test_resume_refuses_when_the_folder_of_pictures_has_grown(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for i in range(9):
+        Image.new("RGB", (12, 8), (i * 20, 0, 0)).save(f"pictures/{i}.png")
+        if i == 7:
+            Path("o.json").write_text(json.dumps({"dataset": "folder", "root": "pictures", "image_size": 8, "grey": True, "workers": 1}))
+            assert main([*FOLDER, "--network", "digits", "--n-steps", "20", "--out", "run"]) == 0
+    assert main(["resume", "--out", "run"]) == 1
+    assert "n_images was 8 and is 9" in capsys.readouterr().err
+
+
+def test_evaluate_prints_and_writes_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUICK, "--out", "run"]) == 0
+    assert main(["evaluate", "--run", "run", "--n", "4", "--out", "figures.json"]) == 0
+    figures, told = json.loads(Path("figures.json").read_text()), capsys.readouterr().out
+    assert f"{figures['bits_per_dim']:.3f} +- {figures['stderr']:.3f} bits/dim on 4 test images of digits" in told
+    from ddpm_nb.data import load_images
+    from ddpm_nb.evaluation import bits_per_dim
+    from ddpm_nb.hub import load_pretrained
+
+    images, seeded = load_images("digits", split="test")[:4], torch.Generator().manual_seed(0)
+    bits = bits_per_dim(*load_pretrained("run"), images, n_levels=17, generator=seeded)
+    assert bits.mean == pytest.approx(figures["bits_per_dim"])
+
+
+def test_nothing_but_lines_where_there_is_no_terminal(tmp_path):
+    done = shell(*QUICK, "--out", "run", cwd=tmp_path)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 2 and "\r" not in done.stdout
+
+
+def examples():
+    """Return the commands in the shell blocks of the chapter, continued lines joined."""
+    cells = json.loads((ROOT / "nbs/18_command_line.ipynb").read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    blocks = re.findall(r"```shell\n(.*?)```", text, re.S)
+    return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def test_every_example_of_the_chapter_runs(tmp_path, monkeypatch):
+    small = {
+        "train": ["--iterations", "2", "--batch-size", "8", "--n-steps", "60"],
+        "sample": ["--steps", "2", "--n", "4"],
+        "evaluate": ["--n", "2"],
+    }
+    monkeypatch.chdir(tmp_path)
+    Path("run.json").write_text(json.dumps({"dataset": "digits"}))
+    seen = set()
+    for words in examples():
+        verb = next(word for word in words if word in ("train", "resume", "sample", "evaluate", "info"))
+        seen.add((words[0], verb))
+        words += small.get(verb, [])
+        if words[0] == "ddpm-nb":
+            assert main(words[1:]) == 0, words
+            continue
+        file = words.index("--config_file") + 1  # two processes on the processor stand for the machine with eight GPUs
+        assert (ROOT / words[file]).is_file()
+        words[file] = str(ROOT / "examples/accelerate/cpu_2_processes.yaml")
+        words = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", *words[2:]]
+        done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("saved in runs/large") == 1  # one of the two speaks
+    assert len(seen) == 6 and (tmp_path / "samples.png").exists() and (tmp_path / "runs/large/model.safetensors").exists()

@@ -1,5 +1,6 @@
 """Many processes: two of them give what one gives, each reads its own images, the rate counts optimiser steps."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
@@ -131,6 +133,9 @@ def test_the_page_shows_the_files():
     page = (ROOT / "nbs" / "19_scaling.ipynb").read_text()
     readme = (FOLDER / "README.md").read_text()
     assert len(SETTINGS) == 3
+    cells = ["".join(cell["source"]) for cell in json.loads(page)["cells"]]
+    shown = next(re.search(r'configuration = \"{3}(.*?)\"{3}', cell, re.S)[1] for cell in cells if "configuration = " in cell)
+    assert yaml.safe_load(shown) == yaml.safe_load((FOLDER / "cpu_2_processes.yaml").read_text())
     for path in [*SETTINGS, FOLDER / "train_digits.py"]:
         assert path.name in page and path.name in readme
     assert not re.search("fsdp", "".join(path.read_text() for path in SETTINGS)), "what does not work has no file"

@@ -257,6 +257,11 @@ def test_residual_block_adds_to_its_skip(a, b):
     assert torch.equal(block(x, draw(2, 3)), block.skip(x))
 
 
+def test_attention_adds_to_its_input():
+    x = draw(2, 8, 4, 4)
+    assert torch.equal(SelfAttention(8, norm_groups=2)(x), x)
+
+
 # Attention.
 
 
