@@ -51,6 +51,9 @@ def replaced_file(
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
+    except OSError as error:  # of a full disk, for example: name the file
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
