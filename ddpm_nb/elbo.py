@@ -142,7 +142,7 @@ def output_to_eps(
 # %% ../nbs/03_elbo.ipynb #simple-loss-2
 WEIGHTINGS = ("simple", "vlb")
 
-
+# %% ../nbs/03_elbo.ipynb #simple-loss-3
 def simple_loss(
     model,  # callable model(x_t, t) whose output is what `objective` names
     schedule: NoiseSchedule,  # the noise schedule

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'CHECKPOINTS', 'SETTINGS_FILE', 'LOG_FILE', 'TrainConfig', 'lr_factor', 'EMA', 'pick_precision',
-           'make_accelerator', 'Trainer', 'make_optimizer', 'seed_process', 'draw_noise', 'add_gradient', 'take_step',
-           'trainer_state', 'load_trainer_state', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'TrainLog',
-           'log_line', 'read_log', 'prepare_run', 'refuse_other_run', 'read_settings', 'Run', 'start_run', 'resume_run',
-           'held_out_loss', 'Interrupted', 'stop_signals', 'fit', 'TrainResult', 'train', 'run_training']
+           'make_accelerator', 'Trainer', 'make_optimizer', 'draw_noise', 'take_step', 'trainer_state',
+           'load_trainer_state', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'TrainLog', 'log_line',
+           'read_log', 'prepare_run', 'refuse_other_run', 'read_settings', 'Run', 'held_out_loss', 'Interrupted',
+           'stop_signals', 'fit', 'TrainResult', 'train']
 
 # %% ../nbs/09_training.ipynb #import-copy-import-json-import-m
 import copy
@@ -36,6 +36,7 @@ from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
 from .hub import CONFIG_FILE, checksum, replaced_file, save_pretrained
 
+# %% ../nbs/09_training.ipynb #with-warnings-catch-warnings-of
 with warnings.catch_warnings():  # of missing widgets for progress bars, which are not used here
     warnings.simplefilter("ignore", TqdmWarning)
     from accelerate import Accelerator
@@ -171,7 +172,7 @@ def make_accelerator(
         raise ValueError(f"batch_size must be {allowed}; got {given}")
     return accelerator
 
-
+# %% ../nbs/09_training.ipynb #refuse-shards
 def _refuse_shards(accelerator):
     """Refuse ways of running in which a process does not hold the whole network."""
     kind = accelerator.distributed_type
@@ -197,7 +198,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(model, self.adamw)
         self.noise = torch.Generator(accelerator.device).manual_seed(config.seed)
         self.n_steps, self.n_skipped = 0, 0
-        seed_process(config.seed, accelerator.process_index, 0)
+        _seed_process(config.seed, accelerator.process_index, 0)
 
 # %% ../nbs/09_training.ipynb #load-checkpoint
 def make_optimizer(
@@ -210,7 +211,7 @@ def make_optimizer(
     return torch.optim.AdamW(model.parameters(), **settings)
 
 
-def seed_process(
+def _seed_process(
     seed: int,  # seed of the run
     rank: int,  # this process
     step: int,  # steps taken
@@ -232,7 +233,7 @@ def draw_noise(
     return t[share], eps[share]
 
 # %% ../nbs/09_training.ipynb #trainlog
-def add_gradient(
+def _add_gradient(
     trainer: Trainer,  # the run
     x_0: Tensor,  # (B, ...) part of a batch
     t: Tensor,  # (B,) its steps
@@ -260,7 +261,7 @@ def take_step(
         group["lr"] = trainer.config.lr * lr_factor(trainer.config, trainer.n_steps)
     batch = (x_0, *draw_noise(trainer, x_0))
     parts = zip(*(values.chunk(trainer.config.n_accumulate) for values in batch), strict=True)
-    losses = torch.cat([add_gradient(trainer, *part) for part in parts])
+    losses = torch.cat([_add_gradient(trainer, *part) for part in parts])
     trainer.n_steps += 1
     if trainer.accelerator.optimizer_step_was_skipped:  # a float16 gradient overflowed
         trainer.n_skipped += 1
@@ -328,10 +329,10 @@ def _load_random(trainer, states, device):
         message = f"the run was on {device} and goes on on {own.type}: its noise will be other noise"
         warnings.warn(message, stacklevel=2)
         trainer.noise.manual_seed(mix_seeds(seed, step))
-        return seed_process(seed, rank, step)
+        return _seed_process(seed, rank, step)
     trainer.noise.set_state(states["noise"])
     if f"{rank}.cpu" not in states:  # a process that the run did not have before
-        return seed_process(seed, rank, step)
+        return _seed_process(seed, rank, step)
     torch.set_rng_state(states[f"{rank}.cpu"])
     if own.type == "cuda":
         torch.cuda.set_rng_state(states[f"{rank}.cuda"], own)
@@ -357,7 +358,7 @@ def save_checkpoint(
     _remove_old(path.parent, keep)
     return path
 
-
+# %% ../nbs/09_training.ipynb #remove-old
 def _remove_old(folder, keep):
     """Remove all checkpoints but the newest and the one with the lowest score."""
     paths = sorted(folder.glob("step-*.json"))
@@ -482,7 +483,7 @@ def _append(path, text):
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
-
+# %% ../nbs/09_training.ipynb #read-log
 def read_log(
     path,  # log.jsonl of a run
     n_steps: int | None = None,  # leave out what came after this step
@@ -517,7 +518,7 @@ def prepare_run(
         raise OSError(f"out={str(out)!r} cannot be written: {error.strerror or error}") from None
     return out
 
-
+# %% ../nbs/09_training.ipynb #refuse-other-run
 def refuse_other_run(
     out,  # folder for a run
     resume: bool = False,  # the folder may hold a run
@@ -576,30 +577,34 @@ class Run:
         if self.is_main:
             facts["score"] = score
             save_checkpoint(self.out / CHECKPOINTS, tensors, facts, self.trainer.config.keep)
-            self.write_model()
+            _write_model(self)
         self.trainer.accelerator.wait_for_everyone()
 
-    def write_model(self):
-        """Write the averaged model."""
-        trainer, config = self.trainer, self.trainer.config
-        card = self.card | {"iterations": trainer.n_steps, "batch size": config.batch_size}
-        card["seed"] = config.seed
-        save_pretrained(self.out, trainer.ema.model, trainer.schedule, card=card, overwrite=True)
-
-# %% ../nbs/09_training.ipynb #start-run
-def start_run(
+# %% ../nbs/09_training.ipynb #write-model
+def _write_model(
     run: Run,  # the run
 ):
-    """Write checkpoint 0 and then the settings."""
+    """Write the averaged model into the folder of its run."""
+    trainer, config = run.trainer, run.trainer.config
+    card = run.card | {"iterations": trainer.n_steps, "batch size": config.batch_size}
+    card["seed"] = config.seed
+    save_pretrained(run.out, trainer.ema.model, trainer.schedule, card=card, overwrite=True)
+
+# %% ../nbs/09_training.ipynb #start-run
+def _start_run(
+    run: Run,  # the run
+):
+    """Write checkpoint 0 and then the settings; return the losses so far, none."""
     run.save(None)
     if run.is_main:
         (run.out / LOG_FILE).unlink(missing_ok=True)
         contents = {"config": asdict(run.trainer.config), "data": run.data}
         with replaced_file(run.out / SETTINGS_FILE) as file:
             file.write_text(json.dumps(contents, indent=1))
+    return []
 
-
-def resume_run(
+# %% ../nbs/09_training.ipynb #resume-run
+def _resume_run(
     run: Run,  # the run
 ) -> list[float]:
     """Go back to the newest intact checkpoint, cut the log there, and return the losses up to it."""
@@ -609,7 +614,7 @@ def resume_run(
     run.trainer.accelerator.wait_for_everyone()
     if run.is_main:
         _remove_newer(run.out / CHECKPOINTS, facts["step"])
-        run.write_model()  # a killed process may have left it half replaced
+        _write_model(run)  # a killed process may have left it half replaced
         with replaced_file(run.out / LOG_FILE) as file:
             file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return [loss for line in lines for loss in line["losses"]]
@@ -733,7 +738,7 @@ class TrainResult:
     seconds: float  # wall time of the loop, in this process
     n_skipped: int = 0  # steps without an update, since a float16 gradient overflowed
 
-
+# %% ../nbs/09_training.ipynb #train
 def train(
     model: nn.Module,  # callable model(x_t, t), trained in place where its parameters are
     schedule: NoiseSchedule,  # the noise schedule
@@ -744,53 +749,47 @@ def train(
     resume: bool = False,  # go on with the run in `out`, if it holds one
     card: dict | None = None,  # facts for the model card of the run
     origin: dict | None = None,  # how to load the data again; kept for whoever resumes
+    held_out: Tensor | None = None,  # (M, C, H, W) images whose loss picks the best checkpoint
+    callback=None,  # called with the `Trainer` after every iteration
+    n_workers: int = 0,  # processes that read a data set which is not in memory
     tensorboard: bool = False,  # also write TensorBoard's files to `out`
     range_check: bool = True,  # require images in [-1, 1]; False for other data of shape (N, ...)
-    **options,  # held_out, callback, n_workers and progress of `run_training`
+    progress: bool = True,  # show a progress bar on a terminal
 ) -> TrainResult:
     """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses."""
-    config, going_on = _settings(config, out, resume)
-    _check_data(data, config, range_check, options.get("held_out"))
-    if tensorboard and (out is None or not is_tensorboard_available()):
-        raise ValueError("tensorboard=True needs out=, a folder, and the package tensorboard")
-    device = next(model.parameters()).device
-    accelerator = make_accelerator(config, device, out if tensorboard else None)
-    if out is not None:  # all have looked into the folder; now one prepares it
-        out = prepare_run(out, resume) if accelerator.is_main_process else Path(out)
-        accelerator.wait_for_everyone()
-    if tensorboard:
-        accelerator.init_trackers("tensorboard", config=asdict(config))
+    config, going_on = _settings(config, out, resume, tensorboard)
+    _check_data(data, config, range_check, held_out)
+    accelerator = _open(config, next(model.parameters()).device, out, resume, tensorboard)
     with _own_random(accelerator.device):
         trainer = Trainer(model, schedule, config, accelerator)
         run = None if out is None else Run(out, trainer, card or {}, origin or {})
         try:
-            return run_training(trainer, run, data, going_on, **options)
+            return _run(trainer, run, data, going_on, held_out, callback, n_workers, progress)
         finally:
             accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
             accelerator.end_training()
 
 # %% ../nbs/09_training.ipynb #run-training
-def run_training(
-    trainer: Trainer,  # what is trained
-    run: Run | None,  # its folder
-    data,  # (N, C, H, W) in [-1, 1], or a data set of (image, label)
-    going_on: bool,  # resume the run in the folder
-    *,
-    held_out: Tensor | None = None,  # (M, C, H, W) images whose loss picks the best checkpoint
-    callback=None,  # called with the `Trainer` after every iteration
-    n_workers: int = 0,  # processes that read a data set which is not in memory
-    progress: bool = True,  # show a progress bar on a terminal
-) -> TrainResult:
+def _open(config, device, out, resume, tensorboard):
+    """Start Accelerate, and prepare the folder of the run."""
+    accelerator = make_accelerator(config, device, out if tensorboard else None)
+    if out is not None:  # all have looked into the folder; now one prepares it
+        if accelerator.is_main_process:
+            prepare_run(out, resume)
+        accelerator.wait_for_everyone()
+    if tensorboard:
+        accelerator.init_trackers("tensorboard", config=asdict(config))
+    return accelerator
+
+
+def _run(trainer, run, data, going_on, held_out, callback, n_workers, progress):
     """Start or resume, train to the end, and collect the result."""
     log = TrainLog(trainer, None if run is None else run.out / LOG_FILE)
     if run is not None:
-        log.history = resume_run(run) if going_on else start_run(run) or []
-    config, accelerator = trainer.config, trainer.accelerator
-    flip = not isinstance(data, Tensor) and getattr(data, "flip", False)
-    order = {"seed": config.seed, "start": trainer.n_steps, "flip": flip}
-    order |= {"rank": accelerator.process_index, "n_processes": accelerator.num_processes}
+        log.history = _resume_run(run) if going_on else _start_run(run)
+    options = {"device": trainer.accelerator.device, "n_workers": n_workers}
+    batches = train_batches(data, trainer.config.batch_size, **options, **_order(trainer, data))
     score = None if held_out is None else partial(held_out_loss, trainer, held_out)
-    batches = train_batches(data, config.batch_size, device=accelerator.device, n_workers=n_workers, **order)
     started = time.perf_counter()
     try:
         fit(trainer, batches, log, run=run, score=score, callback=callback, progress=progress)
@@ -800,10 +799,20 @@ def run_training(
     return TrainResult(trainer.ema.model, torch.tensor(log.history), seconds, trainer.n_skipped)
 
 # %% ../nbs/09_training.ipynb #settings-3
-def _settings(config, out, resume):
+def _order(trainer, data):
+    """Return the place in the data at which this process goes on."""
+    flip = not isinstance(data, Tensor) and getattr(data, "flip", False)
+    accelerator, seed = trainer.accelerator, trainer.config.seed
+    share = {"rank": accelerator.process_index, "n_processes": accelerator.num_processes}
+    return {"seed": seed, "start": trainer.n_steps, "flip": flip} | share
+
+# %% ../nbs/09_training.ipynb #settings-4
+def _settings(config, out, resume, tensorboard):
     """Return the settings of a run, and whether it goes on from a checkpoint."""
     if resume and out is None:
         raise ValueError("resume=True needs out=, the folder of the run")
+    if tensorboard and (out is None or not is_tensorboard_available()):
+        raise ValueError("tensorboard=True needs out=, a folder, and the package tensorboard")
     if not resume or not (Path(out) / SETTINGS_FILE).exists():
         return config or TrainConfig(), False
     kept, _ = read_settings(out)

@@ -30,11 +30,10 @@ def test_python_blocks_run(source):
 def test_shell_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("ddpm-nb")]
-    assert len(lines) == 2
-    for line in lines:
-        words = shlex.split(line)[1:]
-        short = ["--iterations", "2"] if words[0] == "train" else ["--steps", "2"]
-        assert main([*words, *short]) == 0
+    assert [line.split()[1] for line in lines] == ["train", "sample", "resume"]
+    short = {"train": ["--iterations", "2"], "sample": ["--steps", "2"], "resume": []}
+    for words in map(shlex.split, lines):
+        assert main([*words[1:], *short[words[1]]]) == 0
     assert (tmp_path / "samples.png").stat().st_size > 1000
 
 
