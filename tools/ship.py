@@ -1,0 +1,90 @@
+"""Measure a finished run and ship its averaged model with the package: weights, configuration and card in ddpm_nb/weights/NAME.
+
+Usage: python tools/ship.py runs/digits digits --hardware "1 thread of an AMD EPYC" [--images 256] [--samples 512]
+
+Every figure on the card is computed here or read from the run: nothing is typed but the description of the machine. The classifier
+that judges the samples is trained here, on the same training images, from a fixed seed.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ddpm_nb.data import load_dataset
+from ddpm_nb.evaluation import bits_per_dim, classifier_report, train_classifier
+from ddpm_nb.forward import q_sample
+from ddpm_nb.hub import load_pretrained, read_config, save_pretrained
+from ddpm_nb.sampling import sample_ddim
+from ddpm_nb.training import LOG_FILE, read_log, read_settings
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "ddpm_nb" / "weights"
+
+
+def held_out_error(model, schedule, images, repeats=10):
+    """Return the mean square of noise minus prediction on held-out images, several random steps each."""
+    x_0, generator = images.repeat(repeats, 1, 1, 1), torch.Generator().manual_seed(4)
+    eps = torch.randn(x_0.shape, generator=generator)
+    t = torch.randint(schedule.n_steps, (len(x_0),), generator=generator)
+    total = 0.0
+    with torch.inference_mode():
+        for x, steps, noise in zip(x_0.split(500), t.split(500), eps.split(500), strict=True):
+            total += (model(q_sample(schedule, x, steps, noise), steps) - noise).square().sum().item()
+    return total / eps.numel()
+
+
+def training_facts(run, hardware):
+    """Return what the run says about itself."""
+    config, data = read_settings(run)
+    seconds = sum(line["seconds"] for line in read_log(Path(run) / LOG_FILE))
+    facts = read_config(run)["card"] | {"images": data["n_images"]}
+    kept = ("lr", "warmup", "ema_decay", "precision")
+    return facts | {name: asdict(config)[name] for name in kept} | {"hardware": hardware, "training minutes": round(seconds / 60, 1)}
+
+
+def measured_facts(model, schedule, name, root, n_images, n_samples):
+    """Measure a model on held-out images and by its samples."""
+    train, test = (load_dataset(name, root=root, split=split) for split in ("train", "test"))
+    held_out, generator = test.images(), torch.Generator().manual_seed(0)
+    bits = bits_per_dim(model, schedule, held_out[:n_images], n_levels=test.n_levels, batch_size=64, generator=generator)
+    facts = {"test loss": round(held_out_error(model, schedule, held_out[:1000]), 3)}
+    facts |= {"test bits/dim": round(bits.mean, 3), "its standard error": round(bits.stderr, 3), "test images": bits.n_images}
+    classifier = train_classifier(train.images(), train.labels, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        right = torch.cat([classifier(x).argmax(1) for x in held_out.split(1000)]) == test.labels
+    shape = (n_samples, *held_out.shape[1:])
+    samples = sample_ddim(model, schedule, shape, n_steps=50, generator=torch.Generator().manual_seed(0))
+    report = classifier_report(classifier, samples)
+    facts |= {"classifier's test accuracy": round(right.float().mean().item(), 4), "samples judged": n_samples}
+    return facts | {"sampler": "DDIM, 50 steps"} | {f"samples: {k}": v for k, v in report_facts(report).items()}
+
+
+def report_facts(report):
+    """Return the parts of a classifier's report that are single numbers."""
+    values = asdict(report) if hasattr(report, "__dataclass_fields__") else dict(report)
+    return {name.replace("_", " "): round(value, 3) for name, value in values.items() if isinstance(value, int | float)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder of the finished run")
+    parser.add_argument("name", help="name to ship it under")
+    parser.add_argument("--hardware", required=True, help="what the run was trained on, in words")
+    parser.add_argument("--root", default="data", help="folder with the data files")
+    parser.add_argument("--images", type=int, default=256, help="held-out images for bits/dim (T network calls each)")
+    parser.add_argument("--samples", type=int, default=512, help="samples that the classifier judges")
+    args = parser.parse_args()
+    model, schedule = load_pretrained(args.run)
+    config, data = read_settings(args.run)
+    facts = training_facts(args.run, args.hardware)
+    if facts["iterations"] != config.n_iterations:
+        parser.error(f"{args.run} is not finished: iteration {facts['iterations']} of {config.n_iterations}")
+    facts |= measured_facts(model, schedule, data["dataset"], args.root, args.images, args.samples)
+    save_pretrained(WEIGHTS / args.name, model, schedule, card=facts, overwrite=True)
+    print(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()
