@@ -217,7 +217,8 @@ def _seed_process(
     step: int,  # steps taken
 ):
     """Start torch's global stream, which only dropout uses, differently in each process."""
-    torch.manual_seed(mix_seeds(seed, rank, step))
+    # the last number keeps the streams apart: none or 0 is the order of the data, 2 the noise
+    torch.manual_seed(mix_seeds(seed, rank, step, 1))
 
 # %% ../nbs/09_training.ipynb #interrupted
 def draw_noise(
@@ -328,7 +329,7 @@ def _load_random(trainer, states, device):
     if own.type != device:
         message = f"the run was on {device} and goes on on {own.type}: its noise will be other noise"
         warnings.warn(message, stacklevel=2)
-        trainer.noise.manual_seed(mix_seeds(seed, step))
+        trainer.noise.manual_seed(mix_seeds(seed, step, 2))
         return _seed_process(seed, rank, step)
     trainer.noise.set_state(states["noise"])
     if f"{rank}.cpu" not in states:  # a process that the run did not have before
