@@ -41,7 +41,7 @@ with warnings.catch_warnings():  # of missing widgets for progress bars, which a
     warnings.simplefilter("ignore", TqdmWarning)
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedType, gather_object, is_tensorboard_available
+    from accelerate.utils import gather_object, is_tensorboard_available
 
 # %% ../nbs/09_training.ipynb #trainconfig-2
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -175,10 +175,11 @@ def make_accelerator(
 # %% ../nbs/09_training.ipynb #refuse-shards
 def _refuse_shards(accelerator):
     """Refuse ways of running in which a process does not hold the whole network."""
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        problem = "the average and the checkpoints need the whole network in each process"
-        raise ValueError(f"Accelerate is set to {kind.value}, which is not supported: {problem}")
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # Accelerate's names, and its variables
+        asked = os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("true", "1")
+        if asked or accelerator.distributed_type.value == kind:
+            problem = "the average and the checkpoints need the whole network in each process"
+            raise ValueError(f"Accelerate is set to {kind}, which is not supported: {problem}")
 
 # %% ../nbs/09_training.ipynb #save-checkpoint
 class Trainer:
@@ -768,7 +769,8 @@ def train(
             return _run(trainer, run, data, going_on, held_out, callback, n_workers, progress)
         finally:
             accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-            accelerator.end_training()
+            for tracker in accelerator.trackers:
+                tracker.finish()
 
 # %% ../nbs/09_training.ipynb #run-training
 def _open(config, device, out, resume, tensorboard):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ddpm_nb.cli import default_options, main, read_options
 from ddpm_nb.training import TrainConfig, read_settings
@@ -261,7 +262,7 @@ def examples():
 
 def test_every_example_of_the_chapter_runs(tmp_path, monkeypatch):
     small = {
-        "train": ["--iterations", "2", "--batch-size", "8", "--n-steps", "60"],
+        "train": ["--iterations", "2", "--batch-size", "8", "--n-steps", "60", "--checkpoint-every", "1", "--precision", "float32"],
         "sample": ["--steps", "2", "--n", "4"],
         "evaluate": ["--n", "2"],
     }
@@ -282,4 +283,10 @@ def test_every_example_of_the_chapter_runs(tmp_path, monkeypatch):
         done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("saved in runs/large") == 1  # one of the two speaks
-    assert len(seen) == 6 and (tmp_path / "samples.png").exists() and (tmp_path / "runs/large/model.safetensors").exists()
+    assert len(seen) == 6 and Path("samples.png").exists()
+    before = load_file("runs/large/model.safetensors")
+    for path in Path("runs/large/checkpoints").glob("step-00000002.*"):
+        path.unlink()
+    assert main(["resume", "--out", "runs/large"]) == 0  # what two processes began, one can end
+    after = load_file("runs/large/model.safetensors")
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5)

@@ -15,6 +15,7 @@ import threading
 import warnings
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1342,3 +1343,15 @@ def test_hash_of_a_checkpoint_is_sha256(stopped):
     facts, weights = json.loads(path.read_text()), path.with_suffix(".safetensors").read_bytes()
     own = json.dumps({k: v for k, v in facts.items() if k != "sha256"}, sort_keys=True).encode() + hashlib.sha256(weights).digest()
     assert facts["sha256"] == hashlib.sha256(own).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_sharded_training_is_refused(kind, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    accelerator = SimpleNamespace(distributed_type=SimpleNamespace(value="MULTI_GPU"))
+    with pytest.raises(ValueError, match=f"Accelerate is set to {kind}, which is not supported"):
+        training._refuse_shards(accelerator)
+    monkeypatch.delenv(f"ACCELERATE_USE_{kind}")
+    training._refuse_shards(accelerator)
+    with pytest.raises(ValueError, match=f"Accelerate is set to {kind}, which is not supported"):
+        training._refuse_shards(SimpleNamespace(distributed_type=SimpleNamespace(value=kind)))
