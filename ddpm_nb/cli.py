@@ -8,6 +8,7 @@ __all__ = ['DEVICES', 'default_options', 'make_parser', 'read_options', 'pick_de
 # %% ../nbs/18_command_line.ipynb #import-argparse-import-sys-from
 import argparse
 import json
+import shlex
 import signal
 import sys
 import warnings
@@ -287,7 +288,8 @@ def _train(options, config, data, going_on):
     result = train(model.to(place.device), schedule, data, config, **wanted)
     skipped = f", {result.n_skipped} of them skipped" if result.n_skipped else ""
     _say(f"trained {config.n_iterations} iterations{skipped} in {result.seconds:.0f} s, loss {result.losses[-50:].mean():.4f}")
-    _say(f"saved in {options['out']}; next: ddpm-nb sample --run {options['out']} --out samples.png")
+    run = shlex.quote(str(options["out"]))
+    _say(f"saved in {options['out']}; next: ddpm-nb sample --run {run} --out samples.png")
 
 # %% ../nbs/18_command_line.ipynb #held-out
 def _held_out(options):

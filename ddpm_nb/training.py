@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -715,7 +716,7 @@ def _asked_to_stop(trainer, received):
 def _interrupted(trainer, run, number):
     """Say what was saved, and how to go on."""
     where = f"{trainer.n_steps} of {trainer.config.n_iterations}"
-    remedy = f"saved; go on with: ddpm-nb resume --out {run.out}"
+    remedy = f"saved; go on with: ddpm-nb resume --out {shlex.quote(str(run.out))}"
     return Interrupted(f"{signal.Signals(number).name} after iteration {where}: {remedy}", number)
 
 
