@@ -51,20 +51,22 @@ def measured_facts(model, schedule, name, root, n_images, n_samples):
     bits = bits_per_dim(model, schedule, held_out[:n_images], n_levels=test.n_levels, batch_size=64, generator=generator)
     facts = {"test loss": round(held_out_error(model, schedule, held_out[:1000]), 3)}
     facts |= {"test bits/dim": round(bits.mean, 3), "its standard error": round(bits.stderr, 3), "test images": bits.n_images}
-    classifier = train_classifier(train.images(), train.labels, generator=torch.Generator().manual_seed(0))
+    classifier = train_classifier(train.images(), train.labels)
+    real = classifier_report(classifier, held_out)
     with torch.inference_mode():
         right = torch.cat([classifier(x).argmax(1) for x in held_out.split(1000)]) == test.labels
     shape = (n_samples, *held_out.shape[1:])
     samples = sample_ddim(model, schedule, shape, n_steps=50, generator=torch.Generator().manual_seed(0))
     report = classifier_report(classifier, samples)
     facts |= {"classifier's test accuracy": round(right.float().mean().item(), 4), "samples judged": n_samples}
-    return facts | {"sampler": "DDIM, 50 steps"} | {f"samples: {k}": v for k, v in report_facts(report).items()}
+    facts |= {"sampler": "DDIM, 50 steps"} | {f"samples: {k}": v for k, v in report_facts(report).items()}
+    return facts | {f"test images: {k}": v for k, v in report_facts(real).items()}
 
 
 def report_facts(report):
-    """Return the parts of a classifier's report that are single numbers."""
-    values = asdict(report) if hasattr(report, "__dataclass_fields__") else dict(report)
-    return {name.replace("_", " "): round(value, 3) for name, value in values.items() if isinstance(value, int | float)}
+    """Return what a classifier says of samples, rounded, for a card."""
+    facts = {"mean confidence": round(report.mean_confidence, 3), f"share above {report.threshold}": round(report.confident, 3)}
+    return facts | {"imbalance of classes": round(report.imbalance, 3), "imbalance of fair draws": round(report.imbalance_floor, 3)}
 
 
 def main():
