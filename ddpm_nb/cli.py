@@ -382,8 +382,9 @@ def _run_info(args):
         facts |= {"last logged": f"iteration {lines[-1]['step']}, loss {lines[-1]['loss']:.4f}"}
         saved = sorted((Path(folder) / CHECKPOINTS).glob("step-*.json"))
         facts |= {"checkpoints": ", ".join(str(int(path.stem[5:])) for path in saved)}
+    width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:18} {value}")
+        print(f"{name:{width}}  {value}")
 
 # %% ../nbs/18_command_line.ipynb #main-2
 _VERBS = {"train": _run_train, "resume": _run_resume, "sample": _run_sample, "evaluate": _run_evaluate, "info": _run_info}
