@@ -1,15 +1,34 @@
 """Evaluation: distances against independent implementations, the bound's averages, copies found, bad input refused."""
 
+import json
 import math
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from scipy.linalg import sqrtm
 from torchmetrics.image.fid import _compute_fid
 
-from ddpm_nb.data import load_dataset
-from ddpm_nb.elbo import vlb_terms
-from ddpm_nb.evaluation import bits_per_dim, frechet_distance, kernel_distance, nearest_neighbors
+import ddpm_nb.evaluation as evaluation
+from ddpm_nb.data import load_dataset, scale_levels
+from ddpm_nb.elbo import rate_distortion, vlb_terms
+from ddpm_nb.evaluation import (
+    DigitClassifier,
+    bits_per_dim,
+    classifier_features,
+    classifier_report,
+    distance_with_error,
+    frechet_distance,
+    inception_fid,
+    kernel_distance,
+    load_classifier,
+    nearest_neighbors,
+    save_classifier,
+    train_classifier,
+)
+from ddpm_nb.hub import checksum
 from ddpm_nb.schedules import make_schedule
 
 
@@ -63,6 +82,9 @@ def test_bits_per_dim_does_not_depend_on_the_batch_size_but_for_the_noise():
     assert whole.mean == pytest.approx(split.mean, rel=0.1)
     again = vlb_terms(zero, schedule, images, n_levels=17, generator=torch.Generator().manual_seed(0)).total
     assert whole.mean == pytest.approx(again.mean().item()) and whole.stderr == pytest.approx(again.std().item() / math.sqrt(10))
+    assert whole.terms.mse.shape == (10, 20)
+    rate, rmse = rate_distortion(whole.terms, n_levels=17)
+    assert bool((rate.diff() < 0).all()) and rmse.shape == (20,)
 
 
 def test_nearest_neighbors_find_copies():
@@ -72,6 +94,174 @@ def test_nearest_neighbors_find_copies():
     index, distance = nearest_neighbors(shifted, images)
     assert index.equal(order)
     torch.testing.assert_close(distance, torch.full((20,), 0.1, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+def test_frechet_distance_of_known_normals():
+    """Whitened sets have exactly known moments, so the closed form is met to rounding: diagonal, then rotated."""
+    g = torch.Generator().manual_seed(6)
+    x = torch.randn(40, 3, generator=g).double()
+    x = x - x.mean(0)
+    white = x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T)).T)
+    s, r, shift = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([2.0, 0.5, 3.0]).double(), torch.tensor([1.0, 0.0, -2.0]).double()
+    expected = float(shift.square().sum() + (s - r).square().sum())
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=g).double())[0]
+    for q in (torch.eye(3).double(), turn):
+        assert frechet_distance(white * s @ q, (white * r + shift) @ q) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_error_of_a_distance_is_its_spread_over_repeated_draws():
+    """A jackknife of ten groups scatters by about a quarter, the spread of 40 draws by a ninth: their ratio is near one."""
+    g = torch.Generator().manual_seed(7)
+    for distance in (frechet_distance, kernel_distance):
+        pairs = [(torch.randn(100, 3, generator=g), 1.3 * torch.randn(80, 3, generator=g) + 0.7) for _ in range(40)]
+        found = torch.tensor([distance_with_error(distance, a, b) for a, b in pairs], dtype=torch.float64)
+        assert found[0, 0] == distance(*pairs[0])
+        assert 0.65 < float(found[:, 1].square().mean().sqrt() / found[:, 0].std()) < 1.5
+
+
+def test_the_error_of_a_distance_uses_both_sets_and_its_generator():
+    a, b = cloud(8, 30, 2).double(), cloud(9, 30, 2).double()
+    mean = lambda u, v: float(u.mean() - v.mean())
+    constant = torch.zeros(30, 2).double()
+    for pair in ((a, constant), (constant, b)):
+        usual = float(sum(pair).mean(1).std()) / math.sqrt(30)
+        assert distance_with_error(mean, *pair, n_groups=30)[1] == pytest.approx(usual, rel=1e-9)
+    seeded = [distance_with_error(mean, a, b, generator=torch.Generator().manual_seed(s))[1] for s in (0, 0, 1)]
+    assert seeded[0] == seeded[1] != seeded[2]
+    assert distance_with_error(mean, a, b)[1] == seeded[0]
+
+
+class Corner(torch.nn.Module):
+    """Take three bytes as features."""
+
+    num_features = 3
+
+    def forward(self, levels):
+        assert levels.dtype == torch.uint8 and levels.shape[1] == 3
+        return levels.float()[:, 0, :2, :2].flatten(1)[:, :3]
+
+
+def test_inception_fid_is_torchmetrics_on_exact_bytes():
+    levels = torch.arange(256).reshape(4, 1, 8, 8)
+    assert evaluation._to_bytes("images_1", scale_levels(levels, 256)).equal(levels.to(torch.uint8).expand(-1, 3, -1, -1))
+    assert evaluation._to_bytes("images_1", torch.tensor([-3.0, 3.0]).reshape(2, 1, 1, 1))[:, 0, 0, 0].tolist() == [0, 255]
+    g = torch.Generator().manual_seed(0)
+    a, b = (scale_levels(torch.randint(256, (n, 3, 8, 8), generator=g), 256) for n in (20, 30))
+    own = frechet_distance(*(Corner()(evaluation._to_bytes("x", x)) for x in (a, b)))
+    assert inception_fid(a, b, network=Corner(), batch_size=7) == pytest.approx(own, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["torchmetrics.image.fid", "torch_fidelity"])
+def test_inception_fid_says_what_is_missing(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    if name == "torch_fidelity":
+        monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
+    with pytest.raises(ImportError, match=r"needs two packages: pip install torchmetrics torch-fidelity \("):
+        inception_fid(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8))
+
+
+def test_inception_fid_says_that_the_weights_are_missing(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("torchmetrics.image.fid.FrechetInceptionDistance", no_network)
+    with pytest.raises(OSError, match=r"weights of Inception could not be loaded.*needs a network \(Name or service"):
+        inception_fid(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8))
+
+
+def test_a_trained_classifier_depends_on_its_seed_alone():
+    data, state = load_dataset("digits"), torch.get_rng_state()
+    x, y = data.images()[:200], data.labels[:200]
+    first, second, other = (train_classifier(x, y, n_iterations=100, channels=4, seed=s) for s in (0, 0, 1))
+    assert torch.get_rng_state().equal(state)
+    assert first(x).equal(second(x)) and not first(x).equal(other(x))
+    assert not first.training and not any(p.requires_grad for p in first.parameters())
+    before = train_classifier(x, y, n_iterations=1, lr=1e-9, channels=4)
+    loss = torch.nn.functional.cross_entropy
+    assert loss(first(x), y) < 0.8 * loss(before(x), y)
+
+
+def test_the_shipped_classifier_is_what_its_card_says():
+    config = json.loads((evaluation.CLASSIFIERS / "digits" / "config.json").read_text())
+    classifier, data = load_classifier("digits"), load_dataset("digits", split="test")
+    features = classifier_features(classifier, data.images(), batch_size=100)
+    right = classifier.head(features).argmax(1) == data.labels
+    assert float(right.float().mean()) == pytest.approx(config["card"]["test accuracy"], abs=0.004) and right.float().mean() > 0.96
+    assert classifier.config == config["config"] and not any(p.requires_grad for p in classifier.parameters())
+    beyond = 1.5 * data.images()
+    assert classifier_features(classifier, beyond).equal(classifier_features(classifier, beyond.clamp(-1, 1)))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return Path(shutil.copytree(evaluation.CLASSIFIERS / "digits", tmp_path / "saved"))
+
+
+def test_classifiers_come_back_to_the_last_bit(tmp_path):
+    card = {"data": "none", "iterations": 0, "test accuracy": 0.1}
+    classifier = DigitClassifier(image_size=12, n_classes=3, in_channels=3, channels=4, n_features=5)
+    save_classifier(tmp_path / "a" / "b", classifier, card=card)
+    again = load_classifier(tmp_path / "a" / "b")
+    x = torch.rand(2, 3, 12, 12) * 2 - 1
+    assert again(x).equal(classifier(x)) and again.config == classifier.config
+    assert "| test accuracy | 0.1 |" in (tmp_path / "a" / "b" / "README.md").read_text()
+    with pytest.raises(ValueError, match="card must say data, iterations and test accuracy"):
+        save_classifier(tmp_path / "c", classifier, card={"data": "none"})
+    assert not (tmp_path / "c").exists()
+
+
+def test_damaged_classifiers_are_refused(saved):
+    config, weights = json.loads((saved / "config.json").read_text()), (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(ValueError, match="the checksum does not fit"):
+        load_classifier(saved)
+    changed = config | {"config": config["config"] | {"n_features": 31}}
+    (saved / "model.safetensors").write_bytes(weights)
+    (saved / "config.json").write_text(json.dumps(changed | {"sha256": checksum(changed, weights)}))
+    with pytest.raises(ValueError, match="does not hold a complete classifier"):
+        load_classifier(saved)
+    for text, match in (("{", "is not valid JSON"), ('{"format": "x"}', "does not describe a classifier"), ("[]", "does not describe")):
+        (saved / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=match):
+            load_classifier(saved)
+    (saved / "model.safetensors").unlink()
+    for missing in (saved, "nobody"):
+        with pytest.raises(FileNotFoundError, match=r"no classifier at .*or a shipped name: digits"):
+            load_classifier(missing)
+
+
+class Fixed(torch.nn.Module):
+    """Answer with the first three pixels as logits."""
+
+    config = {"image_size": 4, "n_classes": 3, "in_channels": 1}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return 10 * x.flatten(1)[:, :3]
+
+
+def test_the_report_counts_and_averages():
+    x = torch.zeros(6, 1, 4, 4)
+    for i, label in enumerate((0, 0, 0, 1)):
+        x[i, 0, 0, label] = 1  # sure; the last two images are undecided and fall to class 0
+    report, sure = classifier_report(Fixed(), x), math.exp(10) / (math.exp(10) + 2)
+    assert report.counts == (5, 1, 0) and report.n_images == 6 and report.confident == pytest.approx(4 / 6)
+    assert report.mean_confidence == pytest.approx((4 * sure + 2 / 3) / 6, rel=1e-6)
+    assert report.imbalance == pytest.approx((3 + 1 + 2) / 6 / 2)
+    assert classifier_report(Fixed(), x, threshold=0.3).confident == 1
+    counts = torch.multinomial(torch.ones(20000, 3), 6, replacement=True, generator=torch.Generator().manual_seed(0))
+    draws = sum((torch.stack([(counts == k).sum(1) for k in range(3)], 1) / 6 - 1 / 3).abs().T) / 2
+    assert abs(report.imbalance_floor - float(draws.mean())) < 5 * float(draws.std()) / math.sqrt(20000)
+
+
+def test_published_figures_are_ordered_as_the_papers_say():
+    rows = list(evaluation.PUBLISHED["rate distortion"].values())
+    assert rows == sorted(rows, reverse=True) and [r[1] for r in rows] == sorted(r[1] for r in rows)
+    for row in evaluation.PUBLISHED["ddim"].values():
+        assert list(row.values()) == sorted(row.values(), reverse=True)
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
@@ -94,3 +284,31 @@ def test_bad_images():
         bits_per_dim(None, make_schedule("linear", 5), torch.zeros(1, 1, 8, 8), n_levels=17)
     with pytest.raises(ValueError, match="images must have the shape of samples"):
         nearest_neighbors(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3, 8, 8))
+
+
+ones = lambda *shape: torch.ones(*shape)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: distance_with_error(kernel_distance, ones(5, 2), ones(4, 2), n_groups=5), ValueError, "n_groups must be in 2..4; got 5"),
+        (lambda: distance_with_error(kernel_distance, ones(5, 2), ones(4, 2), n_groups=1), ValueError, "n_groups must be in 2..4"),
+        (lambda: inception_fid(ones(2, 2, 8, 8), ones(2, 2, 8, 8)), ValueError, r"images_1 must have shape \(N, C, H, W\) with C 1 or 3"),
+        (lambda: inception_fid(ones(2, 3, 8, 8), ones(1, 3, 8, 8)), ValueError, "images_2 must have shape"),
+        (lambda: DigitClassifier(image_size=10), ValueError, "image_size must be divisible by 4; got 10"),
+        (lambda: DigitClassifier(n_classes=1), ValueError, "n_classes must be at least 2"),
+        (lambda: classifier_features(DigitClassifier(), ones(2, 1, 9, 9)), ValueError, r"images must have shape \(N, 1, 8, 8\)"),
+        (lambda: classifier_report(DigitClassifier(), ones(0, 1, 8, 8)), ValueError, "with N at least 1"),
+        (lambda: classifier_report(DigitClassifier(), ones(2, 1, 8, 8), threshold=1), ValueError, "threshold must be"),
+        (lambda: train_classifier(2 * ones(2, 1, 8, 8), torch.tensor([0, 1])), ValueError, r"images must be scaled to \[-1, 1\]"),
+        (lambda: train_classifier(ones(2, 1, 8, 12), torch.tensor([0, 1])), ValueError, "images must be square"),
+        (lambda: train_classifier(ones(2, 1, 8, 8), ones(2)), TypeError, r"labels must be a tensor of dtype torch\.int64"),
+        (lambda: train_classifier(ones(2, 1, 8, 8), torch.tensor([0, -1])), ValueError, r"labels must have shape \(2,\), numbers from 0"),
+        (lambda: train_classifier(ones(2, 1, 8, 8), torch.tensor([0])), ValueError, "labels must have shape"),
+        (lambda: train_classifier(ones(2, 1, 8, 8), torch.tensor([0, 1]), lr=0), ValueError, "lr must be"),
+    ],
+)
+def test_bad_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
