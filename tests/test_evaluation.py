@@ -255,6 +255,8 @@ def test_the_report_counts_and_averages():
     counts = torch.multinomial(torch.ones(20000, 3), 6, replacement=True, generator=torch.Generator().manual_seed(0))
     draws = sum((torch.stack([(counts == k).sum(1) for k in range(3)], 1) / 6 - 1 / 3).abs().T) / 2
     assert abs(report.imbalance_floor - float(draws.mean())) < 5 * float(draws.std()) / math.sqrt(20000)
+    exact = 1.5 * sum(math.comb(5, c) * 2 ** (5 - c) / 3**5 * abs(c / 5 - 1 / 3) for c in range(6))  # five images: np is no whole number
+    assert classifier_report(Fixed(), x[:5]).imbalance_floor == pytest.approx(exact, rel=1e-9)
 
 
 def test_published_figures_are_ordered_as_the_papers_say():
