@@ -1,14 +1,27 @@
 """Samplers: equal to the reference, right on exact data, quiet about global state, and clear about bad input."""
 
+import gc
 import math
 from functools import partial
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from ddpm_nb.gaussian import randn
-from ddpm_nb.sampling import ddim_step, p_sample, respaced_steps, sample_ddim, sample_ddpm
+from ddpm_nb.elbo import optimal_denoiser
+from ddpm_nb.gaussian import GaussianMixture, randn
+from ddpm_nb.sampling import (
+    ddim_invert,
+    ddim_step,
+    inpaint,
+    p_sample,
+    respace,
+    respaced_steps,
+    sample_ddim,
+    sample_ddpm,
+    sample_dpm_solver,
+    slerp,
+)
 from ddpm_nb.schedules import make_schedule
 
 SHAPE = (3, 1, 4, 4)
@@ -74,19 +87,6 @@ def test_respaced_steps_are_distinct_and_keep_both_ends(n_steps):
     for n_kept in {1, 2, n_steps // 2 or 1, n_steps - 1, n_steps}:
         kept = respaced_steps(n_steps, n_kept)
         assert len(set(kept)) == n_kept and kept[0] == n_steps - 1 and (n_kept == 1 or kept[-1] == 0)
-
-
-@pytest.mark.parametrize("sampler", [sample_ddpm, partial(sample_ddim, n_steps=200, eta=1.0), partial(sample_ddim, n_steps=200)])
-def test_the_optimal_denoiser_gives_back_the_normal_data(sampler):
-    schedule, std, mean, n = make_schedule("cosine", 400), 0.4, 0.3, 20_000
-
-    def optimal(x, t):
-        a, v = schedule.alpha_bars[t][:, None], schedule.one_minus_alpha_bars[t][:, None]
-        return v.sqrt() / (a * std**2 + v) * (x - a.sqrt() * mean)
-
-    x = sampler(optimal, schedule, (n, 1), clip_x_0=False, generator=torch.Generator().manual_seed(0))
-    assert abs(x.mean() - mean) < 5 * std / math.sqrt(n)
-    assert abs(x.std() - std) < 5 * std / math.sqrt(2 * n) + 0.012  # the second part: finitely many steps
 
 
 def test_the_last_step_adds_no_noise():
@@ -158,3 +158,213 @@ def test_bad_variance_is_refused_before_any_step():
     with pytest.raises(ValueError, match="variance must be one of 'posterior', 'beta'; got 'learned'"):
         sample_ddpm(lambda x, t: calls.append(t), make_schedule("cosine", 60), SHAPE, variance="learned")
     assert calls == []
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize(("n_kept", "spacing"), [(250, "linspace"), (37, "linspace"), (10, "trailing"), (7, "trailing"), (1, "linspace")])
+def test_respaced_ddpm_walks_as_diffusers_does(name, n_kept, spacing, variance):
+    """The reference accepts any list of steps: those of counts that do not divide T, too."""
+    schedule, kept = make_schedule(name, 1000), respaced_steps(1000, n_kept, spacing=spacing)
+    kind = {"posterior": "fixed_small", "beta": "fixed_large"}[variance]
+    reference = in_double(DDPMScheduler(1000, beta_schedule=NAMES[name], variance_type=kind))
+    reference.set_timesteps(timesteps=kept)
+    g, x = torch.Generator().manual_seed(1), noise(0)
+    for t in kept:
+        x = reference.step(network(x, torch.full((3,), t)), t, x, generator=g).prev_sample.float()
+    options = {"n_steps": n_kept, "spacing": spacing, "variance": variance, "x_T": noise(0)}
+    mine = sample_ddpm(network, schedule, SHAPE, generator=torch.Generator().manual_seed(1), **options)
+    if variance == "beta" and kept[-1] > 0:  # the reference adds noise at a last step that is not called 0; ours does not
+        short = respace(schedule, kept)
+        g = torch.Generator().manual_seed(1)
+        last = [torch.randn(SHAPE, generator=g) for _ in kept][-1]
+        assert (mine - x).abs().max() > 0.05
+        x = x - short.betas[0].sqrt() * last
+    torch.testing.assert_close(mine, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("n_kept", [1000, 50, 8])
+def test_trailing_ddim_is_that_of_diffusers(name, eta, n_kept):
+    """Where the stride divides T, its trailing spacing is right from end to end."""
+    reference = in_double(DDIMScheduler(1000, beta_schedule=NAMES[name], timestep_spacing="trailing"))
+    reference.set_timesteps(n_kept)
+    assert reference.timesteps.tolist() == respaced_steps(1000, n_kept, spacing="trailing")
+    g, x = torch.Generator().manual_seed(1), noise(0)
+    for t in reference.timesteps:
+        eps_hat = network(x, torch.full((3,), int(t)))
+        x = reference.step(eps_hat, t, x, eta=eta, use_clipped_model_output=True, generator=g).prev_sample.float()
+    options = {"n_steps": n_kept, "eta": eta, "spacing": "trailing", "x_T": noise(0)}
+    mine = sample_ddim(network, make_schedule(name, 1000), SHAPE, generator=torch.Generator().manual_seed(1), **options)
+    torch.testing.assert_close(mine, x, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stride_that_does_not_divide_is_a_trap():
+    """The reference subtracts T // S from each of its evenly spaced steps, and so jumps to steps that it does not visit; ours does not."""
+    reference = DDIMScheduler(1000, timestep_spacing="linspace")
+    reference.set_timesteps(7)
+    kept = respaced_steps(1000, 7)
+    assert reference.timesteps.tolist() == kept
+    theirs, partners = [t - 1000 // 7 for t in kept], [*kept[1:], -1]
+    assert all(a != b for a, b in zip(theirs, partners, strict=True))
+    schedule, x, targets = make_schedule("linear", 1000), noise(0), []
+    sample_ddim(network, schedule, SHAPE, n_steps=7, x_T=x, callback=lambda t, x, x_0_hat: targets.append(x.clone()))
+    eps_hat = network(targets[3], torch.full((3,), kept[4]))
+    torch.testing.assert_close(targets[4], ddim_step(schedule, targets[3], kept[4], partners[4], eps_hat)[0])
+    assert not torch.allclose(targets[4], ddim_step(schedule, targets[3], kept[4], theirs[4], eps_hat)[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("n_kept", [2, 7, 20, 50])
+def test_dpm_solver_walks_as_diffusers_does(name, n_kept):
+    reference = DPMSolverMultistepScheduler(1000, beta_schedule=NAMES[name], solver_order=2, euler_at_final=True)
+    in_double(reference)
+    a = reference.alphas_cumprod
+    reference.alpha_t, reference.sigma_t = a.sqrt(), (1 - a).sqrt()
+    reference.set_timesteps(timesteps=(kept := respaced_steps(1000, n_kept)))
+    reference.sigmas = torch.cat([((1 - a) / a).sqrt()[kept], torch.zeros(1)])
+    x = noise(0).double()
+    for t in reference.timesteps:
+        x = reference.step(network(x, torch.full((3,), int(t))), t, x).prev_sample
+    schedule = make_schedule(name, 1000, dtype=torch.float64)
+    mine = sample_dpm_solver(network, schedule, SHAPE, n_steps=n_kept, x_T=noise(0).double(), clip_x_0=False)
+    torch.testing.assert_close(mine, x, rtol=1e-4, atol=1e-4)
+
+
+MIXTURE = GaussianMixture(
+    torch.tensor([0.5, 0.3, 0.2]),
+    torch.tensor([[-0.9, -0.6], [0.9, -0.6], [0.0, 0.9]]),
+    torch.tensor([[[0.04, 0.02], [0.02, 0.03]], [[0.02, 0.0], [0.0, 0.05]], [[0.03, -0.02], [-0.02, 0.03]]]),
+)
+SAMPLERS = {
+    "ddpm": partial(sample_ddpm),
+    "ddpm, beta": partial(sample_ddpm, variance="beta"),
+    "ddpm, 500": partial(sample_ddpm, n_steps=500, variance="beta"),
+    "ddim": partial(sample_ddim, n_steps=1000),
+    "ddim, eta 0.5": partial(sample_ddim, n_steps=1000, eta=0.5),
+    "solver": partial(sample_dpm_solver, n_steps=100),
+    "inpaint": lambda model, schedule, shape, **options: inpaint(
+        model, schedule, torch.zeros(shape), torch.zeros(shape, dtype=torch.bool), n_repeats=1, n_steps=None, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_optimal_denoiser_gives_back_the_mixture(name):
+    """Weights, means and covariances within 5 standard errors, known beforehand, and 3 % of the covariance for finitely many steps."""
+    schedule, n = make_schedule("cosine", 1000), 4000
+    g = torch.Generator().manual_seed(0)
+    x = SAMPLERS[name](optimal_denoiser(MIXTURE, schedule), schedule, (n, 2), clip_x_0=False, generator=g)
+    own = MIXTURE.responsibilities(x).argmax(1)
+    for k, (weight, mean, cov) in enumerate(zip(MIXTURE.weights, MIXTURE.means, MIXTURE.covariances, strict=True)):
+        cloud, m = x[own == k], n * weight
+        assert abs(len(cloud) / n - weight) < 5 * (weight * (1 - weight) / n).sqrt()
+        assert ((cloud.mean(0) - mean).abs() < 5 * (cov.diagonal() / m).sqrt()).all()
+        scale = torch.outer(cov.diagonal(), cov.diagonal())
+        assert ((cloud.T.cov() - cov).abs() < 5 * ((scale + cov**2) / m).sqrt() + 0.03 * scale.sqrt()).all()
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(sample_ddim, 1), (sample_dpm_solver, 2)])
+@pytest.mark.parametrize("std", [0.3, 0.7])
+def test_order_of_convergence_to_the_exact_flow(sampler, order, std):
+    schedule, errors = make_schedule("linear", 1025, dtype=torch.float64), []
+    v, m = schedule.alpha_bars * std**2 + schedule.one_minus_alpha_bars, 0.4 * schedule.sqrt_alpha_bars
+    optimal = lambda x, t: (schedule.sqrt_one_minus_alpha_bars / v)[t][:, None] * (x - m[t][:, None])
+    for n_steps in (129, 257):
+        ends = []
+        note = lambda t, x, x_0_hat, ends=ends: ends.append(x.item())
+        x_T = (m + 1.3 * v.sqrt())[-1:, None]
+        sampler(optimal, schedule, (1, 1), n_steps=n_steps, x_T=x_T, clip_x_0=False, callback=note)
+        errors.append(abs(ends[-2] - (m[0] + 1.3 * v[0].sqrt()).item()))
+    assert abs(math.log2(errors[0] / errors[1]) - order) < 0.2
+
+
+def test_inversion_is_undone_to_first_order():
+    schedule = make_schedule("linear", 1025, dtype=torch.float64)
+    v = schedule.alpha_bars * 0.25 + schedule.one_minus_alpha_bars
+    optimal = lambda x, t: (schedule.sqrt_one_minus_alpha_bars / v)[t][:, None] * x
+    x_0, errors = torch.full((1, 1), 0.6, dtype=torch.float64), []
+    for n_steps in (129, 257):
+        x_T = ddim_invert(optimal, schedule, x_0, n_steps=n_steps)
+        back = sample_ddim(optimal, schedule, (1, 1), n_steps=n_steps, x_T=x_T, clip_x_0=False)
+        errors.append(abs(back - x_0).item())
+    assert errors[1] < 0.02 and errors[0] / errors[1] > 1.6
+    torch.testing.assert_close(x_T, 0.6 / 0.5 * v[-1:, None].sqrt(), rtol=0.05, atol=0)  # as many deviations from the mean as x_0
+
+
+def test_inpainting_keeps_what_is_known_and_repeats_each_step():
+    schedule, known, calls = make_schedule("cosine", 60), noise(5).clamp(-1, 1), []
+    mask = torch.arange(4) < 2
+    counting = lambda x, t: calls.append(int(t[0])) or network(x, t)
+    x = inpaint(counting, schedule, known, mask, n_steps=4, n_repeats=3, generator=torch.Generator().manual_seed(0))
+    assert x[..., :2].equal(known[..., :2]) and not torch.allclose(x[..., 2:], known[..., 2:], atol=0.1)
+    kept = respaced_steps(60, 4)
+    assert calls == [t for t in kept for _ in range(3 if t else 1)]
+
+
+def test_repeating_mends_inpainting():
+    """One value of a correlated pair is known; the mean of the other is known exactly, 0.8."""
+    pair = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+    schedule, n = make_schedule("cosine", 1000), 2000
+    options = {"n_steps": 50, "clip_x_0": False, "variance": "beta"}
+    means = [
+        inpaint(
+            optimal_denoiser(pair, schedule), schedule, torch.ones(n, 2), torch.tensor([True, False]),
+            n_repeats=repeats, generator=torch.Generator().manual_seed(0), **options,
+        )[:, 1].mean()
+        for repeats in (1, 20)
+    ]  # fmt: skip
+    assert abs(means[0] - 0.8) > 0.15 and abs(means[1] - 0.8) < 5 * 0.6 / math.sqrt(n) + 0.01
+
+
+@pytest.mark.parametrize("sampler", [sample_ddpm, partial(sample_ddim, eta=1.0), sample_dpm_solver])
+def test_memory_does_not_grow_and_nothing_is_recorded(sampler):
+    schedule, alive, recorded = make_schedule("cosine", 60), [], []
+    weight = torch.ones((), requires_grad=True)
+
+    def watch(t, x, x_0_hat):
+        gc.collect()
+        alive.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+        recorded.append(x.requires_grad or not x.is_inference())
+
+    sampler(lambda x, t: weight * network(x, t), schedule, SHAPE, n_steps=12, callback=watch)
+    assert alive[-2] <= alive[2] + 1 and not any(recorded)
+
+
+def test_slerp_ends_where_it_should():
+    a, b = noise(0), noise(1)
+    torch.testing.assert_close(slerp(a, b, 0.0), a, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(slerp(a, b, torch.ones(3)), b, rtol=1e-4, atol=1e-5)
+    each = slerp(a, b, torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.allclose(each[0], a[0], atol=1e-5) and torch.allclose(each[2], b[2], atol=1e-5)
+    assert each[1].norm() > 1.2 * ((a + b) / 2)[1].norm()
+
+
+def test_respacing_keeps_the_marginals():
+    schedule = make_schedule("cosine", 1000)
+    assert respace(schedule, range(1000)) is schedule
+    for kept in ([999], [0, 999], respaced_steps(1000, 37)):
+        short = respace(schedule, kept)
+        torch.testing.assert_close(short.alpha_bars, schedule.alpha_bars[sorted(kept)], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (torch.ones(4), TypeError, r"mask must be a tensor of dtype torch\.bool; got torch\.float32"),
+        (torch.ones(5, dtype=torch.bool), ValueError, r"mask must broadcast to the shape of known, \(3, 1, 4, 4\); got \(5,\)"),
+    ],
+)
+def test_bad_masks(mask, error, message):
+    with pytest.raises(error, match=message):
+        inpaint(network, make_schedule("cosine", 60), torch.zeros(SHAPE), mask, n_steps=4)
+
+
+def test_bad_choices():
+    with pytest.raises(ValueError, match="spacing must be one of 'linspace', 'trailing'; got 'leading'"):
+        sample_ddim(network, make_schedule("cosine", 60), SHAPE, spacing="leading")
+    with pytest.raises(ValueError, match=r"kept must be in 0\.\.59; got 60"):
+        respace(make_schedule("cosine", 60), [60])
+    with pytest.raises(ValueError, match="n_repeats must be at least 1; got 0"):
+        inpaint(network, make_schedule("cosine", 60), torch.zeros(SHAPE), torch.ones(4, dtype=torch.bool), n_repeats=0, n_steps=4)
