@@ -31,13 +31,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm import TqdmWarning, tqdm
 
+# %% ../nbs/09_training.ipynb #with-warnings-catch-warnings-of
 from .checks import check_choice, check_floating, check_images, check_int, check_number
 from .data import mix_seeds, train_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
 from .hub import CONFIG_FILE, checksum, replaced_file, save_pretrained
 
-# %% ../nbs/09_training.ipynb #with-warnings-catch-warnings-of
 with warnings.catch_warnings():  # of missing widgets for progress bars, which are not used here
     warnings.simplefilter("ignore", TqdmWarning)
     from accelerate import Accelerator
