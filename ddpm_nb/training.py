@@ -769,9 +769,7 @@ def train(
         try:
             return _run(trainer, run, data, going_on, held_out, callback, n_workers, progress)
         finally:
-            accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-            for tracker in accelerator.trackers:
-                tracker.finish()
+            _close(trainer)
 
 # %% ../nbs/09_training.ipynb #run-training
 def _open(config, device, out, resume, tensorboard):
@@ -786,6 +784,13 @@ def _open(config, device, out, resume, tensorboard):
     return accelerator
 
 
+def _close(trainer):
+    """Give the network back as it came, without Accelerate's wrapper, and end the trackers."""
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    for tracker in trainer.accelerator.trackers:
+        tracker.finish()
+
+# %% ../nbs/09_training.ipynb #run-3
 def _run(trainer, run, data, going_on, held_out, callback, n_workers, progress):
     """Start or resume, train to the end, and collect the result."""
     log = TrainLog(trainer, None if run is None else run.out / LOG_FILE)
