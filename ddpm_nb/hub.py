@@ -52,7 +52,8 @@ def replaced_file(
         os.replace(temporary, path)
         _flush(path.parent)
     except OSError as error:  # of a full disk, for example: name the file
-        error.filename = error.filename or str(path)
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
