@@ -208,7 +208,7 @@ def _where(options):
     return {name: options[name] for name in names}
 
 
-def _build(options, data):
+def _build_network(options, data):
     """Build the network and the schedule for a data set."""
     channels, size = data[0][0].shape[:2]
     torch.manual_seed(options["seed"])
@@ -275,7 +275,7 @@ def _check_same(options, data, kept):
 # %% ../nbs/18_command_line.ipynb #train-2
 def _train(options, config, data, going_on):
     """Train, and say what came of it."""
-    model, schedule = _build(options, data)
+    model, schedule = _build_network(options, data)
     card, origin = _facts(options, data)
     wanted = {name: options[name] for name in ("out", "tensorboard", "resume")}
     wanted |= {"n_workers": options["workers"], "held_out": _held_out(options)}
@@ -295,13 +295,13 @@ def _train(options, config, data, going_on):
 def _held_out(options):
     """Load the test images whose loss picks the best checkpoint, if any are wanted."""
     n = check_int("--held-out", options["held_out"], 0)
-    return _test_images(options, n) if n else None
+    return _test_images(options, n)[0] if n else None
 
 
 def _test_images(options, n):
-    """Load the first n images of the test part of a data set, (n, C, H, W)."""
+    """Load the first n images of the test part of a data set, (n, C, H, W), and their number of levels."""
     data = load_dataset(options["dataset"], split="test", **_where(options))
-    return torch.stack([data[i][0] for i in range(min(n, len(data)))])
+    return torch.stack([data[i][0] for i in range(min(n, len(data)))]), data.n_levels
 
 
 def _say(text):
@@ -362,9 +362,9 @@ def _run_evaluate(args):
         raise ValueError(f"the card of {args.run} does not say what it was trained on; pass --dataset")
     grey = model.config["in_channels"] == 1
     options = default_options() | {"dataset": name, "root": args.root, "grey": grey}
-    images = _test_images(options | {"image_size": model.config["image_size"]}, args.n).to(device)
-    generator, n_levels = torch.Generator().manual_seed(args.seed), 17 if name == "digits" else 256
-    bits = bits_per_dim(model, schedule, images, n_levels=n_levels, generator=generator)
+    images, n_levels = _test_images(options | {"image_size": model.config["image_size"]}, args.n)
+    generator = torch.Generator().manual_seed(args.seed)
+    bits = bits_per_dim(model, schedule, images.to(device), n_levels=n_levels, generator=generator)
     figures = {"run": str(args.run), "data": name, "split": "test", "n": bits.n_images, "seed": args.seed}
     figures |= {"bits_per_dim": bits.mean, "stderr": bits.stderr, "T": schedule.n_steps}
     if out is not None:

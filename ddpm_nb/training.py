@@ -70,10 +70,10 @@ class TrainConfig:
     keep: int = 2  # newest checkpoints that are kept, besides the best
 
     def __post_init__(self):
-        _check_config(self)
+        _check_settings(self)
 
 # %% ../nbs/09_training.ipynb #check-config
-def _check_config(config):
+def _check_settings(config):
     """Refuse settings outside their ranges."""
     whole = {"n_iterations": 1, "batch_size": 1, "n_accumulate": 1, "warmup": 0, "seed": 0}
     whole |= {"log_every": 1, "checkpoint_every": 1, "keep": 1}
@@ -289,6 +289,7 @@ def trainer_state(
     facts = {"step": trainer.n_steps, "skipped": trainer.n_skipped, "device": device.type}
     facts["ema_updates"] = trainer.ema.n_updates
     facts["scaler"] = None if scaler is None else scaler.state_dict()
+    facts["config"] = asdict(trainer.config)
     return {k: v.detach().cpu().clone() for k, v in tensors.items()}, facts
 
 
