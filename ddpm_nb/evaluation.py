@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'CLASSIFIERS', 'BitsPerDim', 'bits_per_dim', 'DigitClassifier', 'classifier_features', 'train_classifier',
            'save_classifier', 'load_classifier', 'ClassifierReport', 'classifier_report', 'frechet_distance',
-           'kernel_distance', 'distance_with_error', 'inception_fid', 'nearest_neighbors']
+           'kernel_distance', 'distance_with_error', 'verdict', 'inception_fid', 'nearest_neighbors']
 
 # %% ../nbs/11_evaluation.ipynb #import-math-from-dataclasses-imp
 import json
@@ -340,6 +340,15 @@ def distance_with_error(
     parts = [distance(*(x[group != i] for x, group in sets)) for i in range(n_groups)]
     error = math.sqrt((n_groups - 1) * torch.tensor(parts, dtype=torch.float64).var(correction=0))
     return distance(features_1, features_2), error
+
+# %% ../nbs/11_evaluation.ipynb #verdict-2
+def verdict(
+    gap: float,  # by how much the side that should be worse is worse
+    error: float,  # standard error of the gap, 0 or above
+) -> str:
+    """Say whether a gap that is published as positive is positive here: agrees, DISAGREES or undecided."""
+    check_number("error", error, 0)
+    return "agrees" if gap > 2 * error else "DISAGREES" if gap < -2 * error else "undecided"
 
 # %% ../nbs/11_evaluation.ipynb #inception-fid
 def inception_fid(

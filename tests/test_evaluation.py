@@ -27,6 +27,7 @@ from ddpm_nb.evaluation import (
     nearest_neighbors,
     save_classifier,
     train_classifier,
+    verdict,
 )
 from ddpm_nb.hub import checksum
 from ddpm_nb.schedules import make_schedule
@@ -314,3 +315,16 @@ ones = lambda *shape: torch.ones(*shape)
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("gap", "error", "said"),
+    [(2.01, 1, "agrees"), (2.0, 1, "undecided"), (-2.0, 1, "undecided"), (-2.01, 1, "DISAGREES"), (1e-9, 0, "agrees"), (0, 0, "undecided")],
+)
+def test_a_verdict_needs_two_errors(gap, error, said):
+    assert verdict(gap, error) == said
+
+
+def test_a_verdict_needs_an_error():
+    with pytest.raises(ValueError, match=r"error must be .*; got -1"):
+        verdict(1.0, -1)
