@@ -85,7 +85,8 @@ def sigmoid_betas(
     tau = check_number("tau", tau, 0, open_low=True)
     tau = check_number("tau", tau, -start / 30)  # below, rounding swallows the first falls
     v = torch.linspace(start / tau, end / tau, n_steps + 1, dtype=torch.float64)
-    return betas_from_alpha_bars(torch.sigmoid(-v) - torch.sigmoid(-v[-1]), max_beta)
+    signal = torch.sigmoid(-v)  # one call, for vectors and single values may be rounded differently
+    return betas_from_alpha_bars(signal - signal[-1], max_beta)
 
 # %% ../nbs/04_schedules.ipynb #make-schedule-2
 SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas, "sigmoid": sigmoid_betas}

@@ -298,3 +298,13 @@ def test_options_reach_the_schedule():
     assert_close(make_schedule("cosine", 50, s=0.1, dtype=torch.float64).betas, cosine_betas(50, s=0.1))
     assert_close(make_schedule("sigmoid", 50, tau=0.5, dtype=torch.float64).betas, sigmoid_betas(50, tau=0.5))
     assert make_schedule("cosine", 5).betas.dtype == torch.float32
+
+
+def test_sigmoid_schedules_end_exactly_at_zero():
+    for seed in range(300):  # a vector and a single value may go through different code, rounded differently
+        g = torch.Generator().manual_seed(seed)
+        n_steps = int(torch.randint(1, 60, (1,), generator=g))
+        start, end = sorted((40 * torch.rand(2, generator=g, dtype=torch.float64) - 10).tolist())
+        betas = sigmoid_betas(n_steps, start, end, max_beta=0.9999)
+        assert betas[-1] == 0.9999
+        assert bool(((betas > 0) & (betas < 1)).all())
