@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS_FILE', 'CONFIG_FILE', 'CARD_FILE', 'SHIPPED', 'replaced_file', 'checksum', 'model_card', 'save_pretrained',
-           'read_config', 'find_model', 'load_pretrained', 'diffusers_names', 'unet_to_diffusers',
-           'unet_from_diffusers']
+           'read_config', 'find_model', 'load_pretrained', 'save_parts', 'load_parts', 'diffusers_names',
+           'unet_to_diffusers', 'unet_from_diffusers']
 
 # %% ../nbs/07_sharing_models.ipynb #import-hashlib-import-json-impor
 import hashlib
@@ -87,6 +87,13 @@ def _describe(model, schedule, card):
     name = type(model).__name__
     if _MODELS.get(name) is not type(model):
         raise TypeError(f"model must be one of {', '.join(_MODELS)}; got {name}")
+    _check_facts(schedule, card)
+    config = _FORMAT | {"class": name, "config": model.config, "card": card}
+    return json.loads(json.dumps(config))  # as a reader will see it: tuples become lists
+
+
+def _check_facts(schedule, card):
+    """Refuse a schedule that is none, and a card that JSON or a table cannot hold."""
     if not isinstance(schedule, NoiseSchedule):
         raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
     for key, value in card.items():
@@ -94,8 +101,6 @@ def _describe(model, schedule, card):
         if not isinstance(key, str) or not (number or value is None or isinstance(value, str)):
             allowed = "names to strings, finite numbers, booleans or None"
             raise ValueError(f"card must map {allowed}; got {key!r}: {value!r}")
-    config = _FORMAT | {"class": name, "config": model.config, "card": card}
-    return json.loads(json.dumps(config))  # as a reader will see it: tuples become lists
 
 # %% ../nbs/07_sharing_models.ipynb #prepare-folder
 def _prepare_folder(path, overwrite):
@@ -119,11 +124,12 @@ def model_card(
 ) -> str:
     """Write what is known about a model as Markdown."""
     facts = {_one_line(name): _one_line(value) for name, value in config["card"].items()}
-    lines = [f"# {facts.get('name', config['class'])}", ""]
+    modules = config["parts"] if "parts" in config else {"Architecture": config}
+    lines = [f"# {facts.get('name', config.get('class', 'model'))}", ""]
     lines += ["A denoising diffusion model of the package `ddpm_nb`.", ""]
     lines += ["| fact | value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
-    lines += ["", f"Architecture: `{config['class']}({json.dumps(config['config'])})`", ""]
+    lines += [""] + [f"{name}: `{part['class']}({json.dumps(part['config'])})`\n" for name, part in modules.items()]
     return "\n".join(lines)
 
 
@@ -145,8 +151,14 @@ def save_pretrained(
 ):
     """Write a model as safetensors, JSON and a readable card: all three files or none."""
     config = _describe(model, schedule, card or {})
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    weights = save(tensors | {"schedule.betas": schedule.exact_betas})
+    _write_model(path, config, {"model": model}, schedule, overwrite)
+
+
+def _write_model(path, config, modules, schedule, overwrite):
+    """Seal the weights of some modules and a configuration, and write the three files."""
+    tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
+    tensors["schedule.betas"] = schedule.exact_betas
+    weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     config["sha256"] = checksum(config, weights)
     path = _prepare_folder(Path(path), overwrite)
     text, card = json.dumps(config, indent=1), model_card(config)
@@ -166,20 +178,25 @@ def read_config(
     path,  # folder with the model
 ) -> dict:
     """Read config.json of a saved model and check that `save_pretrained` may have written it."""
-    file = Path(path) / CONFIG_FILE
+    config = _read_json(Path(path), SHIPPED)
+    if problem := _config_problem(config):
+        raise ValueError(f"{Path(path) / CONFIG_FILE} does not describe a model of this package: {problem}")
+    return config
+
+
+def _read_json(path, shipped):
+    """Read config.json of a folder, whatever it says."""
+    file = path / CONFIG_FILE
     if not file.is_file():
-        names = ", ".join(sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()))
+        names = ", ".join(sorted(p.name for p in shipped.glob("*") if p.is_dir()))
         needed = f"a folder with {CONFIG_FILE}, or a shipped name: {names}"
         raise FileNotFoundError(f"no model at {path}: it must be {needed}")
     try:
         if file.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError(f"it has more than {_MAX_CONFIG_BYTES} bytes")
-        config = json.loads(file.read_text("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(file.read_text("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON in UTF-8: {error}") from None
-    if problem := _config_problem(config):
-        raise ValueError(f"{file} does not describe a model of this package: {problem}")
-    return config
 
 # %% ../nbs/07_sharing_models.ipynb #refuse-constant
 def _refuse_constant(name):
@@ -187,31 +204,32 @@ def _refuse_constant(name):
     raise ValueError(f"{name} is no number")
 
 
-def _config_problem(config):
+def _config_problem(config, known=_FORMAT, fields=_FIELDS):
     """Say what is wrong with the contents of a config.json, or return None."""
-    known, version = _FORMAT["format"], _FORMAT["version"]
-    if not isinstance(config, dict) or config.get("format") != known:
-        return f'it has no entry "format": "{known}"'
-    if config.get("version") != version:
-        return f"version must be {version}; got {config.get('version')!r}, of another release?"
-    if set(config) != set(_FIELDS):
-        missing, unknown = sorted(_FIELDS.keys() - config), sorted(config.keys() - _FIELDS)
+    if not isinstance(config, dict) or config.get("format") != known["format"]:
+        return f'it has no entry "format": "{known["format"]}"'
+    if config.get("version") != known["version"]:
+        return f"version must be {known['version']}; got {config.get('version')!r}, of another release?"
+    if set(config) != set(fields):
+        missing, unknown = sorted(fields.keys() - config), sorted(config.keys() - fields)
         return f"missing are {missing}, unknown are {unknown}"
-    for name, kind in _FIELDS.items():
+    for name, kind in fields.items():
         if type(config[name]) is not kind:
             return f"{name} must be of type {kind.__name__}; got {config[name]!r}"
-    if config["class"] not in _MODELS:
+    if "class" in fields and config["class"] not in _MODELS:
         return f"class must be one of {', '.join(_MODELS)}; got {config['class']!r}"
     return None
 
 # %% ../nbs/07_sharing_models.ipynb #find-model
 def find_model(
     name_or_path,  # a shipped name such as "digits", or a folder
+    *,
+    shipped=SHIPPED,  # folder of the models that are shipped
 ) -> Path:
     """Return the folder of a model: the package's own for a shipped name, a path as it is."""
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[\w-]+", name_or_path)
-    shipped = SHIPPED / name_or_path if is_name else SHIPPED
-    return shipped if is_name and shipped.is_dir() else Path(name_or_path)
+    own = shipped / name_or_path if is_name else shipped
+    return own if is_name and own.is_dir() else Path(name_or_path)
 
 # %% ../nbs/07_sharing_models.ipynb #load-pretrained-4
 def load_pretrained(
@@ -221,7 +239,14 @@ def load_pretrained(
 ) -> tuple[nn.Module, NoiseSchedule]:
     """Load a model, in evaluation mode, and its schedule; refuse files that were changed."""
     path = find_model(name_or_path)
-    config, file = read_config(path), path / WEIGHTS_FILE
+    config = read_config(path)
+    modules, schedule = _read_model(path, config, {"model": config}, _MODELS)
+    return modules["model"].to(device).eval(), schedule.to(device)
+
+
+def _read_model(path, config, parts, classes):
+    """Read and verify the weights of a folder; build its modules, and its schedule."""
+    file = path / WEIGHTS_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{path} has a {CONFIG_FILE} but no {WEIGHTS_FILE}")
     weights = file.read_bytes()
@@ -231,37 +256,80 @@ def load_pretrained(
     try:
         tensors = load(weights)
         schedule = NoiseSchedule(tensors.pop("schedule.betas"))
-        model = _assemble(config["class"], config["config"], tensors)
+        return _assemble(parts, classes, tensors), schedule
     except (*_BAD_CONTENT, ValueError) as error:
         raise ValueError(f"{path} does not hold a complete model: {error}") from None
-    return model.to(device).eval(), schedule.to(device)
 
 # %% ../nbs/07_sharing_models.ipynb #plan
 _BAD_CONTENT = (SafetensorError, LookupError, TypeError, RuntimeError, ArithmeticError)
 
 
-def _plan(name, options, n_tensors):
+def _plan(kind, options, n_tensors):
     """Build a network without memory, unless it has more blocks than there are tensors for them."""
     levels = len(options.get("channel_mults", "1"))
-    blocks = options.get("n_res_blocks", options.get("n_blocks", 1))
+    counts = ("n_res_blocks", "n_blocks", "n_layers", "n_downs")
+    blocks = max(options.get(name, 1) for name in counts)
     if levels * blocks > n_tensors:
         raise ValueError(f"{levels} levels of {blocks} blocks need more than {n_tensors} tensors")
     with torch.device("meta"):
-        return _MODELS[name](**options)
+        return kind(**options)
 
 
-def _assemble(name, options, tensors):
-    """Build a network around tensors that fit it exactly."""
-    model = _plan(name, options, len(tensors))
-    wanted = {f"model.{k}": tuple(v.shape) for k, v in model.state_dict().items()}
+def _assemble(parts, classes, tensors):
+    """Build networks around tensors that fit them exactly."""
+    modules = {name: _plan(classes[part["class"]], part["config"], len(tensors)) for name, part in parts.items()}
+    wanted = {f"{name}.{k}": tuple(v.shape) for name, module in modules.items() for k, v in module.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in tensors.items()}
     for name in sorted({name for name, _ in wanted.items() ^ found.items()}):
         shapes = [d.get(name, "no such tensor") for d in (wanted, found)]
         raise ValueError(f"{name}: the architecture has {shapes[0]}, the file {shapes[1]}")
     if not all(tensor.is_floating_point() for tensor in tensors.values()):
         raise ValueError("every tensor must have a floating-point type")
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items()}, assign=True)
-    return model
+    for name, module in modules.items():
+        own = {k: tensors[f"{name}.{k}"] for k in module.state_dict()}
+        module.load_state_dict(own, assign=True)
+    return modules
+
+# %% ../nbs/07_sharing_models.ipynb #save-parts
+_PARTS_FORMAT = {"format": "ddpm_nb parts", "version": 1}
+_PARTS_FIELDS = {"format": str, "version": int, "parts": dict, "facts": dict, "card": dict, "sha256": str}
+
+
+def save_parts(
+    path,  # folder to create, or to fill
+    parts: dict,  # name -> module; each has the arguments it was built with in `.config`
+    schedule: NoiseSchedule,  # the schedule that they were trained with
+    *,
+    facts: dict | None = None,  # what else belongs to the model, as JSON can hold it
+    card: dict | None = None,  # facts about the model, such as data, steps, metrics
+    overwrite: bool = False,  # replace a model that is already there
+):
+    """Write several modules as one model: safetensors, JSON and a readable card, all or none."""
+    _check_facts(schedule, card := card or {})
+    if not parts or any("." in name or not isinstance(getattr(part, "config", None), dict) for name, part in parts.items()):
+        raise TypeError(f"parts must map names without dots to modules that have a .config; got {list(parts)}")
+    described = {name: {"class": type(part).__name__, "config": part.config} for name, part in parts.items()}
+    config = _PARTS_FORMAT | {"parts": described, "facts": facts or {}, "card": card}
+    _write_model(path, json.loads(json.dumps(config, allow_nan=False)), parts, schedule, overwrite)
+
+
+def load_parts(
+    path,  # folder that `save_parts` wrote
+    classes,  # the classes that may be built
+    *,
+    device="cpu",  # where everything shall live
+) -> tuple[dict, NoiseSchedule, dict]:
+    """Load the modules of a folder, in evaluation mode, with the schedule and the contents of config.json; refuse changed files."""
+    path, known = Path(path), {kind.__name__: kind for kind in classes}
+    config = _read_json(path, path.parent)
+    problem = _config_problem(config, _PARTS_FORMAT, _PARTS_FIELDS)
+    for name, part in {} if problem else config["parts"].items():
+        if not isinstance(part, dict) or set(part) != {"class", "config"} or part["class"] not in known:
+            problem = f"part {name!r} must name a class among {', '.join(known)}, and its config"
+    if problem:
+        raise ValueError(f"{path / CONFIG_FILE} does not describe a model of this kind: {problem}")
+    modules, schedule = _read_model(path, config, config["parts"], known)
+    return {name: module.to(device).eval() for name, module in modules.items()}, schedule.to(device), config
 
 # %% ../nbs/07_sharing_models.ipynb #diffusers-names
 _NAMES = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}

@@ -232,20 +232,31 @@ class UShape(nn.Module):
         t: Tensor,  # (B,) code indices of their steps
     ) -> Tensor:
         """Return the predicted noise; (B, out_channels, image_size, image_size)."""
+        return self.walk(x, F.silu(self.embed_time(x, t)))
+
+    def embed_time(self, x: Tensor, t: Tensor) -> Tensor:
+        """Check images and steps; return the time vectors (B, time_dim), before their activation."""
         _check_input(self, x, t)
+        return self.time_embedding(t)
+
+    def walk(
+        self,
+        x: Tensor,  # (B, in_channels, image_size, image_size) noisy images
+        signal,  # what every block is told: (B, time_dim) times
+    ) -> Tensor:
+        """Run the layers in their order; return (B, out_channels, image_size, image_size)."""
         x = x.contiguous() if x.device.type == "cpu" else x  # group norm is slow otherwise
-        time, h = F.silu(self.time_embedding(t)), self.conv_in(x)
-        skips = [h]
+        skips = [h := self.conv_in(x)]
         for level in self.down:
             for i in range(len(level.blocks)):
-                skips.append(h := _step(self, level, i, h, time))
+                skips.append(h := _step(self, level, i, h, signal))
             if level.resample is not None:
                 skips.append(h := level.resample(h))
-        h = self.mid_attention(_step(self, self.mid, 0, h, time))
-        h = _step(self, self.mid, 1, h, time)
+        h = self.mid_attention(_step(self, self.mid, 0, h, signal))
+        h = _step(self, self.mid, 1, h, signal)
         for level in self.up:
             for i in range(len(level.blocks)):
-                h = _step(self, level, i, torch.cat([h, skips.pop()], 1), time)
+                h = _step(self, level, i, torch.cat([h, skips.pop()], 1), signal)
             h = h if level.resample is None else level.resample(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
