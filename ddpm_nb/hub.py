@@ -224,11 +224,11 @@ def _config_problem(config, known=_FORMAT, fields=_FIELDS):
 def find_model(
     name_or_path,  # a shipped name such as "digits", or a folder
     *,
-    shipped=SHIPPED,  # folder of the models that are shipped
+    shipped=None,  # folder of the models that are shipped; `SHIPPED` without
 ) -> Path:
     """Return the folder of a model: the package's own for a shipped name, a path as it is."""
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[\w-]+", name_or_path)
-    own = shipped / name_or_path if is_name else shipped
+    own = (shipped or SHIPPED) / (name_or_path if is_name else "")
     return own if is_name and own.is_dir() else Path(name_or_path)
 
 # %% ../nbs/07_sharing_models.ipynb #load-pretrained-4
