@@ -43,25 +43,24 @@ class PlainBlock(nn.Module):
 
 # %% ../nbs/16_latent_diffusion.ipynb #encoder-layers
 def _encoder_layers(in_channels, widths, latent_channels):
-    """Build the way down: a block at each size, then halve; last the mean and log-variance of each latent."""
+    """Build the way down: halve, then a block at the smaller size; last the mean and log-variance of each latent."""
     layers, width = [nn.Conv2d(in_channels, widths[0], 3, padding=1)], widths[0]
-    for i, out in enumerate(widths):
-        last = i == len(widths) - 1
-        layers += [PlainBlock(width, out), PlainBlock(out, out) if last else Downsample(out)]
+    for out in widths[1:]:
+        layers += [Downsample(width), PlainBlock(width, out)]
         width = out
-    layers += [group_norm(width, width // 4), nn.SiLU(), nn.Conv2d(width, 2 * latent_channels, 3, padding=1)]
-    return nn.Sequential(*layers)
+    layers += [PlainBlock(width, width), group_norm(width, width // 4), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Conv2d(width, 2 * latent_channels, 3, padding=1))
 
 
 def _decoder_layers(out_channels, widths, latent_channels):
-    """Build the way up: the mirror image of the way down."""
+    """Build the way up: a block at the smaller size, then double."""
     width = widths[-1]
     layers = [nn.Conv2d(latent_channels, width, 3, padding=1), PlainBlock(width, width)]
-    for i, out in reversed(list(enumerate(widths))):
-        layers += [PlainBlock(width, out), *([Upsample(out)] if i else [])]
+    for out in reversed(widths[:-1]):
+        layers += [PlainBlock(width, out), Upsample(out)]
         width = out
-    layers += [group_norm(width, width // 4), nn.SiLU(), nn.Conv2d(width, out_channels, 3, padding=1)]
-    return nn.Sequential(*layers)
+    layers += [group_norm(width, width // 4), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Conv2d(width, out_channels, 3, padding=1))
 
 # %% ../nbs/16_latent_diffusion.ipynb #autoencoder
 class Autoencoder(nn.Module):
