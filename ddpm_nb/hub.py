@@ -591,7 +591,7 @@ def _check_diffusers_files(library, root):
         raise FileNotFoundError("no .safetensors file; .bin files are pickles and are not read")
     parameters = inspect.signature(library.UNet2DModel).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
-    plan = _plan("UNet", _options_from_diffusers(defaults | config), n_tensors)
+    plan = _plan(UNet, _options_from_diffusers(defaults | config), n_tensors)
     if (n_numbers := sum(p.numel() for p in plan.parameters())) > n_bytes:
         raise ValueError(f"the configuration asks for {n_numbers} numbers from {n_bytes} bytes")
 
@@ -613,7 +613,7 @@ def unet_from_diffusers(
         raise TypeError(f"model_or_path must be {allowed}; got {type(model).__name__}")
     schedule = _schedule_from_diffusers(scheduler or found or library.DDPMScheduler())
     theirs = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    unet, ours = _plan("UNet", _options_from_diffusers(model.config), len(theirs)), {}
+    unet, ours = _plan(UNet, _options_from_diffusers(model.config), len(theirs)), {}
     for name, tensor in unet.state_dict().items():
         ours[name] = torch.cat([theirs[n] for n in diffusers_names(name)]).reshape(tensor.shape)
     unet.load_state_dict(ours, assign=True)
