@@ -20,7 +20,7 @@ copy_notebooks() {
 export_in_sync() {
     copy_notebooks export
     (cd "$work/export" && nbdev_export)
-    diff -ru -x __pycache__ -x weights -x classifiers -x measured "$work/export/ddpm_nb" ddpm_nb
+    diff -ru -x __pycache__ -x weights -x classifiers -x measured -x pipelines "$work/export/ddpm_nb" ddpm_nb
 }
 
 notebooks_clean() {
