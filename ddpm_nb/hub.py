@@ -314,14 +314,15 @@ def save_parts(
 
 
 def load_parts(
-    path,  # folder that `save_parts` wrote
+    name_or_path,  # a name among the shipped models, or a folder that `save_parts` wrote
     classes,  # the classes that may be built
     *,
+    shipped=None,  # folder of the models that are shipped; `SHIPPED` without
     device="cpu",  # where everything shall live
 ) -> tuple[dict, NoiseSchedule, dict]:
     """Load the modules of a folder, in evaluation mode, with the schedule and the contents of config.json; refuse changed files."""
-    path, known = Path(path), {kind.__name__: kind for kind in classes}
-    config = _read_json(path, path.parent)
+    path, known = find_model(name_or_path, shipped=shipped), {kind.__name__: kind for kind in classes}
+    config = _read_json(path, shipped or SHIPPED)
     problem = _config_problem(config, _PARTS_FORMAT, _PARTS_FIELDS)
     for name, part in {} if problem else config["parts"].items():
         if not isinstance(part, dict) or set(part) != {"class", "config"} or part["class"] not in known:

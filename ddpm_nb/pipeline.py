@@ -18,7 +18,7 @@ from .clip import CaptionRule, TextEncoder, Tokenizer, check_prompts
 from .conditioning import TextUNet, encode_words, guided
 from .forward import NoiseSchedule, q_sample
 from .gaussian import randn
-from .hub import find_model, load_parts, save_parts
+from .hub import load_parts, save_parts
 from .latent import Autoencoder, from_latents, to_latents
 from .sampling import ddim_step, respaced_steps
 
@@ -51,7 +51,7 @@ class TextToImage:
         device="cpu",  # where the parts shall live
     ) -> "TextToImage":
         """Load a pipeline, in evaluation mode; refuse files that were changed or that do not fit together."""
-        parts, schedule, config = load_parts(find_model(name_or_path, shipped=PIPELINES), _CLASSES, device=device)
+        parts, schedule, config = load_parts(name_or_path, _CLASSES, shipped=PIPELINES, device=device)
         return _assemble_pipeline(name_or_path, parts, schedule, config)
 
     def save_pretrained(

@@ -1,0 +1,258 @@
+"""From a sentence to a picture: the parts fit, the order is kept, the walk is chapter 10's, and bad orders are refused."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from ddpm_nb.clip import TEMPLATES, WORDS, CaptionRule, TextEncoder, fit_tokenizer, write_captions
+from ddpm_nb.conditioning import TextUNet, encode_words, guided, score_attributes
+from ddpm_nb.evaluation import load_classifier
+from ddpm_nb.forward import q_sample
+from ddpm_nb.gaussian import seeded
+from ddpm_nb.hub import CONFIG_FILE, SHIPPED, WEIGHTS_FILE, checksum
+from ddpm_nb.latent import Autoencoder, from_latents, to_latents
+from ddpm_nb.pipeline import MAX_GUIDANCE, PIPELINES, TextToImage
+from ddpm_nb.sampling import sample_ddim
+from ddpm_nb.schedules import make_schedule
+
+A, B = "a bold seven leaning right", "a thin zero leaning left"
+ROWS = torch.cartesian_prod(torch.arange(10), torch.arange(3), torch.arange(3))
+TOKENIZER = fit_tokenizer([text for k in range(len(TEMPLATES)) for text in write_captions(ROWS, template=k)])
+
+
+def lively(module, seed):
+    """Give all weights, also those that begin at zero, a random value."""
+    g = seeded(seed)
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            scale = 0.1 if tensor.ndim < 2 else 2 * tensor[0].numel() ** -0.5
+            tensor.copy_(torch.randn(tensor.shape, generator=g) * scale + ("norm" in name and tensor.ndim < 2))
+    return module.eval().requires_grad_(False)
+
+
+def make_parts(pixels=False):
+    """Build small parts that fit together."""
+    text_encoder = lively(TextEncoder(len(TOKENIZER), TOKENIZER.length, dim=8, n_layers=1, n_heads=2), 0)
+    shape = (8, 1) if pixels else (4, 2)
+    unet = lively(TextUNet(*shape, 8, base_channels=8, channel_mults=(1,), attn_resolutions=(4, 8), n_heads=2, norm_groups=2), 1)
+    autoencoder = None if pixels else lively(Autoencoder(8, latent_channels=2, base_channels=4, n_downs=1), 2)
+    if autoencoder is not None:
+        autoencoder.latent_mean.fill_(0.3), autoencoder.latent_std.fill_(1.7)
+    return {"text_encoder": text_encoder, "unet": unet, "autoencoder": autoencoder}
+
+
+@pytest.fixture(scope="module", params=["latents", "pixels"])
+def pipeline(request):
+    """Return an untrained pipeline of each kind."""
+    schedule = make_schedule("linear", 100)  # whose first prediction of an untrained network is not all clipped
+    return TextToImage(TOKENIZER, schedule=schedule, **make_parts(request.param == "pixels"))
+
+
+def order(**options):
+    """Return the options of a short walk with its own generator."""
+    return {"n_steps": 5, "generator": seeded(3)} | options
+
+
+def by_hand(pipeline, texts, guidance, **options):
+    """Draw with the sampler of chapter 10 and decode."""
+    context, null = encode_words(pipeline.text_encoder, pipeline.tokenizer.encode(texts))
+    side, pixels = pipeline.unet.config["image_size"], pipeline.autoencoder is None
+    shape = (len(texts), pipeline.unet.config["in_channels"], side, side)
+    z = sample_ddim(guided(pipeline.unet, context, null, guidance), pipeline.schedule, shape, clip_x_0=pixels, **options)
+    return z if pixels else from_latents(pipeline.autoencoder, z)
+
+
+# the walk
+
+
+@pytest.mark.parametrize(("guidance", "eta"), [(1.0, 0.0), (3.0, 0.0), (4.0, 1.0)])
+def test_text_alone_is_the_sampler_of_chapter_10(pipeline, guidance, eta):
+    pictures = pipeline.generate([A, B], n=2, guidance=guidance, **order(eta=eta))
+    assert pictures.shape == (4, 1, 8, 8) and pictures.abs().max() <= 1
+    torch.testing.assert_close(pictures, by_hand(pipeline, [A, A, B, B], guidance, **order(eta=eta)))
+
+
+def test_sentences_guidance_and_seeds_matter(pipeline):
+    first = pipeline.generate(A, n=3, **order())
+    assert torch.equal(first, pipeline.generate([A], n=3, guidance=4.0, **order()))
+    for other in ({"prompt": B}, {"guidance": 1.0}, {"generator": seeded(4)}):
+        changed = pipeline.generate(**({"prompt": A, "n": 3} | order() | other))
+        assert (changed - first).abs().amax((1, 2, 3)).min() > 1e-4
+
+
+def test_no_prompt_is_the_empty_sentence_whatever_the_guidance(pipeline):
+    pictures = pipeline.generate(n=3, **order())
+    torch.testing.assert_close(pictures, by_hand(pipeline, [A] * 3, 0.0, **order()))
+    torch.testing.assert_close(pictures, pipeline.generate(None, 3, 9.0, **order()))
+    torch.testing.assert_close(pictures, pipeline.generate(A, 3, 0.0, **order()))
+
+
+def test_generating_leaves_torch_alone(pipeline):
+    state = torch.get_rng_state()
+    pictures = pipeline.generate(A, **order())
+    assert torch.equal(state, torch.get_rng_state()) and not pictures.requires_grad
+    (pictures.requires_grad_() ** 2).sum().backward()  # not an inference tensor
+
+
+# a picture to begin with
+
+
+@pytest.mark.parametrize(("strength", "n_calls"), [(1.0, 10), (0.5, 5), (0.31, 3), (0.01, 1)])
+def test_strength_is_the_share_of_the_chain(pipeline, strength, n_calls):
+    seen = []
+    image = torch.rand(1, 1, 8, 8, generator=seeded(0)) * 2 - 1
+    pipeline.generate(A, image=image, strength=strength, n_steps=10, generator=seeded(0), callback=lambda t, *_: seen.append(t))
+    whole = torch.linspace(99, 0, 10, dtype=torch.float64).round().int().tolist()
+    assert seen == whole[10 - n_calls :]
+
+
+def test_a_picture_is_noised_to_the_first_kept_step(pipeline):
+    image, seen = torch.rand(2, 1, 8, 8, generator=seeded(0)) * 2 - 1, []
+    original, pipeline.unet.forward = pipeline.unet.forward, lambda x, t, c: seen.append((x, t)) or original(x, t, c)
+    try:
+        pipeline.generate(A, n=2, guidance=1.0, image=image, strength=0.4, **order())
+    finally:
+        del pipeline.unet.forward
+    clean = image if pipeline.autoencoder is None else to_latents(pipeline.autoencoder, image)
+    x, t = seen[0]
+    eps = torch.randn(clean.shape, generator=seeded(3))
+    torch.testing.assert_close(x, q_sample(pipeline.schedule, clean, t, eps))
+    assert t.tolist() == [25, 25]  # kept are 99, 74, 50, 25, 0, and two of five are walked
+
+
+def test_one_picture_serves_all_sentences(pipeline):
+    image = torch.rand(1, 1, 8, 8, generator=seeded(0)) * 2 - 1
+    one = pipeline.generate([A, B], image=image, **order())
+    assert torch.equal(one, pipeline.generate([A, B], image=image.expand(2, 1, 8, 8), **order()))
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prompt": ""}, "at least one word"),
+        ({"prompt": "  ,. "}, "at least one word"),
+        ({"prompt": []}, "at least one word"),
+        ({"prompt": [A, ""]}, "at least one word"),
+        ({"prompt": "a bald sevn"}, r"'bald' \(nearest: .*bold.*'sevn' \(nearest: .*seven"),
+        ({"prompt": "a bold xyzzy"}, r"'xyzzy' \(nearest: none\)"),
+        ({"prompt": " ".join(["seven"] * 40)}, "at most 11 words"),
+        ({"n": 0}, "n must be at least 1"),
+        ({"guidance": -0.1}, r"guidance must be finite and in \[0, 20"),
+        ({"guidance": MAX_GUIDANCE + 1}, "guidance must be"),
+        ({"guidance": math.nan}, "guidance must be"),
+        ({"strength": 0.0}, r"strength must be finite and in \(0, 1\]"),
+        ({"strength": 1.1}, "strength must be"),
+        ({"eta": 2}, "eta must be"),
+        ({"n_steps": 101}, "n_steps must be in 1..100"),
+        ({"image": torch.zeros(1, 1, 4, 4)}, r"image must have shape \(1 or 2, 1, 8, 8\); got \(1, 1, 4, 4\)"),
+        ({"image": torch.zeros(3, 1, 8, 8)}, "image must have shape"),
+        ({"image": torch.full((1, 1, 8, 8), 255.0)}, "image must be scaled"),
+    ],
+)
+def test_bad_orders_are_refused_before_any_work(pipeline, monkeypatch, wrong, message):
+    monkeypatch.setattr(pipeline.unet, "forward", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match=message):
+        pipeline.generate(**({"prompt": A, "n": 2} | wrong))
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "message"),
+    [
+        ("text_encoder", TextEncoder(5, 12, 8, 1, 2), "vocabulary and the text encoder do not"),
+        ("text_encoder", TextEncoder(len(TOKENIZER), 9, 8, 1, 2), "rows and the text encoder do not: 12 and 9"),
+        ("text_encoder", TextEncoder(len(TOKENIZER), 12, 16, 1, 2), "words and the U-Net do not: 16 and 8"),
+        ("autoencoder", Autoencoder(8, latent_channels=3, base_channels=4, n_downs=1), r"\(3, 4, 4\) and \(2, 4, 4\)"),
+        ("autoencoder", Autoencoder(16, latent_channels=2, base_channels=4, n_downs=1), r"\(2, 8, 8\) and \(2, 4, 4\)"),
+        ("rule", CaptionRule(28, ((1, 2),) * 10, ((0, 1),) * 10), "caption rule do not: 8 and 28"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(part, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TextToImage(TOKENIZER, schedule=make_schedule("cosine", 100), **(make_parts() | {part: wrong}))
+
+
+# on disk
+
+
+@pytest.fixture
+def saved(pipeline, tmp_path):
+    """Save a pipeline with a rule and a card."""
+    pipeline.rule = CaptionRule(8, ((1.0, 2.0),) * 10, ((0.0, 1.0),) * 10)
+    pipeline.card = {"name": "small"}
+    pipeline.save_pretrained(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def test_a_pipeline_comes_back_whole(pipeline, saved):
+    again = TextToImage.from_pretrained(saved)
+    assert torch.equal(again.generate(A, **order()), pipeline.generate(A, **order()))
+    assert (again.rule, again.card, again.tokenizer) == (pipeline.rule, pipeline.card, pipeline.tokenizer)
+    assert not again.unet.training and not again.text_encoder.training
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        pipeline.save_pretrained(saved)
+    pipeline.save_pretrained(saved, overwrite=True)
+
+
+def test_exchanged_and_damaged_parts_are_refused(pipeline, saved):
+    config = json.loads((saved / CONFIG_FILE).read_text())
+    weights = (saved / WEIGHTS_FILE).read_bytes()
+
+    def refuse(message, **changes):
+        changed = config | changes
+        changed["sha256"] = checksum(changed, weights)
+        (saved / CONFIG_FILE).write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=message):
+            TextToImage.from_pretrained(saved)
+
+    facts, parts = config["facts"], config["parts"]
+    fewer = {**facts["tokenizer"], "words": facts["tokenizer"]["words"][:-1]}
+    refuse("vocabulary and the text encoder do not", facts=facts | {"tokenizer": fewer})
+    refuse("does not hold a pipeline", facts={"rule": None})
+    refuse("does not hold a pipeline", facts=facts | {"rule": {"image_size": 8}})
+    refuse("does not hold a complete model", parts={k: v for k, v in parts.items() if k != "unet"})
+    refuse("part 'unet' must name a class among", parts=parts | {"unet": {"class": "Popen", "config": {}}})
+    giant = {**parts["unet"]["config"], "n_res_blocks": 10**9}
+    refuse("does not hold a complete model", parts=parts | {"unet": {"class": "TextUNet", "config": giant}})
+    (saved / CONFIG_FILE).write_text(json.dumps(config))
+    (saved / WEIGHTS_FILE).write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(ValueError, match="checksum does not fit"):
+        TextToImage.from_pretrained(saved)
+
+
+def test_other_models_and_unknown_names_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not describe a model of this kind"):
+        TextToImage.from_pretrained(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
+    with pytest.raises(FileNotFoundError, match=r"or a shipped name: .*digits.*mnist"):
+        TextToImage.from_pretrained("nobody")
+    with pytest.raises(FileNotFoundError):
+        TextToImage.from_pretrained("../weights/digits")
+
+
+# what is shipped
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_shipped_pipelines_are_small_and_draw_what_they_are_asked_for(name):
+    assert sum(file.stat().st_size for file in (PIPELINES / name).iterdir()) <= 15e6
+    pipeline, g = TextToImage.from_pretrained(name), seeded(0)
+    rows = torch.stack([torch.randint(n, (100,), generator=g) for n in (10, 3, 3, *([2] * (pipeline.rule.size is not None)))], 1)
+    prompts = write_captions(rows, template=0)
+    guidance = pipeline.card["guidance with the most right of 250 trial prompts"]
+    pictures = pipeline.generate(prompts, guidance=guidance, n_steps=20, generator=g)
+    right = score_attributes(pictures, rows, load_classifier(name), pipeline.rule).double().mean(0)
+    for share, attribute in zip(right, WORDS, strict=False):  # 100 sentences: 0.1 is about three standard errors
+        assert share > pipeline.card[f"{attribute} right, share of 1000 prompts"] - 0.1
+
+
+def test_shipped_figures_are_those_that_were_aimed_for():
+    mnist, digits = (TextToImage.from_pretrained(name).card for name in ("mnist", "digits"))
+    shares = [mnist[f"{attribute} right, share of 1000 prompts"] for attribute in ("digit", "weight", "slant")]
+    assert all(share >= aim for share, aim in zip(shares, (0.97, 0.85, 0.80), strict=True))
+    assert mnist["PSNR of the autoencoder, dB, test"] >= 25 and mnist["CLIP zero-shot digit accuracy, test"] >= 0.97
+    assert digits["digit right, share of 1000 prompts"] >= 0.90
