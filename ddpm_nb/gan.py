@@ -53,7 +53,7 @@ def gan_losses(
     _check_logits("real", real)
     return F.softplus(-real).mean() + F.softplus(fake).mean(), generator
 
-
+# %% ../nbs/13_gan.ipynb #check-logits
 def _check_logits(name, logits):
     """Refuse what is not a vector of finite logits."""
     if check_floating(name, logits).ndim != 1 or not len(logits):
@@ -81,7 +81,7 @@ class Generator(nn.Module):
             raise ValueError(f"z must have shape (B, {self.config['latent_dim']}); got {tuple(z.shape)}")
         return self.layers(z).tanh().view(-1, *self.shape)
 
-
+# %% ../nbs/13_gan.ipynb #discriminator
 class Discriminator(nn.Module):
     """Judge small images: a large logit says real."""
 
@@ -135,7 +135,7 @@ class GANResult:
     discriminator: Discriminator  # as it was at the end, frozen
     losses: Tensor  # (n_iterations, 2) losses of the discriminator, without penalty, and of the generator, in nats
 
-
+# %% ../nbs/13_gan.ipynb #train-gan
 def train_gan(
     images: Tensor,  # (N, C, H, W) square training images in [-1, 1], on the device to train on
     *,
