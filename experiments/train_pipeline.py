@@ -99,7 +99,7 @@ def kept_or_made(file, build, make):
         module.load_state_dict(load_file(file))
         return module.eval().requires_grad_(False)
     before, module = time.process_time(), make()
-    minutes = {"CPU minutes": str(round((time.process_time() - before) / 60, 1))}
+    minutes = {f"CPU minutes of training, {file.stem}": str(round((time.process_time() - before) / 60, 1))}
     with replaced_file(file) as temporary:
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, temporary, metadata=minutes)
     return module.eval().requires_grad_(False)
@@ -110,14 +110,14 @@ def training_minutes(work):
     facts = {}
     for file in sorted(work.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            facts[f"CPU minutes of training, {file.stem}"] = float((opened.metadata() or {}).get("CPU minutes", "nan"))
-    return {key: minutes for key, minutes in facts.items() if minutes == minutes}
+            facts |= {key: float(value) for key, value in (opened.metadata() or {}).items() if key.startswith("CPU minutes")}
+    return facts
 
 
 def train_text(recipe, x, rows, work, clock):
     """Train CLIP; return it with its tokenizer."""
     captions = [caption for k in range(len(TEMPLATES)) for caption in write_captions(rows[:2000], template=k)]
-    tokenizer = fit_tokenizer(captions)
+    tokenizer = fit_tokenizer(captions, 12)
     shape = {"image_size": x.shape[-1], "in_channels": x.shape[1], "channels": 32, "dim": recipe.clip["dim"]}
     text = {"n_words": len(tokenizer), "length": tokenizer.length, "dim": recipe.clip["dim"]}
     build = lambda: make_clip(shape, text, recipe.clip["dim"])
