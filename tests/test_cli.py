@@ -247,6 +247,40 @@ def test_evaluate_prints_and_writes_the_same(tmp_path, monkeypatch, capsys):
     assert bits.mean == pytest.approx(figures["bits_per_dim"])
 
 
+def test_generate_draws_what_the_pipeline_draws(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "a bold seven leaning right", "--n", "4", "--steps", "3", "--guidance", "2", "--seed", "5", "--scale", "2"]
+    assert main([*words, "--out", "seven.png"]) == 0 and "wrote 4 pictures to seven.png" in capsys.readouterr().out
+    import numpy as np
+    from PIL import Image
+
+    from ddpm_nb.pipeline import TextToImage
+    from ddpm_nb.plots import tile
+
+    g = torch.Generator().manual_seed(5)
+    x = TextToImage.from_pretrained("digits").generate("a bold seven leaning right", 4, 2.0, n_steps=3, generator=g)
+    with Image.open("seven.png") as picture:
+        assert np.array_equal(np.asarray(picture), tile(x, 2).squeeze().repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["a bold sevn"], "'sevn' (nearest: seven"),
+        ([""], "at least one word"),
+        (["a seven", "--guidance", "99"], "guidance must be"),
+        (["a seven", "--model", "nobody"], "or a shipped name: digits"),
+        (["a seven", "--steps", "0"], "--steps must be at least 1"),
+        (["a seven", "--out", "seven.jpg"], "--out must name a .png file"),
+    ],
+)
+def test_generate_refuses_in_a_line_and_writes_nothing(tmp_path, monkeypatch, capsys, wrong, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "--out", "seven.png", *wrong]) == 1
+    told = capsys.readouterr().err
+    assert message in told and told.startswith("ddpm-nb generate: ") and list(tmp_path.iterdir()) == []
+
+
 def test_nothing_but_lines_where_there_is_no_terminal(tmp_path):
     done = shell(*QUICK, "--out", "run", cwd=tmp_path)
     assert done.stderr == "" and len(done.stdout.splitlines()) == 2 and "\r" not in done.stdout
@@ -265,12 +299,13 @@ def test_every_example_of_the_chapter_runs(tmp_path, monkeypatch):
         "train": ["--iterations", "2", "--batch-size", "8", "--n-steps", "60", "--checkpoint-every", "1", "--precision", "float32"],
         "sample": ["--steps", "2", "--n", "4"],
         "evaluate": ["--n", "2"],
+        "generate": ["--steps", "2", "--n", "4"],
     }
     monkeypatch.chdir(tmp_path)
     Path("run.json").write_text(json.dumps({"dataset": "digits"}))
     seen = set()
     for words in examples():
-        verb = next(word for word in words if word in ("train", "resume", "sample", "evaluate", "info"))
+        verb = next(word for word in words if word in ("train", "resume", "sample", "evaluate", "generate", "info"))
         seen.add((words[0], verb))
         words += small.get(verb, [])
         if words[0] == "ddpm-nb":
@@ -283,7 +318,7 @@ def test_every_example_of_the_chapter_runs(tmp_path, monkeypatch):
         done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("saved in runs/large") == 1  # one of the two speaks
-    assert len(seen) == 6 and Path("samples.png").exists()
+    assert len(seen) == 7 and Path("samples.png").exists() and Path("seven.png").exists()
     before = load_file("runs/large/model.safetensors")
     for path in Path("runs/large/checkpoints").glob("step-00000002.*"):
         path.unlink()
