@@ -62,7 +62,7 @@ RECIPES = {
         clip={"n_iterations": 1500, "dim": 48},
         autoencoder={"n_iterations": 3000, "latent_channels": 4, "base_channels": 16, "n_downs": 1, "kl_weight": 1e-3},
         unet={"base_channels": 64, "channel_mults": (1, 2), "attn_resolutions": (4,)},
-        config=TrainConfig(n_iterations=6000, batch_size=64, lr=2e-3, warmup=100, ema_decay=0.999),
+        config=TrainConfig(n_iterations=3000, batch_size=64, lr=2e-3, warmup=100, ema_decay=0.999),
     ),
     "digits-pixels": Recipe(
         dataset="digits",

@@ -994,3 +994,78 @@ def test_without_a_network_the_error_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(OSError, match="no folder owner/name here, and the Hugging Face Hub, which needs a network"):
         hub.unet_from_diffusers("owner/name")
+
+
+# save_parts, load_parts
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Save two networks and a fact in one folder."""
+    g, parts = torch.Generator().manual_seed(0), {"small": make_unet("digits"), "plain": ResNetBaseline(1, 8, 2)}
+    for part in parts.values():
+        for tensor in part.parameters():
+            torch.nn.init.normal_(tensor, generator=g)
+    hub.save_parts(tmp_path / "pair", parts, make_schedule("cosine", 50), facts={"words": ["a"]}, card={"name": "pair"})
+    return tmp_path / "pair", parts
+
+
+def test_several_parts_come_back_bit_for_bit(pair):
+    path, parts = pair
+    again, schedule, config = hub.load_parts(path, [UNet, ResNetBaseline])
+    assert list(again) == list(parts) and config["facts"] == {"words": ["a"]} and not again["small"].training
+    for name, part in parts.items():
+        for key, tensor in part.state_dict().items():
+            assert torch.equal(tensor, again[name].state_dict()[key])
+    assert torch.equal(schedule.exact_betas, make_schedule("cosine", 50).exact_betas)
+    assert "small: `UNet(" in (path / hub.CARD_FILE).read_text()
+
+
+def test_parts_are_sealed_together(pair):
+    path, _ = pair
+    config, weights = json.loads((path / hub.CONFIG_FILE).read_text()), (path / hub.WEIGHTS_FILE).read_bytes()
+
+    def refuse(message, seal=True, **changes):
+        changed = config | changes
+        if seal:
+            changed["sha256"] = hub.checksum(changed, weights)
+        (path / hub.CONFIG_FILE).write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=message):
+            hub.load_parts(path, [UNet, ResNetBaseline])
+
+    parts = config["parts"]
+    refuse("checksum does not fit", seal=False, facts={"words": ["b"]})
+    refuse("part 'plain' must name a class among UNet, ResNetBaseline", parts=parts | {"plain": {"class": "eval", "config": {}}})
+    refuse("part 'plain' must name a class", parts=parts | {"plain": ["UNet", {}]})
+    refuse("does not hold a complete model", parts={"small": parts["small"]})
+    refuse("does not hold a complete model", parts=parts | {"more": parts["plain"]})
+    refuse("does not hold a complete model", parts=parts | {"plain": {"class": "ResNetBaseline", "config": {"n_blocks": 10**9}}})
+    refuse('has no entry "format"', format="ddpm_nb model")
+    refuse("version must be 1; got 2", version=2)
+    refuse("facts must be of type dict", facts=[])
+
+
+def test_a_class_that_was_not_expected_is_not_built(pair):
+    with pytest.raises(ValueError, match="part 'plain' must name a class among UNet, and its config"):
+        hub.load_parts(pair[0], [UNet])
+    with pytest.raises(ValueError, match="does not describe a model of this package"):
+        hub.load_pretrained(pair[0])
+
+
+@pytest.mark.parametrize("parts", [{}, {"a.b": ResNetBaseline(1, 8, 2)}, {"a": torch.nn.Linear(2, 2)}])
+def test_parts_that_cannot_be_described_are_refused(tmp_path, parts):
+    with pytest.raises(TypeError, match=r"parts must map names without dots to modules that have a \.config"):
+        hub.save_parts(tmp_path / "x", parts, make_schedule("cosine", 50))
+    assert not (tmp_path / "x").exists()
+
+
+def test_facts_that_json_cannot_hold_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        hub.save_parts(tmp_path / "x", {"a": ResNetBaseline(1, 8, 2)}, make_schedule("cosine", 50), facts={"a": float("nan")})
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_missing_name_tells_what_is_shipped(tmp_path):
+    (tmp_path / "shipped" / "one").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="or a shipped name: one"):
+        hub.load_parts("two", [UNet], shipped=tmp_path / "shipped")
