@@ -29,8 +29,8 @@ _CLASSES = (TextEncoder, TextUNet, Autoencoder)
 
 
 @dataclass(eq=False)
-class TextToImage:
-    """Make pictures from sentences: a text encoder, a U-Net that hears it, a schedule, a decoder."""
+class _Parts:
+    """Hold the parts of a pipeline, which fit together."""
 
     tokenizer: Tokenizer  # sentences -> tokens
     text_encoder: TextEncoder  # tokens -> words (B, L, D)
@@ -43,16 +43,20 @@ class TextToImage:
     def __post_init__(self):
         _check_parts(self)
 
+# %% ../nbs/17_stable_diffusion.ipynb #ondisk
+class _OnDisk(_Parts):
+    """Load and save a pipeline."""
+
     @classmethod
     def from_pretrained(
         cls,
         name_or_path,  # a shipped name, "digits" or "mnist", or a folder such as "./mine"
         *,
         device="cpu",  # where the parts shall live
-    ) -> "TextToImage":
+    ):
         """Load a pipeline, in evaluation mode; refuse files that were changed or that do not fit together."""
         parts, schedule, config = load_parts(name_or_path, _CLASSES, shipped=PIPELINES, device=device)
-        return _assemble_pipeline(name_or_path, parts, schedule, config)
+        return _assemble_pipeline(cls, name_or_path, parts, schedule, config)
 
     def save_pretrained(
         self,
@@ -66,6 +70,10 @@ class TextToImage:
         rule = None if self.rule is None else self.rule.to_dict()
         facts = {"tokenizer": self.tokenizer.to_dict(), "rule": rule}
         save_parts(path, parts, self.schedule, facts=facts, card=self.card, overwrite=overwrite)
+
+# %% ../nbs/17_stable_diffusion.ipynb #texttoimage-2
+class TextToImage(_OnDisk):
+    """Make pictures from sentences: a text encoder, a U-Net that hears it, a schedule, a decoder."""
 
     def generate(
         self,
@@ -103,20 +111,20 @@ def _check_parts(pipeline):
         if one != other:
             raise ValueError(f"parts must fit together; {names} do not: {one} and {other}")
 
-
+# %% ../nbs/17_stable_diffusion.ipynb #picture-shape
 def _picture_shape(pipeline):
     """Return the shape of a picture, (C, H, W)."""
     config = (pipeline.autoencoder or pipeline.unet).config
     return config["in_channels"], config["image_size"], config["image_size"]
 
 
-def _assemble_pipeline(name, parts, schedule, config):
+def _assemble_pipeline(kind, name, parts, schedule, config):
     """Build a pipeline from what a folder holds."""
     facts = config["facts"]
     try:
         tokenizer = Tokenizer.from_dict(facts["tokenizer"])
         rule = None if facts["rule"] is None else CaptionRule.from_dict(facts["rule"])
-        return TextToImage(tokenizer, parts.pop("text_encoder"), parts.pop("unet"), schedule, rule=rule, card=config["card"], **parts)
+        return kind(tokenizer, parts.pop("text_encoder"), parts.pop("unet"), schedule, rule=rule, card=config["card"], **parts)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{name} does not hold a pipeline: {error}") from None
 
@@ -175,7 +183,7 @@ def _walk_from(pipeline, model, order, generator, callback):
             callback(t, x, x_0_hat)
     return x
 
-
+# %% ../nbs/17_stable_diffusion.ipynb #to-pictures
 def _to_pictures(pipeline, x):
     """Decode latents; clip pixels."""
     return x.clamp(-1, 1) if pipeline.autoencoder is None else from_latents(pipeline.autoencoder, x)
