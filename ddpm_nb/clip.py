@@ -205,11 +205,9 @@ def read_captions(
     captions: list[str],  # N sentences
 ) -> Tensor:
     """Read word numbers (N, 4) back from sentences; -1 where a sentence does not say."""
-    rows = torch.full((len(captions), len(ATTRIBUTE_NAMES)), -1)
-    for row, caption in zip(rows, captions, strict=True):
-        for i, j in (_MEANINGS[word] for word in split_words(caption) if word in _MEANINGS):
-            row[i] = j
-    return rows
+    found = [dict(_MEANINGS[word] for word in split_words(caption) if word in _MEANINGS) for caption in captions]
+    rows = [[said.get(i, -1) for i in range(len(ATTRIBUTE_NAMES))] for said in found]
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, len(ATTRIBUTE_NAMES))
 
 
 def caption_fits(
@@ -264,18 +262,18 @@ def _encode(tokenizer, captions):
     if isinstance(captions, str):
         raise TypeError(f"captions must be a list of texts; got one text, {captions!r}")
     numbers = {word: i for i, word in enumerate(tokenizer.words, len(_MARKS))}
-    tokens = torch.full((len(captions), tokenizer.length), PADDING)
-    for row, caption in zip(tokens, captions, strict=True):
+    rows = []
+    for caption in captions:
         found = [BEGIN, *(numbers.get(word, UNKNOWN) for word in split_words(caption))]
         if len(found) > tokenizer.length:
             raise ValueError(f"captions must have at most {tokenizer.length - 1} words; got {len(found) - 1} in {caption!r}")
-        row[: len(found)] = torch.tensor(found)
-    return tokens
+        rows.append(found + [PADDING] * (tokenizer.length - len(found)))
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, tokenizer.length)
 
 
 def fit_tokenizer(
     captions: list[str],  # texts with all words that are wanted
-    length: int = 12,  # tokens in a row
+    length: int = 10,  # tokens in a row
 ) -> Tokenizer:
     """Collect the words of the captions in alphabetical order."""
     words = sorted({word for caption in captions for word in split_words(caption)})
@@ -472,7 +470,7 @@ def train_clip(
     """Train both encoders on images and sentences written anew at each step; return them frozen."""
     _check_pairing(images, attributes, n_iterations, batch_size)
     clip, g = _start_clip(images, tokenizer, check_int("seed", seed, 0), **options), seeded(mix_seeds(seed, 1))
-    optimizer = torch.optim.AdamW(_groups(clip), check_number("lr", lr, 0, open_low=True), betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(_groups(clip), check_number("lr", lr, 0, open_low=True), betas=(0.9, 0.98), fused=True)
     for i in range(n_iterations):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (i + 1) / 50) * (1 + math.cos(math.pi * i / n_iterations)) / 2
