@@ -43,58 +43,6 @@ class _Parts:
     def __post_init__(self):
         _check_parts(self)
 
-# %% ../nbs/17_stable_diffusion.ipynb #ondisk
-class _OnDisk(_Parts):
-    """Load and save a pipeline."""
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path,  # a shipped name, "digits" or "mnist", or a folder such as "./mine"
-        *,
-        device="cpu",  # where the parts shall live
-    ):
-        """Load a pipeline, in evaluation mode; refuse files that were changed or that do not fit together."""
-        parts, schedule, config = load_parts(name_or_path, _CLASSES, shipped=PIPELINES, device=device)
-        return _assemble_pipeline(cls, name_or_path, parts, schedule, config)
-
-    def save_pretrained(
-        self,
-        path,  # folder to create, or to fill
-        *,
-        overwrite: bool = False,  # replace a pipeline that is already there
-    ):
-        """Write all parts as one folder of safetensors, JSON and a readable card."""
-        parts = {"text_encoder": self.text_encoder, "unet": self.unet}
-        parts |= {} if self.autoencoder is None else {"autoencoder": self.autoencoder}
-        rule = None if self.rule is None else self.rule.to_dict()
-        facts = {"tokenizer": self.tokenizer.to_dict(), "rule": rule}
-        save_parts(path, parts, self.schedule, facts=facts, card=self.card, overwrite=overwrite)
-
-# %% ../nbs/17_stable_diffusion.ipynb #texttoimage-2
-class TextToImage(_OnDisk):
-    """Make pictures from sentences: a text encoder, a U-Net that hears it, a schedule, a decoder."""
-
-    def generate(
-        self,
-        prompt=None,  # a sentence or a list of them; None: any picture
-        n: int = 1,  # pictures for each sentence
-        guidance: float = 4.0,  # 1: as trained; above: closer to the text, less varied; in [0, 20]
-        *,
-        image: Tensor | None = None,  # (1 or n, C, H, W) in [-1, 1]: pictures to begin with
-        strength: float = 0.7,  # share of the chain that an image goes through, in (0, 1]
-        n_steps: int = 50,  # steps of the whole chain, 1..T
-        eta: float = 0.0,  # 0: DDIM; 1: as noisy as the posterior
-        generator: torch.Generator | None = None,  # source of all noise
-        callback=None,  # called as callback(t, x, x_0_hat) after each step, with latents
-    ) -> Tensor:
-        """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""
-        order = _check_order(self, prompt, n, guidance, image, strength, n_steps, eta)
-        with torch.inference_mode():
-            model = _text_model(self, order)
-            x = _walk_from(self, model, order, generator, callback)
-        return _to_pictures(self, x).clone()  # a tensor that autograd may use again
-
 # %% ../nbs/17_stable_diffusion.ipynb #check-parts
 def _check_parts(pipeline):
     """Refuse parts that do not fit together."""
@@ -127,6 +75,34 @@ def _assemble_pipeline(kind, name, parts, schedule, config):
         return kind(tokenizer, parts.pop("text_encoder"), parts.pop("unet"), schedule, rule=rule, card=config["card"], **parts)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{name} does not hold a pipeline: {error}") from None
+
+# %% ../nbs/17_stable_diffusion.ipynb #ondisk
+class _OnDisk(_Parts):
+    """Load and save a pipeline."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path,  # a shipped name, "digits" or "mnist", or a folder such as "./mine"
+        *,
+        device="cpu",  # where the parts shall live
+    ):
+        """Load a pipeline, in evaluation mode; refuse files that were changed or that do not fit together."""
+        parts, schedule, config = load_parts(name_or_path, _CLASSES, shipped=PIPELINES, device=device)
+        return _assemble_pipeline(cls, name_or_path, parts, schedule, config)
+
+    def save_pretrained(
+        self,
+        path,  # folder to create, or to fill
+        *,
+        overwrite: bool = False,  # replace a pipeline that is already there
+    ):
+        """Write all parts as one folder of safetensors, JSON and a readable card."""
+        parts = {"text_encoder": self.text_encoder, "unet": self.unet}
+        parts |= {} if self.autoencoder is None else {"autoencoder": self.autoencoder}
+        rule = None if self.rule is None else self.rule.to_dict()
+        facts = {"tokenizer": self.tokenizer.to_dict(), "rule": rule}
+        save_parts(path, parts, self.schedule, facts=facts, card=self.card, overwrite=overwrite)
 
 # %% ../nbs/17_stable_diffusion.ipynb #order
 @dataclass(frozen=True, eq=False)
@@ -187,3 +163,27 @@ def _walk_from(pipeline, model, order, generator, callback):
 def _to_pictures(pipeline, x):
     """Decode latents; clip pixels."""
     return x.clamp(-1, 1) if pipeline.autoencoder is None else from_latents(pipeline.autoencoder, x)
+
+# %% ../nbs/17_stable_diffusion.ipynb #texttoimage-2
+class TextToImage(_OnDisk):
+    """Make pictures from sentences: a text encoder, a U-Net that hears it, a schedule, a decoder."""
+
+    def generate(
+        self,
+        prompt=None,  # a sentence or a list of them; None: any picture
+        n: int = 1,  # pictures for each sentence
+        guidance: float = 4.0,  # 1: as trained; above: closer to the text, less varied; in [0, 20]
+        *,
+        image: Tensor | None = None,  # (1 or n, C, H, W) in [-1, 1]: pictures to begin with
+        strength: float = 0.7,  # share of the chain that an image goes through, in (0, 1]
+        n_steps: int = 50,  # steps of the whole chain, 1..T
+        eta: float = 0.0,  # 0: DDIM; 1: as noisy as the posterior
+        generator: torch.Generator | None = None,  # source of all noise
+        callback=None,  # called as callback(t, x, x_0_hat) after each step, with latents
+    ) -> Tensor:
+        """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""
+        order = _check_order(self, prompt, n, guidance, image, strength, n_steps, eta)
+        with torch.inference_mode():
+            model = _text_model(self, order)
+            x = _walk_from(self, model, order, generator, callback)
+        return _to_pictures(self, x).clone()  # a tensor that autograd may use again
