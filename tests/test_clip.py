@@ -320,7 +320,7 @@ def test_clip_is_rebuilt_from_its_config(size, channels_in):
         vectors = getattr(clip, use)(given)
         assert torch.equal(vectors, getattr(again, use)(given)) and vectors.shape == (3, 16)
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
-    assert clip.text_encoder(tokens).shape == (3, 5, 24) and abs(float(clip.log_scale.exp()) - 1 / 0.07) < 1e-4
+    assert clip.text_encoder(tokens).shape == (3, 5, 24) and abs(clip.log_scale.exp().item() - 1 / 0.07) < 1e-4
 
 
 def test_encoders_refuse_bad_settings():
