@@ -418,7 +418,7 @@ def test_factor_stays_in_its_range_and_does_not_decay():
     for start, end in ((9.0, MAX_LOG_SCALE), (-3.0, 0.0)):
         clip.log_scale.data.fill_(start)
         module._descend(clip, torch.optim.SGD(clip.parameters(), 0.0), clip.log_scale * 1.0)
-        assert abs(float(clip.log_scale) - end) < 1e-6
+        assert abs(clip.log_scale.item() - end) < 1e-6
     matrices, others = module._decay_groups(clip)
     assert others["weight_decay"] == 0 < matrices["weight_decay"]
     assert any(p is clip.log_scale for p in others["params"]) and not any(p is clip.log_scale for p in matrices["params"])
