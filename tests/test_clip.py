@@ -320,7 +320,7 @@ def test_clip_is_rebuilt_from_its_config(size, channels_in):
         vectors = getattr(clip, use)(given)
         assert torch.equal(vectors, getattr(again, use)(given)) and vectors.shape == (3, 16)
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
-    assert clip.text_encoder(tokens).shape == (3, 5, 24) and abs(float(clip.log_scale.exp()) - 1 / 0.07) < 1e-4
+    assert clip.text_encoder(tokens).shape == (3, 5, 24) and abs(clip.log_scale.exp().item() - 1 / 0.07) < 1e-4
 
 
 def test_encoders_refuse_bad_settings():
@@ -418,7 +418,7 @@ def test_factor_stays_in_its_range_and_does_not_decay():
     for start, end in ((9.0, MAX_LOG_SCALE), (-3.0, 0.0)):
         clip.log_scale.data.fill_(start)
         module._descend(clip, torch.optim.SGD(clip.parameters(), 0.0), clip.log_scale * 1.0)
-        assert abs(float(clip.log_scale) - end) < 1e-6
+        assert abs(clip.log_scale.item() - end) < 1e-6
     matrices, others = module._decay_groups(clip)
     assert others["weight_decay"] == 0 < matrices["weight_decay"]
     assert any(p is clip.log_scale for p in others["params"]) and not any(p is clip.log_scale for p in matrices["params"])
