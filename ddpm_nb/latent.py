@@ -62,7 +62,29 @@ def _decoder_layers(out_channels, widths, latent_channels):
     return nn.Sequential(*layers, nn.Conv2d(width, out_channels, 3, padding=1))
 
 # %% ../nbs/16_latent_diffusion.ipynb #autoencoder
-class Autoencoder(nn.Module):
+class _Coder(nn.Module):
+    """Encode and decode; a subclass brings the layers."""
+
+    @property
+    def latent_shape(self) -> tuple:
+        """Return the shape of one latent, (latent_channels, h, w)."""
+        side = (self.config["image_size"] + 2 * self.config["padding"]) // 2 ** self.config["n_downs"]
+        return self.config["latent_channels"], side, side
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance, each (B, *latent_shape), for images (B, C, H, W) in [-1, 1]."""
+        _check_shape("x", x, (self.config["in_channels"], *[self.config["image_size"]] * 2))
+        mean, log_var = self.encoder(F.pad(x, [self.config["padding"]] * 4, value=-1.0)).chunk(2, 1)
+        return mean, log_var.clamp(-20, 10)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return images (B, C, H, W), about in [-1, 1], for latents (B, *latent_shape) as `encode` gives them."""
+        _check_shape("z", z, self.latent_shape)
+        x, p = self.decoder(z), self.config["padding"]
+        return x[:, :, p : x.shape[2] - p, p : x.shape[3] - p]
+
+# %% ../nbs/16_latent_diffusion.ipynb #check-autoencoder
+class Autoencoder(_Coder):
     """Map images to a normal distribution over small latents, and latents back to images."""
 
     def __init__(
@@ -76,34 +98,16 @@ class Autoencoder(nn.Module):
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        self.config, self.padding, self.factor = config, padding, _check_autoencoder(**config)
-        widths = [base_channels * 2 ** min(i, 2) for i in range(n_downs + 1)]
+        _check_autoencoder(**config)
+        self.config, widths = config, [base_channels * 2 ** min(i, 2) for i in range(n_downs + 1)]
         self.encoder = _encoder_layers(in_channels, widths, latent_channels)
         self.decoder = _decoder_layers(in_channels, widths, latent_channels)
         self.register_buffer("latent_mean", torch.zeros(1, latent_channels, 1, 1))
         self.register_buffer("latent_std", torch.ones(1, latent_channels, 1, 1))
 
-    @property
-    def latent_shape(self) -> tuple:
-        """Return the shape of one latent, (latent_channels, h, w)."""
-        side = (self.config["image_size"] + 2 * self.padding) // self.factor
-        return self.config["latent_channels"], side, side
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance, each (B, *latent_shape), for images (B, C, H, W) in [-1, 1]."""
-        _check_shape("x", x, (self.config["in_channels"], *[self.config["image_size"]] * 2))
-        mean, log_var = self.encoder(F.pad(x, [self.padding] * 4, value=-1.0)).chunk(2, 1)
-        return mean, log_var.clamp(-20, 10)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Return images (B, C, H, W), about in [-1, 1], for latents (B, *latent_shape) as `encode` gives them."""
-        _check_shape("z", z, self.latent_shape)
-        x, p = self.decoder(z), self.padding
-        return x[:, :, p : x.shape[2] - p, p : x.shape[3] - p]
-
-# %% ../nbs/16_latent_diffusion.ipynb #check-autoencoder
+# %% ../nbs/16_latent_diffusion.ipynb #check-autoencoder-2
 def _check_autoencoder(image_size, in_channels, latent_channels, base_channels, n_downs, padding):
-    """Refuse impossible arguments of an autoencoder; return its factor of downsampling."""
+    """Refuse impossible arguments of an autoencoder."""
     check_int("in_channels", in_channels), check_int("latent_channels", latent_channels)
     if check_int("base_channels", base_channels, 4) % 4:
         raise ValueError(f"base_channels must be a multiple of 4; got {base_channels}")
@@ -112,7 +116,6 @@ def _check_autoencoder(image_size, in_channels, latent_channels, base_channels, 
     if side % factor:
         allowed = f"divisible by 2 ** n_downs = {factor}"
         raise ValueError(f"image_size + 2 * padding must be {allowed}; got {image_size} + 2 * {padding} = {side}")
-    return factor
 
 
 def _check_shape(name, x, shape):
