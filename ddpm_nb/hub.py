@@ -124,7 +124,7 @@ def model_card(
 ) -> str:
     """Write what is known about a model as Markdown."""
     facts = {_one_line(name): _one_line(value) for name, value in config["card"].items()}
-    modules = config["parts"] if "parts" in config else {"Architecture": config}
+    modules = config.get("parts", {"Architecture": config})
     lines = [f"# {facts.get('name', config.get('class', 'model'))}", ""]
     lines += ["A denoising diffusion model of the package `ddpm_nb`.", ""]
     lines += ["| fact | value |", "|---|---|"]
