@@ -91,7 +91,7 @@ def _describe(model, schedule, card):
     config = _FORMAT | {"class": name, "config": model.config, "card": card}
     return json.loads(json.dumps(config))  # as a reader will see it: tuples become lists
 
-
+# %% ../nbs/07_sharing_models.ipynb #check-facts
 def _check_facts(schedule, card):
     """Refuse a schedule that is none, and a card that JSON or a table cannot hold."""
     if not isinstance(schedule, NoiseSchedule):
@@ -153,7 +153,7 @@ def save_pretrained(
     config = _describe(model, schedule, card or {})
     _write_model(path, config, {"model": model}, schedule, overwrite)
 
-
+# %% ../nbs/07_sharing_models.ipynb #write-model
 def _write_model(path, config, modules, schedule, overwrite):
     """Seal the weights of some modules and a configuration, and write the three files."""
     tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
@@ -183,7 +183,7 @@ def read_config(
         raise ValueError(f"{Path(path) / CONFIG_FILE} does not describe a model of this package: {problem}")
     return config
 
-
+# %% ../nbs/07_sharing_models.ipynb #read-json
 def _read_json(path, shipped):
     """Read config.json of a folder, whatever it says."""
     file = path / CONFIG_FILE
@@ -243,7 +243,7 @@ def load_pretrained(
     modules, schedule = _read_model(path, config, {"model": config}, _MODELS)
     return modules["model"].to(device).eval(), schedule.to(device)
 
-
+# %% ../nbs/07_sharing_models.ipynb #read-model
 def _read_model(path, config, parts, classes):
     """Read and verify the weights of a folder; build its modules, and its schedule."""
     file = path / WEIGHTS_FILE
@@ -312,7 +312,7 @@ def save_parts(
     config = _PARTS_FORMAT | {"parts": described, "facts": facts or {}, "card": card}
     _write_model(path, json.loads(json.dumps(config, allow_nan=False)), parts, schedule, overwrite)
 
-
+# %% ../nbs/07_sharing_models.ipynb #load-parts
 def load_parts(
     name_or_path,  # a name among the shipped models, or a folder that `save_parts` wrote
     classes,  # the classes that may be built

@@ -245,20 +245,25 @@ class UShape(nn.Module):
         signal,  # what every block is told: (B, time_dim) times
     ) -> Tensor:
         """Run the layers in their order; return (B, out_channels, image_size, image_size)."""
-        x = x.contiguous() if x.device.type == "cpu" else x  # group norm is slow otherwise
-        skips = [h := self.conv_in(x)]
-        for level in self.down:
-            for i in range(len(level.blocks)):
-                skips.append(h := _step(self, level, i, h, signal))
-            if level.resample is not None:
-                skips.append(h := level.resample(h))
-        h = self.mid_attention(_step(self, self.mid, 0, h, signal))
-        h = _step(self, self.mid, 1, h, signal)
-        for level in self.up:
-            for i in range(len(level.blocks)):
-                h = _step(self, level, i, torch.cat([h, skips.pop()], 1), signal)
-            h = h if level.resample is None else level.resample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return _walk_down_and_up(self, x, signal)
+
+# %% ../nbs/06_unet.ipynb #walk-down-and-up
+def _walk_down_and_up(unet, x, signal):
+    """Run the layers of a U-shaped network, keeping copies on the way down for the way up."""
+    x = x.contiguous() if x.device.type == "cpu" else x  # group norm is slow otherwise
+    skips = [h := unet.conv_in(x)]
+    for level in unet.down:
+        for i in range(len(level.blocks)):
+            skips.append(h := _step(unet, level, i, h, signal))
+        if level.resample is not None:
+            skips.append(h := level.resample(h))
+    h = unet.mid_attention(_step(unet, unet.mid, 0, h, signal))
+    h = _step(unet, unet.mid, 1, h, signal)
+    for level in unet.up:
+        for i in range(len(level.blocks)):
+            h = _step(unet, level, i, torch.cat([h, skips.pop()], 1), signal)
+        h = h if level.resample is None else level.resample(h)
+    return unet.conv_out(F.silu(unet.norm_out(h)))
 
 # %% ../nbs/06_unet.ipynb #level-widths
 def _level_widths(base_channels, channel_mults, cumulative):
