@@ -56,6 +56,7 @@ def test_gap_of_the_bound_is_the_divergence_from_the_true_posterior():
     """With one hidden number and four pixels, -log p(x_0) and the posterior are integrals over a line."""
     vae = make_vae(image_size=2, latent_dim=1)
     vae.decoder[-1].weight.mul_(4)  # so that z matters
+    vae.encoder[-1].bias[1:].sub_(2.0)  # a proposal narrower than the prior
     image, grid = grey(1, 17, 1, 2, 2, seed=3), torch.linspace(-9, 9, 3001)[:, None]
     log_mass = discretized_gaussian_log_likelihood(image, vae.decode(grid), vae.log_scale, n_levels=17).flatten(1).sum(1)
     log_joint = log_mass.double() + Normal(0, 1).log_prob(grid[:, 0].double())
