@@ -1,0 +1,576 @@
+"""Text conditioning: attention against other forms, what the U-Net hears and where, guidance, dropout, training, and the shipped network."""
+
+import json
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ddpm_nb.clip import (
+    BEGIN,
+    PADDING,
+    CaptionRule,
+    TextEncoder,
+    Tokenizer,
+    attributes,
+    fit_caption_rule,
+    write_captions,
+)
+from ddpm_nb.conditioning import (
+    CrossAttention,
+    SpatialTransformer,
+    TextLevel,
+    TextUNet,
+    attention_maps,
+    conditional_loss,
+    drop_context,
+    encode_words,
+    guided,
+    score_attributes,
+    train_conditional,
+)
+from ddpm_nb.data import load_dataset
+from ddpm_nb.elbo import simple_loss
+from ddpm_nb.evaluation import load_classifier
+from ddpm_nb.hub import load_parts, save_parts
+from ddpm_nb.sampling import sample_ddim
+from ddpm_nb.schedules import make_schedule
+from ddpm_nb.training import TrainConfig
+from ddpm_nb.unet import Downsample, ResBlock, SelfAttention, UNet, Upsample
+
+TINY = {"image_size": 8, "in_channels": 1, "context_dim": 6, "base_channels": 8, "attn_resolutions": (8, 4), "n_heads": 2, "norm_groups": 2}
+SHIPPED = Path(str(files("ddpm_nb"))) / "pipelines" / "digits-pixels"
+
+
+@pytest.fixture(autouse=True)
+def own_seed():
+    """Seed the initial weights, and leave torch's random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(*shape, seed=0):
+    """Draw normal numbers."""
+    return torch.randn(shape, generator=seeded(seed))
+
+
+def perturbed(module, scale=0.1):
+    """Move every parameter a little, those that start at zero included."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
+    return module
+
+
+def tiny(**changes):
+    return perturbed(TextUNet(**{**TINY, **changes})).eval()
+
+
+# Cross-attention
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 8])
+def test_attention_is_pytorchs(n_heads):
+    attention, x, words = CrossAttention(16, 6, n_heads=n_heads), draw(2, 9, 16), draw(2, 5, 6, seed=1)
+    q, k, v = (layer(z).view(2, -1, n_heads, 16 // n_heads).transpose(1, 2) for layer, z in ((attention.q, x), (attention.k, words), (attention.v, words)))
+    expected = attention.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 9, 16))
+    torch.testing.assert_close(attention(x, words), expected)
+
+
+def test_weights_are_weights():
+    weights = CrossAttention(16, 6).weights(10 * draw(3, 7, 16), draw(3, 5, 6, seed=1))
+    assert weights.shape == (3, 4, 7, 5)
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, 7))
+
+
+def test_a_question_of_length_zero_hears_the_mean():
+    attention, words = CrossAttention(16, 6), draw(2, 5, 6)
+    told = attention(torch.zeros(2, 3, 16), words)
+    torch.testing.assert_close(told, attention.out(attention.v(words).mean(1, keepdim=True)).expand(2, 3, 16))
+
+
+def test_a_long_question_hears_one_word():
+    attention, words = CrossAttention(16, 6, n_heads=1), draw(2, 5, 6)
+    x = 1e4 * draw(2, 3, 16, seed=1)
+    heard = attention.weights(x, words)[:, 0].argmax(-1)  # (2, 3)
+    values = attention.v(words).gather(1, heard[..., None].expand(2, 3, 16))
+    torch.testing.assert_close(attention(x, words), attention.out(values), rtol=1e-3, atol=1e-4)
+
+
+def test_order_of_words_does_not_matter():
+    attention, x, words, order = CrossAttention(16, 6), draw(2, 3, 16), draw(2, 5, 6, seed=1), torch.tensor([4, 2, 0, 1, 3])
+    torch.testing.assert_close(attention(x, words[:, order]), attention(x, words))
+    torch.testing.assert_close(attention.weights(x, words[:, order]), attention.weights(x, words)[..., order])
+
+
+@pytest.mark.parametrize(("options", "name"), [({"n_heads": 3}, "n_heads"), ({"n_heads": 0}, "n_heads"), ({"context_dim": 0}, "context_dim")])
+def test_attention_refuses(options, name):
+    with pytest.raises(ValueError, match=name):
+        CrossAttention(**{"channels": 16, "context_dim": 6, **options})
+
+
+# The transformer block
+
+
+def test_transformer_begins_as_identity():
+    block, x = SpatialTransformer(16, 6), draw(2, 16, 4, 4)
+    assert torch.equal(block(x, draw(2, 5, 6)), x)
+
+
+def test_transformer_does_not_know_places():
+    block, x, words, order = perturbed(SpatialTransformer(16, 6)), draw(2, 16, 4, 4), draw(2, 5, 6), torch.randperm(16, generator=seeded())
+    shuffled = x.flatten(2)[..., order].view_as(x)
+    torch.testing.assert_close(block(shuffled, words).flatten(2), block(x, words).flatten(2)[..., order])
+
+
+def test_every_step_of_the_transformer_counts():
+    block, x, words = perturbed(SpatialTransformer(16, 6)), draw(2, 16, 4, 4), draw(2, 5, 6)
+    whole = block(x, words)
+    for part in (block.positions.out, block.words.out, block.think[-1]):
+        kept = [p.detach().clone() for p in part.parameters()]
+        with torch.no_grad():
+            [p.zero_() for p in part.parameters()]
+        assert (block(x, words) - whole).abs().max() > 1e-4
+        with torch.no_grad():
+            [p.copy_(k) for p, k in zip(part.parameters(), kept, strict=True)]
+    torch.testing.assert_close(block(x, words), whole)
+
+
+def test_transformer_refuses_groups_that_do_not_divide():
+    with pytest.raises(ValueError, match="norm_groups"):
+        SpatialTransformer(16, 6, norm_groups=5)
+
+
+# The U-Net
+
+
+@pytest.mark.parametrize("changes", [{}, {"attn_resolutions": ()}, {"channel_mults": (1,)}, {"in_channels": 4, "n_res_blocks": 2}, {"attn_resolutions": (4,)}])
+def test_transformers_stand_where_attention_stood(changes):
+    options = {**TINY, **changes}
+    net = TextUNet(**options)
+    plain = UNet(**{k: v for k, v in net.config.items() if k != "context_dim"})
+    count = lambda model, kind: sum(isinstance(m, kind) for m in model.modules())
+    assert count(net, SpatialTransformer) == count(plain, SelfAttention) > 0
+    assert count(net, SelfAttention) == 0
+    for kind in (ResBlock, Downsample, Upsample):
+        assert count(net, kind) == count(plain, kind)
+    assert all(isinstance(level, TextLevel) for level in (*net.down, net.mid, *net.up))
+    x = draw(2, options["in_channels"], 8, 8)
+    assert net(x, torch.tensor([0, 9]), draw(2, 5, 6)).shape == x.shape
+
+
+def test_network_begins_deaf():
+    net, x, t = TextUNet(**TINY), draw(2, 1, 8, 8), torch.tensor([3, 700])
+    perturbed(net.conv_out)
+    [perturbed(m.conv_2) for m in net.modules() if isinstance(m, ResBlock)]
+    assert net(x, t, draw(2, 5, 6)).abs().max() > 0
+    assert torch.equal(net(x, t, draw(2, 5, 6)), net(x, t, draw(2, 7, 6, seed=1)))
+
+
+def test_entrances():
+    net, x, t, words = tiny(), draw(2, 1, 8, 8), torch.tensor([3, 700]), draw(2, 5, 6)
+    first, other = words.clone(), words.clone()
+    first[:, 0] += 1
+    other[:, 4] += 1
+    moved = lambda changed: (net(x, t, changed) - net(x, t, words)).abs().max()
+    assert min(moved(first), moved(other)) > 1e-4
+    for m in net.modules():
+        if isinstance(m, SpatialTransformer):
+            nn.init.zeros_(m.leave.weight), nn.init.zeros_(m.leave.bias)
+    assert moved(other) == 0 < moved(first)
+    nn.init.zeros_(net.sentence.weight)
+    assert moved(first) == 0
+
+
+def test_each_image_hears_its_own_sentence():
+    net, x, t, words = tiny(), draw(3, 1, 8, 8), torch.tensor([3, 700, 5]), draw(3, 5, 6)
+    changed = words.clone()
+    changed[1] += 1
+    moved = (net(x, t, changed) - net(x, t, words)).abs().amax((1, 2, 3))
+    assert moved[1] > 1e-4
+    assert max(moved[0], moved[2]) < 1e-6
+
+
+def test_every_parameter_learns():
+    net = perturbed(TextUNet(**TINY))
+    net(draw(2, 1, 8, 8), torch.tensor([3, 700]), draw(2, 5, 6)).square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_config_rebuilds_the_network(tmp_path):
+    net, schedule = tiny(), make_schedule("cosine", 50)
+    again = TextUNet(**json.loads(json.dumps(net.config)))
+    again.load_state_dict(net.state_dict())
+    args = draw(2, 1, 8, 8), torch.tensor([3, 40]), draw(2, 5, 6)
+    assert torch.equal(again.eval()(*args), net(*args))
+    save_parts(tmp_path / "net", {"unet": net}, schedule, facts={}, card={})
+    loaded = load_parts(tmp_path / "net", (TextUNet,))[0]["unet"]
+    assert torch.equal(loaded(*args), net(*args))
+    assert loaded.config == net.config
+
+
+@pytest.mark.parametrize("context", [draw(2, 5, 7), draw(1, 5, 6), draw(2, 6), "a seven", None])
+def test_network_refuses_contexts(context):
+    with pytest.raises(ValueError, match=r"context must have shape \(2, L, 6\)"):
+        TextUNet(**TINY)(draw(2, 1, 8, 8), torch.tensor([0, 1]), context)
+
+
+def test_network_refuses_a_context_of_no_length():
+    with pytest.raises(ValueError, match="context_dim"):
+        TextUNet(**{**TINY, "context_dim": 0})
+
+
+# Dropping captions
+
+
+def test_dropped_rows_are_dropped_as_a_whole():
+    context, null = torch.ones(20_000, 4, 2), torch.zeros(1, 4, 2)
+    kept = drop_context(context, null, 0.2, generator=seeded()).mean((1, 2))
+    assert set(kept.tolist()) == {0.0, 1.0}
+    assert abs(float((kept == 0).double().mean()) - 0.2) < 5 * (0.2 * 0.8 / 20_000) ** 0.5
+
+
+def test_drop_none_and_all():
+    context, null = draw(50, 4, 2), draw(1, 4, 2, seed=1)
+    assert torch.equal(drop_context(context, null, 0), context)
+    assert torch.equal(drop_context(context, null, 1), null.expand_as(context))
+
+
+def test_drop_follows_its_generator():
+    context, null = draw(50, 4, 2), draw(1, 4, 2, seed=1)
+    before = torch.get_rng_state()
+    first, again, other = (drop_context(context, null, 0.5, generator=seeded(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
+def test_drop_refuses_shares(probability):
+    with pytest.raises(ValueError, match="probability"):
+        drop_context(draw(5, 4, 2), draw(1, 4, 2), probability)
+
+
+@pytest.mark.parametrize("null", [draw(1, 3, 2), draw(4, 2), draw(2, 4, 2), None])
+def test_null_must_fit(null):
+    with pytest.raises(ValueError, match=r"null_context must have shape \(1, 4, 2\)"):
+        drop_context(draw(5, 4, 2), null, 0.5)
+    with pytest.raises(ValueError, match=r"null_context must have shape \(1, 4, 2\)"):
+        guided(tiny(), draw(5, 4, 2), null, 2)
+
+
+# Guidance
+
+
+def linear_model(x_t, t, context):
+    """Depend on everything, differently for each image."""
+    return x_t * context.mean((1, 2))[:, None, None, None] + t[:, None, None, None] + context[:, 0, :1, None, None]
+
+
+def test_scale_one_and_zero_call_once():
+    context, null, x, t, calls = draw(3, 4, 2), draw(1, 4, 2, seed=1), draw(3, 1, 2, 2), torch.tensor([1, 2, 3]), []
+
+    def model(x_t, t, context):
+        calls.append(len(x_t))
+        return linear_model(x_t, t, context)
+
+    assert torch.equal(guided(model, context, null, 1)(x, t), linear_model(x, t, context))
+    assert torch.equal(guided(model, context, null, 0)(x, t), linear_model(x, t, null.expand(3, 4, 2)))
+    guided(model, context, null, 2.5)(x, t)
+    assert calls == [3, 3, 6]
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.5, 8])
+def test_guidance_extrapolates(scale):
+    context, null, x, t = draw(3, 4, 2), draw(1, 4, 2, seed=1), draw(3, 1, 2, 2), torch.tensor([1, 2, 3])
+    given, without = linear_model(x, t, context), linear_model(x, t, null.expand(3, 4, 2))
+    out = guided(linear_model, context, null, scale)(x, t)
+    torch.testing.assert_close(out, scale * given + (1 - scale) * without)
+    w = scale - 1  # Ho and Salimans 2022, equation 6
+    torch.testing.assert_close(out, (1 + w) * given - w * without)
+
+
+def test_one_call_is_two_calls():
+    net, context, null, x, t = tiny(), draw(2, 5, 6), draw(1, 5, 6, seed=1), draw(2, 1, 8, 8), torch.tensor([3, 700])
+    with torch.no_grad():
+        given, without = net(x, t, context), net(x, t, null.expand_as(context))
+        torch.testing.assert_close(guided(net, context, null, 3)(x, t), without + 3 * (given - without), rtol=1e-4, atol=1e-5)
+
+
+def test_null_of_each_image():
+    context, nulls, x, t = draw(3, 4, 2), draw(3, 4, 2, seed=1), draw(3, 1, 2, 2), torch.tensor([1, 2, 3])
+    whole = guided(linear_model, context, nulls, 2)(x, t)
+    for i in range(3):
+        one = guided(linear_model, context[i : i + 1], nulls[i : i + 1], 2)(x[i : i + 1], t[i : i + 1])
+        torch.testing.assert_close(whole[i : i + 1], one)
+
+
+@pytest.mark.parametrize("scale", [-1, float("inf"), float("nan")])
+def test_guidance_refuses_scales(scale):
+    with pytest.raises(ValueError, match="scale"):
+        guided(linear_model, draw(3, 4, 2), draw(1, 4, 2), scale)
+
+
+# Words, loss and training
+
+
+def text_parts(length=6, n_words=9):
+    """Make a text encoder and tokens of 20 images with 3 captions each."""
+    encoder = perturbed(TextEncoder(n_words, length, dim=6, n_heads=2)).eval().requires_grad_(False)
+    tokens = torch.randint(3, n_words, (20, 3, length), generator=seeded())
+    tokens[..., 0], tokens[..., 4:] = BEGIN, PADDING
+    return encoder, tokens
+
+
+def test_encoded_words():
+    encoder, tokens = text_parts()
+    words, null = encode_words(encoder, tokens)
+    assert words.shape == (20, 3, 6, 6)
+    assert not words.requires_grad
+    torch.testing.assert_close(words[4, 2], encoder(tokens[4, 2:])[0])
+    torch.testing.assert_close(null, encoder(torch.tensor([[BEGIN] + 5 * [PADDING]])))
+    torch.testing.assert_close(encode_words(encoder, tokens[:, 0])[0], words[:, 0])
+
+
+@pytest.mark.parametrize("tokens", [torch.tensor([2, 3, 4]), torch.zeros(0, 6, dtype=torch.int64), "a seven"])
+def test_encoding_refuses(tokens):
+    with pytest.raises(ValueError, match="tokens must have shape"):
+        encode_words(text_parts()[0], tokens)
+
+
+def test_conditional_loss_is_the_simple_loss():
+    net, schedule, x, words, null = tiny(), make_schedule("cosine", 50), draw(6, 1, 8, 8), draw(6, 5, 6), draw(1, 5, 6, seed=1)
+    for drop, context in ((0, words), (1, null.expand_as(words))):
+        g = seeded(5)
+        torch.rand(6, generator=g)  # what the choice of the rows draws
+        expected = simple_loss(partial(net, context=context), schedule, x, generator=g)
+        torch.testing.assert_close(conditional_loss(net, schedule, x, words, null, drop=drop, generator=seeded(5)), expected)
+    with pytest.raises(ValueError, match="drop"):
+        conditional_loss(net, schedule, x, words, null, drop=2)
+
+
+def train_tiny(tokens, encoder, *, drop=0.1, **changes):
+    """Train a tiny network on twenty images."""
+    torch.manual_seed(1)
+    config = TrainConfig(**{"n_iterations": 4, "batch_size": 8, "warmup": 1, "precision": "float32", **changes})
+    x, losses = draw(20, 1, 8, 8).clamp(-1, 1), []
+    note = lambda i, loss, average: losses.append(float(loss))
+    return train_conditional(TextUNet(**TINY), make_schedule("cosine", 50), x, tokens, encoder, config, drop=drop, callback=note), losses
+
+
+def test_training_repeats_itself():
+    encoder, tokens = text_parts()
+    (first, losses), (again, same), (other, _) = (train_tiny(tokens, encoder, seed=seed) for seed in (0, 0, 1))
+    assert losses == same
+    assert len(losses) == 4
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+    assert not first.training
+    assert not any(p.requires_grad for p in first.parameters())
+
+
+def test_training_leaves_the_text_encoder_alone():
+    encoder, tokens = text_parts()
+    encoder.requires_grad_(True)
+    before, drawn = [p.detach().clone() for p in encoder.parameters()], tokens.clone()
+    torch.manual_seed(1)
+    net, state = TextUNet(**TINY), torch.get_rng_state()
+    config = TrainConfig(n_iterations=3, batch_size=8, warmup=1, precision="float32")
+    train_conditional(net, make_schedule("cosine", 50), draw(20, 1, 8, 8), tokens, encoder, config)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(tokens, drawn)
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, encoder.parameters(), strict=True))
+
+
+def test_with_full_dropout_captions_do_not_matter():
+    encoder, tokens = text_parts()
+    other = tokens.clone()
+    other[..., 1:4] = 3
+    assert train_tiny(tokens, encoder, drop=1)[1] == train_tiny(other, encoder, drop=1)[1]
+    assert train_tiny(tokens, encoder, drop=0)[1] != train_tiny(other, encoder, drop=0)[1]
+
+
+def test_training_hears_captions():
+    encoder, tokens = text_parts()
+    torch.manual_seed(1)
+    tokens[:10, :, 1:4], tokens[10:, :, 1:4] = 3, 4
+    x = torch.cat([torch.full((10, 1, 8, 8), 0.9), torch.full((10, 1, 8, 8), -0.9)])
+    config = TrainConfig(n_iterations=60, batch_size=16, warmup=5, lr=1e-2, ema_decay=0.9, precision="float32")
+    schedule = make_schedule("cosine", 50)
+    net = train_conditional(TextUNet(**TINY), schedule, x, tokens, encoder, config)
+    words, null = encode_words(encoder, tokens[:, 0])
+    with torch.no_grad():
+        told, untold, wrong = (
+            float(conditional_loss(net, schedule, x, c, null, drop=drop, generator=seeded())) for c, drop in ((words, 0), (words, 1), (words.flip(0), 0))
+        )
+    assert told < 0.9 * untold < 0.9 * wrong
+
+
+@pytest.mark.parametrize(
+    ("x", "tokens", "options", "drop", "match"),
+    [
+        (draw(20, 8, 8), None, {}, 0.1, "x_0 must have shape"),
+        (draw(0, 1, 8, 8), torch.zeros(0, 3, 6, dtype=torch.int64), {}, 0.1, "x_0 must have shape"),
+        (None, torch.zeros(19, 3, 6, dtype=torch.int64), {}, 0.1, r"tokens must have shape \(20, K, L\)"),
+        (None, torch.zeros(20, 3, 6), {}, 0.1, "dtype torch.int64; got .* torch.float32"),
+        (None, torch.zeros(20, 6, dtype=torch.int64), {}, 0.1, "tokens must have shape"),
+        (None, "a seven", {}, 0.1, "got str"),
+        (None, None, {"objective": "v"}, 0.1, "objective='eps'"),
+        (None, None, {"n_accumulate": 2}, 0.1, "n_accumulate=1"),
+        (None, None, {"precision": "float16"}, 0.1, "float16"),
+        (None, None, {}, 1.5, "drop must be"),
+    ],
+)
+def test_training_refuses(x, tokens, options, drop, match):
+    encoder, good = text_parts()
+    config = TrainConfig(**{"n_iterations": 1, "batch_size": 4, **options})
+    x, tokens = draw(20, 1, 8, 8) if x is None else x, good if tokens is None else tokens
+    with pytest.raises(ValueError, match=match):
+        train_conditional(TextUNet(**TINY), make_schedule("cosine", 50), x, tokens, encoder, config, drop=drop)
+
+
+# Attention maps
+
+
+def test_maps_are_weights_and_the_network_is_as_before():
+    net, x, t, words = tiny(), draw(2, 1, 8, 8), torch.tensor([3, 700]), draw(2, 5, 6)
+    before = net(x, t, words)
+    maps = attention_maps(net, x, t, words)
+    assert maps.shape == (2, 5, 8, 8)
+    torch.testing.assert_close(maps.sum(1), torch.ones(2, 8, 8))
+    assert torch.equal(net(x, t, words), before)
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_maps_of_one_layer_are_its_weights():
+    net = tiny(channel_mults=(1,), attn_resolutions=())  # the middle alone attends
+    x, t, words, given = draw(2, 1, 8, 8), torch.tensor([3, 700]), draw(2, 5, 6), []
+    layer = net.mid.attentions[0].words
+    handle = layer.register_forward_hook(lambda module, args, out: given.append(args))
+    net(x, t, words)
+    handle.remove()
+    expected = layer.weights(*given[0]).mean(1).mT.reshape(2, 5, 8, 8)
+    torch.testing.assert_close(attention_maps(net, x, t, words), expected)
+    torch.testing.assert_close(attention_maps(net, x, t, words, side=8), expected)
+
+
+def test_maps_by_side():
+    net, args = tiny(), (draw(2, 1, 8, 8), torch.tensor([3, 700]), draw(2, 5, 6))
+    coarse, fine, both = (attention_maps(net, *args, side=side) for side in (4, 8, None))
+    n = [sum(isinstance(m, SpatialTransformer) for m in level.modules()) for level in (*net.down, net.mid, *net.up)]
+    n_fine = n[0] + n[-1]
+    torch.testing.assert_close(both, (n_fine * fine + (sum(n) - n_fine) * coarse) / sum(n))
+    with pytest.raises(ValueError, match="side must be that of a layer that attends, 4 or 8; got 3"):
+        attention_maps(net, *args, side=3)
+
+
+def test_hooks_go_when_the_network_refuses():
+    net = tiny()
+    with pytest.raises(ValueError, match="context"):
+        attention_maps(net, draw(2, 1, 8, 8), torch.tensor([3, 700]), draw(2, 5, 7))
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+# Scores
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Return held-out digits with their attributes, the rule of the training digits, and the judge."""
+    train, test = load_dataset("digits"), load_dataset("digits", split="test")
+    rule = fit_caption_rule(train.images(), train.labels)
+    return test.images(), attributes(rule, test.images(), test.labels), rule, load_classifier("digits")
+
+
+def test_real_images_have_their_attributes(digits):
+    images, rows, rule, classifier = digits
+    right = score_attributes(images, rows, classifier, rule)
+    assert right.shape == (297, 3)
+    assert right[:, 1:].all()
+    expected = classifier(images).argmax(1) == rows[:, 0]
+    assert torch.equal(right[:, 0], expected)
+    assert expected.double().mean() > 0.95
+
+
+def test_what_was_not_asked_for_is_wrong(digits):
+    images, rows, rule, classifier = digits
+    other = torch.stack([rows[:, 0], (rows[:, 1] + 1) % 3, (rows[:, 2] + 2) % 3], 1)
+    assert not score_attributes(images, other, classifier, rule)[:, 1:].any()
+    mirrored = score_attributes(images.flip(3), rows, classifier, rule)
+    assert mirrored[:, 2].double().mean() < 0.6 < mirrored[:, 1].double().mean()
+
+
+def test_scores_clip(digits):
+    images, rows, rule, classifier = digits
+    assert torch.equal(score_attributes(images[:50], rows[:50], classifier, rule), score_attributes(1.001 * images[:50], rows[:50], classifier, rule))
+
+
+def test_scores_refuse(digits):
+    images, rows, rule, classifier = digits
+    for wanted in (rows[:5], torch.cat([rows, rows[:, :1]], 1), "a seven"):
+        with pytest.raises(ValueError, match=r"wanted must have shape \(297, 3\)"):
+            score_attributes(images, wanted, classifier, rule)
+
+
+# The shipped network
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    parts, schedule, config = load_parts(SHIPPED, (TextEncoder, TextUNet))
+    facts = config["facts"]
+    return parts["unet"], parts["text_encoder"], schedule, Tokenizer.from_dict(facts["tokenizer"]), CaptionRule.from_dict(facts["rule"])
+
+
+def test_shipped_network_obeys_and_guidance_helps(shipped, digits):
+    net, encoder, schedule, tokenizer, rule = shipped
+    wanted = digits[1][torch.randperm(297, generator=seeded(1))[:60]]
+    context, null = encode_words(encoder, tokenizer.encode(write_captions(wanted, template=0)))
+    share = {}
+    for scale in (0, 1, 3):
+        x = sample_ddim(guided(net, context, null, scale), schedule, (60, 1, 8, 8), n_steps=15, generator=seeded(2))
+        share[scale] = score_attributes(x, wanted, digits[3], rule).double().mean(0)
+    assert share[0][0] < 0.4
+    assert min(share[1][0], share[3][0]) > 0.85
+    assert share[0].mean() + 0.2 < share[1].mean() < share[3].mean()
+
+
+def test_shipped_maps_and_the_stroke(shipped, digits):
+    """The digit's word is heard on strokes more than padding is at 4 x 4; at 8 x 8 the slant's is, on its own picture's stroke, and the digit's is not."""
+    net, encoder, schedule, tokenizer, _ = shipped
+    tokens = tokenizer.encode(write_captions(digits[1][torch.randperm(297, generator=seeded(3))[:200]], template=0))
+    context, null = encode_words(encoder, tokens)
+    maps, model, place = {4: 0, 8: 0}, guided(net, context, null, 1), torch.arange(tokens.shape[1])
+
+    def listening(x_t, t):
+        for side in maps:
+            maps[side] = maps[side] + attention_maps(net, x_t, t, context, side=side)
+        return model(x_t, t)
+
+    ink = (sample_ddim(listening, schedule, (200, 1, 8, 8), n_steps=10, generator=seeded(4)).clamp(-1, 1)[:, 0] + 1) / 2
+    groups = {"digit": place == 3, "slant": (place > 3) & (tokens != PADDING), "padding": tokens == PADDING}
+
+    def on_ink(side, name, ink):
+        heard = (maps[side] * groups[name].expand(tokens.shape)[:, :, None, None]).sum(1)
+        return (heard * ink).sum((1, 2)) / heard.sum((1, 2)) / ink.mean((1, 2))
+
+    def excess(side, name, ink):
+        return on_ink(side, name, ink) - on_ink(side, "padding", ink)
+
+    def errors(gap):
+        return float(gap.mean() / gap.std() * len(gap) ** 0.5)
+
+    assert errors(excess(4, "digit", ink)) > 2.5
+    assert errors(excess(8, "slant", ink)) > 6
+    assert errors(excess(8, "slant", ink) - excess(8, "slant", ink.roll(1, 0))) > 4
+    assert errors(excess(8, "digit", ink)) < -4
