@@ -550,7 +550,7 @@ def test_shipped_network_obeys_and_guidance_helps(shipped, digits):
 
 
 def test_shipped_maps_and_the_stroke(shipped, digits):
-    """At 4 x 4 the digit's word is heard on strokes more than padding is; at 8 x 8 the slant's is, on its own stroke, and the digit's is not."""
+    """At 4 x 4 the digit's word is heard on strokes more than padding is; at 8 x 8 the slant's is, and the digit's is not."""
     net, encoder, schedule, tokenizer, _ = shipped
     tokens = tokenizer.encode(write_captions(digits[1][torch.randperm(297, generator=seeded(3))[:200]], template=0))
     context, null = encode_words(encoder, tokens)
