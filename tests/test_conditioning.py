@@ -1,4 +1,4 @@
-"""Text conditioning: attention against other forms, what the U-Net hears and where, guidance, dropout, training, and the shipped network."""
+"""Text conditioning: attention against other forms, what the U-Net hears, guidance, dropout, training, the shipped network."""
 
 import json
 from functools import partial
@@ -81,7 +81,8 @@ def tiny(**changes):
 @pytest.mark.parametrize("n_heads", [1, 2, 8])
 def test_attention_is_pytorchs(n_heads):
     attention, x, words = CrossAttention(16, 6, n_heads=n_heads), draw(2, 9, 16), draw(2, 5, 6, seed=1)
-    q, k, v = (layer(z).view(2, -1, n_heads, 16 // n_heads).transpose(1, 2) for layer, z in ((attention.q, x), (attention.k, words), (attention.v, words)))
+    heads = lambda z: z.view(2, -1, n_heads, 16 // n_heads).transpose(1, 2)
+    q, k, v = heads(attention.q(x)), heads(attention.k(words)), heads(attention.v(words))
     expected = attention.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 9, 16))
     torch.testing.assert_close(attention(x, words), expected)
 
@@ -113,10 +114,10 @@ def test_order_of_words_does_not_matter():
     torch.testing.assert_close(attention.weights(x, words[:, order]), attention.weights(x, words)[..., order])
 
 
-@pytest.mark.parametrize(("options", "name"), [({"n_heads": 3}, "n_heads"), ({"n_heads": 0}, "n_heads"), ({"context_dim": 0}, "context_dim")])
-def test_attention_refuses(options, name):
+@pytest.mark.parametrize(("name", "value"), [("n_heads", 3), ("n_heads", 0), ("context_dim", 0), ("channels", 0)])
+def test_attention_refuses(name, value):
     with pytest.raises(ValueError, match=name):
-        CrossAttention(**{"channels": 16, "context_dim": 6, **options})
+        CrossAttention(**{"channels": 16, "context_dim": 6, name: value})
 
 
 # The transformer block
@@ -154,7 +155,10 @@ def test_transformer_refuses_groups_that_do_not_divide():
 # The U-Net
 
 
-@pytest.mark.parametrize("changes", [{}, {"attn_resolutions": ()}, {"channel_mults": (1,)}, {"in_channels": 4, "n_res_blocks": 2}, {"attn_resolutions": (4,)}])
+LAYOUTS = [{}, {"attn_resolutions": ()}, {"attn_resolutions": (4,)}, {"channel_mults": (1,)}, {"in_channels": 4, "n_res_blocks": 2}]
+
+
+@pytest.mark.parametrize("changes", LAYOUTS)
 def test_transformers_stand_where_attention_stood(changes):
     options = {**TINY, **changes}
     net = TextUNet(**options)
@@ -409,10 +413,9 @@ def test_training_hears_captions():
     schedule = make_schedule("cosine", 50)
     net = train_conditional(TextUNet(**TINY), schedule, x, tokens, encoder, config)
     words, null = encode_words(encoder, tokens[:, 0])
+    loss = lambda c, drop: float(conditional_loss(net, schedule, x, c, null, drop=drop, generator=seeded()))
     with torch.no_grad():
-        told, untold, wrong = (
-            float(conditional_loss(net, schedule, x, c, null, drop=drop, generator=seeded())) for c, drop in ((words, 0), (words, 1), (words.flip(0), 0))
-        )
+        told, untold, wrong = loss(words, 0), loss(words, 1), loss(words.flip(0), 0)
     assert told < 0.9 * untold < 0.9 * wrong
 
 
@@ -512,7 +515,8 @@ def test_what_was_not_asked_for_is_wrong(digits):
 
 def test_scores_clip(digits):
     images, rows, rule, classifier = digits
-    assert torch.equal(score_attributes(images[:50], rows[:50], classifier, rule), score_attributes(1.001 * images[:50], rows[:50], classifier, rule))
+    once, beyond = (score_attributes(factor * images[:50], rows[:50], classifier, rule) for factor in (1, 1.001))
+    assert torch.equal(once, beyond)
 
 
 def test_scores_refuse(digits):
@@ -546,7 +550,7 @@ def test_shipped_network_obeys_and_guidance_helps(shipped, digits):
 
 
 def test_shipped_maps_and_the_stroke(shipped, digits):
-    """The digit's word is heard on strokes more than padding is at 4 x 4; at 8 x 8 the slant's is, on its own picture's stroke, and the digit's is not."""
+    """At 4 x 4 the digit's word is heard on strokes more than padding is; at 8 x 8 the slant's is, and the digit's is not."""
     net, encoder, schedule, tokenizer, _ = shipped
     tokens = tokenizer.encode(write_captions(digits[1][torch.randperm(297, generator=seeded(3))[:200]], template=0))
     context, null = encode_words(encoder, tokens)
