@@ -117,8 +117,8 @@ def main():
     classifier, chosen = load_classifier("mnist"), torch.randperm(len(images), generator=seeded(0))[:N_REFERENCE]
     yardstick = Yardstick(test, 256, classifier, classifier_features(classifier, images[chosen]))
     model, seconds = fitted_autoencoder(images, args.work)
-    study = {"data": "mnist", "T": 1000, "autoencoder": AUTOENCODER, "fitting": FITTING, "network": NETWORK, "training": asdict(CONFIG), "schedule": SCHEDULE}
-    study |= {"reference images": N_REFERENCE, "sampling steps": SAMPLE_STEPS, "eta": ETA}
+    study = {"data": "mnist", "T": 1000, "autoencoder": AUTOENCODER, "fitting": FITTING, "network": NETWORK, "training": asdict(CONFIG)}
+    study |= {"schedule": SCHEDULE, "reference images": N_REFERENCE, "sampling steps": SAMPLE_STEPS, "eta": ETA}
     versions = {name: version(name) for name in ("ddpm_nb", "torch", "numpy")} | {"python": platform.python_version()}
     facts = {"study": study, "hardware": args.hardware, "versions": versions, "threads of a process": torch.get_num_threads()}
     facts["autoencoder"] = describe_autoencoder(model, seconds, yardstick)
