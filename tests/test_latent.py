@@ -196,12 +196,12 @@ def test_a_constant_channel_gives_no_nan(digits):
     assert to_latents(model, digits[:10]).isfinite().all()
 
 
-@pytest.mark.parametrize("std", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("std", [0.5, 1.0, 5.0])
 def test_the_exact_denoiser_of_each_scale_returns_it_and_clipping_does_not(std):
     schedule, v = make_schedule("linear", 1000, dtype=torch.float64), std**2
     bars = schedule.alpha_bars
     oracle = lambda x, t: ((1 - bars).sqrt() / (bars * v + 1 - bars))[t][:, None] * x
-    options = {"n_steps": 100, "generator": seeded(0)}
+    options = {"n_steps": 200, "generator": seeded(0)}
     drawn = sample_ddpm(oracle, schedule, (20_000, 1), clip_x_0=False, **options)
     assert drawn.std() == pytest.approx(std, rel=0.05)
     if std >= 1:

@@ -131,6 +131,13 @@ def test_notebook_begins_as_all_do(path):
 
 
 @each_notebook
+def test_outputs_name_no_path_of_a_machine(path):
+    code = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    outputs = json.dumps([cell["outputs"] for cell in code])
+    assert re.findall(r"(?:/[\w.-]+)+/[\w.-]+\.py\b|/(?:home|root|tmp|Users)/", outputs) == []
+
+
+@each_notebook
 def test_code_cells_are_short(path):
     assert [source for source in cells(path) if len(source.splitlines()) > 30] == []
 
