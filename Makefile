@@ -10,7 +10,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 --nbval-saniti
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME MPLBACKEND VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check lab lock address gpu fresh clean
+.PHONY: help setup book test check bench lab lock address gpu fresh clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +37,10 @@ test: setup ## everything that continuous integration runs
 check: setup ## the fast part of the tests: export, clean notebooks, lint, the project's own rules
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/test.sh fast
 
+bench: setup ## measure the package beside its peers (about an hour on two cores) and write what the book's page on performance shows
+	$(UV) pip install --quiet --python $(BIN)/python --target benchmarks/.peers --no-deps --require-hashes -r requirements-bench.txt
+	PYTHONPATH=$(CURDIR)/benchmarks/.peers $(BIN)/python benchmarks/bench.py --out ddpm_nb/measured/performance-cpu.json
+
 lab: setup ## open the notebooks in JupyterLab
 	$(UV) pip install --quiet --python $(BIN)/python --constraint requirements-dev.txt jupyterlab
 	$(BIN)/jupyter lab nbs
@@ -44,6 +48,7 @@ lab: setup ## open the notebooks in JupyterLab
 lock: setup ## renew the pins in requirements-*.txt
 	$(LOCK) requirements-uv.in -o requirements-uv.txt
 	$(LOCK) requirements-dev.in -o requirements-dev.txt
+	$(LOCK) --no-deps requirements-bench.in -o requirements-bench.txt
 
 address: setup ## write the address in settings.ini into the notebooks
 	$(BIN)/python tools/address.py

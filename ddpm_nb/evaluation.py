@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from .checks import check_floating, check_images, check_int, check_number
+from .checks import check_floating, check_int, check_number, check_square_images
 from .elbo import VLBTerms, vlb_terms
 from .forward import NoiseSchedule
 from .hub import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, checksum, replaced_file
@@ -172,8 +172,7 @@ def train_classifier(
 # %% ../nbs/11_evaluation.ipynb #check-labeled
 def _check_labeled(images, labels):
     """Check images with their labels; return the number of classes."""
-    if check_images("images", images).shape[-1] != images.shape[-2] or not len(images):
-        raise ValueError(f"images must be square and at least one; got {tuple(images.shape)}")
+    check_square_images("images", images)
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         raise TypeError("labels must be a tensor of dtype torch.int64")
     if labels.shape != images.shape[:1] or int(labels.min()) < 0 or int(labels.max()) < 1:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_choice, check_floating, check_images, check_int, check_number, check_same_shape
+from .checks import check_choice, check_floating, check_int, check_number, check_same_shape, check_square_images
 from .gaussian import randn, seeded
 from .training import EMA
+from .vae import make_mlp
 
 # %% ../nbs/13_gan.ipynb #optimal-discriminator
 def optimal_discriminator(
@@ -73,7 +74,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config = _checked_config(image_size=image_size, in_channels=in_channels, latent_dim=latent_dim, hidden=hidden)
         self.shape = (in_channels, image_size, image_size)
-        self.layers = _layers(latent_dim, hidden, math.prod(self.shape))
+        self.layers = make_mlp(latent_dim, hidden, math.prod(self.shape))
 
     def forward(self, z: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [-1, 1] for noise (B, latent_dim)."""
@@ -94,7 +95,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.config = _checked_config(image_size=image_size, in_channels=in_channels, hidden=hidden)
         self.shape = (in_channels, image_size, image_size)
-        self.layers = _layers(math.prod(self.shape), hidden, 1)
+        self.layers = make_mlp(math.prod(self.shape), hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B,) for images (B, C, H, W)."""
@@ -108,10 +109,6 @@ def _checked_config(**config):
     return {name: check_int(name, value) for name, value in config.items()}
 
 
-def _layers(n_in, hidden, n_out):
-    """Build two hidden layers and a linear one."""
-    sizes = ((n_in, hidden), (hidden, hidden))
-    return nn.Sequential(*(part for a, b in sizes for part in (nn.Linear(a, b), nn.SiLU())), nn.Linear(hidden, n_out))
 
 # %% ../nbs/13_gan.ipynb #r1-penalty
 def r1_penalty(
@@ -196,8 +193,7 @@ def _play(players, moves, images, *, batch_size, gamma, kind, generator_steps, g
 # %% ../nbs/13_gan.ipynb #check-training
 def _check_training(images, n_iterations, lr, ema_decay, seed, *, batch_size, gamma, kind, generator_steps):
     """Refuse bad arguments of the training before any work."""
-    if check_images("images", images).shape[-1] != images.shape[-2] or not images.numel():
-        raise ValueError(f"images must be square and at least one; got {tuple(images.shape)}")
+    check_square_images("images", images)
     counts = {"n_iterations": n_iterations, "batch_size": batch_size, "generator_steps": generator_steps}
     for name, value in counts.items():
         check_int(name, value)

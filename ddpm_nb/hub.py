@@ -151,10 +151,10 @@ def save_pretrained(
 ):
     """Write a model as safetensors, JSON and a readable card: all three files or none."""
     config = _describe(model, schedule, card or {})
-    _write_model(path, config, {"model": model}, schedule, overwrite)
+    _write_folder(path, config, {"model": model}, schedule, overwrite)
 
 # %% ../nbs/07_sharing_models.ipynb #write-model
-def _write_model(path, config, modules, schedule, overwrite):
+def _write_folder(path, config, modules, schedule, overwrite):
     """Seal the weights of some modules and a configuration, and write the three files."""
     tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
     tensors["schedule.betas"] = schedule.exact_betas
@@ -310,7 +310,7 @@ def save_parts(
         raise TypeError(f"parts must map names without dots to modules that have a .config; got {list(parts)}")
     described = {name: {"class": type(part).__name__, "config": part.config} for name, part in parts.items()}
     config = _PARTS_FORMAT | {"parts": described, "facts": facts or {}, "card": card}
-    _write_model(path, json.loads(json.dumps(config, allow_nan=False)), parts, schedule, overwrite)
+    _write_folder(path, json.loads(json.dumps(config, allow_nan=False)), parts, schedule, overwrite)
 
 # %% ../nbs/07_sharing_models.ipynb #load-parts
 def load_parts(

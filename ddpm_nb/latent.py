@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_floating, check_images, check_int, check_number, check_same_shape
+from .checks import check_batch, check_floating, check_images, check_int, check_number, check_same_shape, check_square_images
 from .data import mix_seeds, train_batches
 from .gaussian import normal_kl, reparameterize, seeded
 from .training import TrainConfig, lr_factor, make_optimizer
@@ -73,13 +73,13 @@ class _Coder(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance, each (B, *latent_shape), for images (B, C, H, W) in [-1, 1]."""
-        _check_shape("x", x, (self.config["in_channels"], *[self.config["image_size"]] * 2))
+        check_batch("x", x, (self.config["in_channels"], *[self.config["image_size"]] * 2))
         mean, log_var = self.encoder(F.pad(x, [self.config["padding"]] * 4, value=-1.0)).chunk(2, 1)
         return mean, log_var.clamp(-20, 10)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images (B, C, H, W), about in [-1, 1], for latents (B, *latent_shape) as `encode` gives them."""
-        _check_shape("z", z, self.latent_shape)
+        check_batch("z", z, self.latent_shape)
         x, p = self.decoder(z), self.config["padding"]
         return x[:, :, p : x.shape[2] - p, p : x.shape[3] - p]
 
@@ -118,11 +118,6 @@ def _check_autoencoder(image_size, in_channels, latent_channels, base_channels, 
         raise ValueError(f"image_size + 2 * padding must be {allowed}; got {image_size} + 2 * {padding} = {side}")
 
 
-def _check_shape(name, x, shape):
-    """Refuse anything but a batch of tensors of one shape."""
-    if not isinstance(x, Tensor) or x.ndim != 4 or tuple(x.shape[1:]) != tuple(shape):
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must be a tensor of shape (B, {', '.join(map(str, shape))}); got {got}")
 
 # %% ../nbs/16_latent_diffusion.ipynb #autoencoder-loss-2
 def autoencoder_loss(
@@ -203,7 +198,7 @@ def from_latents(
     batch_size: int = 500,  # latents at once
 ) -> Tensor:
     """Undo the scale, decode, and clamp: images (N, C, H, W) in [-1, 1]."""
-    _check_shape("z", z, autoencoder.latent_shape)
+    check_batch("z", z, autoencoder.latent_shape)
     z = z * autoencoder.latent_std + autoencoder.latent_mean
     return torch.cat([autoencoder.decode(part) for part in z.split(check_int("batch_size", batch_size))]).clamp(-1, 1)
 
@@ -236,8 +231,7 @@ def train_autoencoder(
 # %% ../nbs/16_latent_diffusion.ipynb #digits-load-images-digits-loss-p
 def _new_autoencoder(images, seed, options):
     """Check the training set and build an autoencoder for it."""
-    if check_images("images", images).shape[-1] != images.shape[-2] or not len(images):
-        raise ValueError(f"images must be square and at least one; got {tuple(images.shape)}")
+    check_square_images("images", images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Autoencoder(images.shape[-1], images.shape[1], **options).to(images.device)

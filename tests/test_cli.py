@@ -14,7 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddpm_nb import cli
 from ddpm_nb.cli import default_options, main, read_options
+from ddpm_nb.hub import load_pretrained
+from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.training import TrainConfig, read_settings
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +79,8 @@ def test_options_that_cannot_be_understood(words, capsys, tmp_path, monkeypatch)
         ("sample --run digits --out x.jpg", "--out must name a .png file; got x.jpg"),
         ("sample --run digits --out no/x.png", "the folder no does not exist"),
         ("sample --run digits --out x.png --n 0", "--n must be at least 1; got 0"),
+        ("sample --run digits --out x.png --batch-size 0", "--batch-size must be at least 1; got 0"),
+        ("sample --run digits --out x.png --precision float16 --device cpu", "precision='float16' needs a CUDA device; got cpu"),
         ("sample --run digits --out x.png --steps 5000", "n_steps must be in 1..1000; got 5000"),
         ("sample --run digits --out x.png --seed -1", "--seed must be at least 0; got -1"),
         ("info --run nowhere", "no model at nowhere"),
@@ -325,3 +330,25 @@ def test_every_example_of_the_chapter_runs(tmp_path, monkeypatch):
     assert main(["resume", "--out", "runs/large"]) == 0  # what two processes began, one can end
     after = load_file("runs/large/model.safetensors")
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+
+
+def test_samples_drawn_in_batches_are_the_samples_of_the_library(tmp_path, monkeypatch):
+    pictures, save = [], cli._save_picture
+    monkeypatch.setattr(cli, "_save_picture", lambda x, *args: pictures.append(x) or save(x, *args))
+    monkeypatch.chdir(tmp_path)
+    words = "sample --run digits --n 5 --steps 3 --seed 7 --device cpu --out"
+    assert main([*words.split(), "x.png", "--batch-size", "2"]) == 0
+    (model, schedule), generator = load_pretrained("digits"), torch.Generator().manual_seed(7)
+    wanted = [sample_ddim(model, schedule, (n, 1, 8, 8), n_steps=3, generator=generator) for n in (2, 2, 1)]
+    assert torch.equal(pictures[0], torch.cat(wanted))
+    assert main([*words.split(), "y.png", "--batch-size", "2", "--precision", "bfloat16"]) == 0
+    assert 0 < (pictures[1] - pictures[0]).abs().mean() < 0.1
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.confstr("CS_GNU_LIBC_VERSION") is None, reason="a setting of glibc")
+def test_keeping_freed_memory_is_asked_for_unless_the_user_set_malloc():
+    code = "from ddpm_nb.cli import keep_freed_memory\nprint(keep_freed_memory())"
+    clean = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("MALLOC_")}
+    for environment, expected in ((clean, "True"), (clean | {"MALLOC_ARENA_MAX": "2"}, "False")):
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        assert told.stdout.strip() == expected

@@ -243,6 +243,28 @@ def test_gradients_of_blocks(make, channels):
     assert torch.autograd.gradcheck(block, draw(2, channels, 4, 4, dtype=f64).requires_grad_())
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 5, 4), (3, 3, 8, 8)])
+def test_upsampling_with_joined_weights_is_repeating_and_convolving(shape):
+    block, x = Upsample(3).double(), draw(*shape, dtype=f64).requires_grad_()
+    plain = block.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    torch.testing.assert_close(block(x), plain, rtol=0, atol=1e-12)
+    weights = draw(*plain.shape, seed=1, dtype=f64)
+    wanted, grads = ((weights * y).sum() for y in (plain, block(x)))
+    inputs = (x, *block.parameters())
+    torch.testing.assert_close(torch.autograd.grad(grads, inputs), torch.autograd.grad(wanted, inputs), rtol=0, atol=1e-12)
+
+
+def test_upsampling_under_autocast_is_as_close_as_the_plain_way():
+    block, x = Upsample(16), draw(4, 16, 8, 8)
+    exact = block.double()(x.double())
+    block.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        joined, plain = block(x), block.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    assert joined.dtype == plain.dtype == torch.bfloat16
+    errors = [(y.double() - exact).square().mean() for y in (joined, plain)]
+    assert errors[0] < 1.5 * errors[1]
+
+
 @pytest.mark.parametrize(("a", "b"), [(4, 4), (4, 6)])
 def test_gradients_of_residual_block(a, b):
     block = perturbed(ResBlock(a, b, 3, norm_groups=2).double())
