@@ -339,8 +339,9 @@ class TextEncoder(nn.Module):
             check_int(name, value)
         if dim % n_heads:
             raise ValueError(f"n_heads must divide dim, {dim}; got {n_heads}")
-        self.words, self.places = nn.Embedding(n_words, dim), nn.Parameter(0.02 * torch.randn(length, dim))
-        nn.init.normal_(self.words.weight, std=0.02)
+        self.words, self.places = nn.Embedding(n_words, dim), nn.Parameter(torch.empty(length, dim))
+        for table in (self.places, self.words.weight):
+            nn.init.normal_(table, std=0.02)
         self.blocks, self.norm = nn.ModuleList(TextBlock(dim, n_heads) for _ in range(n_layers)), nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -17,15 +17,8 @@ from .checks import check_choice, check_int, check_number
 LAYOUTS = ("concat", "cos_first", "interleaved")
 
 
-def wave_frequencies(
-    dim: int,  # d, length of the vector of waves, at least 2
-    *,
-    layout: str = "concat",  # see `sinusoidal_embedding`
-    max_period: float = 10_000.0,  # P, above 1
-    freq_shift: float | None = None,  # s, at least 0; without: 1 for "concat", 0 otherwise
-    device=None,  # where the result is needed
-) -> Tensor:
-    """Space frequencies geometrically from 1 down (Vaswani et al. 2017, section 3.5); float64."""
+def _check_waves(dim, layout="concat", max_period=10_000.0, freq_shift=None):
+    """Refuse bad options; return how many frequencies there are and how the logarithm falls from one to the next."""
     check_choice("layout", layout, LAYOUTS)
     dim = check_int("dim", dim, 2)
     max_period = check_number("max_period", max_period, 1, open_low=True)
@@ -35,10 +28,22 @@ def wave_frequencies(
     if half <= shift:
         allowed = f"above freq_shift = {shift:g} for layout {layout!r}"
         raise ValueError(f"{name} must be {allowed}; got dim = {dim}")
+    return math.ceil(half), -math.log(max_period) / (half - shift)
+
+# %% ../nbs/05_time_embedding.ipynb #wave-frequencies-2
+def wave_frequencies(
+    dim: int,  # d, length of the vector of waves, at least 2
+    *,
+    layout: str = "concat",  # see `sinusoidal_embedding`
+    max_period: float = 10_000.0,  # P, above 1
+    freq_shift: float | None = None,  # s, at least 0; without: 1 for "concat", 0 otherwise
+    device=None,  # where the result is needed
+) -> Tensor:
+    """Space frequencies geometrically from 1 down (Vaswani et al. 2017, section 3.5); float64."""
+    n, slope = _check_waves(dim, layout, max_period, freq_shift)
     on_apple = getattr(device, "type", device) == "mps"  # a device without float64
     dtype = torch.float32 if on_apple else torch.float64
-    i = torch.arange(math.ceil(half), dtype=dtype, device=device)
-    return torch.exp(-math.log(max_period) / (half - shift) * i)
+    return torch.exp(slope * torch.arange(n, dtype=dtype, device=device))
 
 # %% ../nbs/05_time_embedding.ipynb #sinusoidal-embedding-2
 def sinusoidal_embedding(
@@ -87,7 +92,7 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         self.dim = check_int("dim", dim, 2)
         self.waves = {"layout": layout, "max_period": max_period, "freq_shift": freq_shift}
-        wave_frequencies(dim, **self.waves)  # refuse bad options now, not in the first forward pass
+        _check_waves(dim, **self.waves)  # refuse bad options now, not in the first forward pass
         self.linear_1 = nn.Linear(dim, check_int("out_dim", out_dim))
         self.linear_2 = nn.Linear(out_dim, out_dim)
 

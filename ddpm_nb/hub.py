@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .forward import NoiseSchedule
 from .schedules import cosine_betas, linear_betas
@@ -264,6 +265,14 @@ def _read_model(path, config, parts, classes):
 _BAD_CONTENT = (SafetensorError, LookupError, TypeError, RuntimeError, ArithmeticError)
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Leave out the functions that give parameters their first values."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        is_init = getattr(func, "__module__", None) == nn.init.__name__
+        return (args or (kwargs["tensor"],))[0] if is_init else func(*args, **kwargs or {})
+
+
 def _plan(kind, options, n_tensors):
     """Build a network without memory, unless it has more blocks than there are tensors for them."""
     levels = len(options.get("channel_mults", "1"))
@@ -271,7 +280,7 @@ def _plan(kind, options, n_tensors):
     blocks = max(options.get(name, 1) for name in counts)
     if levels * blocks > n_tensors:
         raise ValueError(f"{levels} levels of {blocks} blocks need more than {n_tensors} tensors")
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutValues():
         return kind(**options)
 
 

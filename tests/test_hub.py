@@ -7,6 +7,7 @@ import pickle
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -484,6 +485,7 @@ def test_a_sealed_configuration_of_any_values_builds_the_file_or_is_refused(orig
 
 GIANTS = {
     "wide": {"base_channels": 2048},
+    "wide waves": {"base_channels": 2**28},
     "absurdly wide": {"base_channels": 10**18},
     "many blocks": {"n_res_blocks": 10**9},
     "many levels": {"channel_mults": [1] * 10**5},
@@ -1069,3 +1071,21 @@ def test_a_missing_name_tells_what_is_shipped(tmp_path):
     (tmp_path / "shipped" / "one").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="or a shipped name: one"):
         hub.load_parts("two", [UNet], shipped=tmp_path / "shipped")
+
+
+LOADING = {
+    "a model": "from ddpm_nb.hub import load_pretrained; load_pretrained('digits')",
+    "a pipeline": "from ddpm_nb.pipeline import TextToImage; TextToImage.from_pretrained('digits')",
+}
+
+
+@pytest.mark.parametrize("code", LOADING.values(), ids=LOADING)
+def test_loading_leaves_the_compiler_of_pytorch_alone(code):
+    """Its import takes seconds; some operations on tensors without memory would cause it."""
+    told = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print(*{{'torch', 'torch._dynamo', 'sympy'}} & set(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.split() == ["torch"]
