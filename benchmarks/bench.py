@@ -9,6 +9,7 @@ in an order that changes with each round, and wait without using the processor i
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -112,19 +113,25 @@ def measure_peak(args):
 
 
 def measure_train(args):
-    """Time training steps: forward, loss, backward, optimiser, average; also with freed memory kept, as the command keeps it."""
+    """Time training steps: forward, loss, backward, optimiser, average; also with freed memory kept, as the command keeps it.
+
+    Everyone's default, ours in bfloat16 and the others' in float32, has rounds of its own on a CPU.
+    """
     on_cpu, rows = args.device == "cpu", []
     for network, batch in {"small": 64, "big": 64}.items() if on_cpu else {"small": 512, "big": 512, "ddpm-cifar10": 128}.items():
         order = {"do": "train", "batch": batch, "n": 1 if on_cpu else 20}
         for setting in ({}, {"allocator": True}) if on_cpu else ({},):
             for precision in PRECISIONS:  # apart, so that few processes hold their memory at once
                 rows += measure(args, variants([precision], **setting), order, network=network)
+        if on_cpu:
+            defaults = [v for v in variants(defaults=True) if (v["library"] == "ddpm_nb") == (v["precision"] == "bfloat16")]
+            rows += measure(args, defaults, order, network=network)
     return rows
 
 
 def measure_means(args):
     """Time our training step without each of its means, without all, with the allocator's setting, and with what was tried and dropped."""
-    means = ["attention by matmul", "joined weights", "fused optimiser"]
+    means = ["attention by matmul", "joined weights", "joined projections", "fused optimiser"]
     rows = [{"precision": p, "without": w} for p in PRECISIONS for w in ([], *([m] for m in means), means)]
     rows += [{"precision": p, "allocator": True} for p in PRECISIONS if args.device == "cpu"]
     rows += [{"precision": "bfloat16", "tried": t} for t in ("compiled network", "compiled norm and SiLU", "channels-last")]
@@ -186,11 +193,13 @@ STARTS = {
 
 
 def measure_start(args):
-    """Time new interpreters that import a library, up to a first sample."""
+    """Time new interpreters that import a library, up to a first sample; its compiled bytecode is kept, as Python does by default."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def start(code):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, stdout=args.log, stderr=args.log)
+        command = [sys.executable, "-c", code]
+        subprocess.run(command, check=True, stdout=args.log, stderr=args.log, env=environment)
         return time.perf_counter() - began
 
     asks = [lambda code=code: start(code) for code in STARTS.values()]

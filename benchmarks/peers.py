@@ -99,6 +99,17 @@ def repeated_pixels():
     Upsample.forward = lambda self, x: self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def four_projections():
+    """Let attention make queries, keys and values, and its output, by layers of their own."""
+    from ddpm_nb.unet import SelfAttention, attend
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.n_heads, -1)).unbind(1)
+        return x + self.out(attend(q, k, v).reshape(x.shape))
+
+    SelfAttention.forward = forward
+
+
 def unfused_optimizer():
     """Let AdamW go from parameter to parameter."""
     import ddpm_nb.training as module
@@ -108,7 +119,12 @@ def unfused_optimizer():
     )
 
 
-WITHOUT = {"attention by matmul": fused_attention, "joined weights": repeated_pixels, "fused optimiser": unfused_optimizer}
+WITHOUT = {
+    "attention by matmul": fused_attention,
+    "joined weights": repeated_pixels,
+    "joined projections": four_projections,
+    "fused optimiser": unfused_optimizer,
+}
 
 
 def compile_norms(network):

@@ -74,15 +74,16 @@ def test_ours_and_diffusers_are_one_function():
     assert {n: p.shape for n, p in made.named_parameters()} == {n: p.shape for n, p in ours.named_parameters()}
 
 
-@pytest.mark.parametrize("means", ["attention by matmul", "joined weights"])
+@pytest.mark.parametrize("means", ["attention by matmul", "joined weights", "joined projections"])
 def test_a_network_without_a_means_is_the_same_function(means, monkeypatch):
     import ddpm_nb.unet as module
 
-    network, x, t = peers.Ours(case()).network, torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
+    network, x, t = peers.Ours(case()).network, torch.randn(8, 1, 8, 8), torch.arange(3, 803, 100)
     for parameter in network.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape)
     monkeypatch.setattr(module, "attend", module.attend)  # put back afterwards
-    monkeypatch.setattr(module.Upsample, "forward", module.Upsample.forward)
+    for kind in (module.Upsample, module.SelfAttention):
+        monkeypatch.setattr(kind, "forward", kind.forward)
     with torch.no_grad():
         fast = network(x, t)
         peers.WITHOUT[means]()

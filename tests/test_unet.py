@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import ddpm_nb.unet as unet_module
 from ddpm_nb.unet import (
     PRESETS,
     Downsample,
@@ -20,6 +21,7 @@ from ddpm_nb.unet import (
     Upsample,
     attend,
     group_norm,
+    join_projections,
     make_unet,
     unet_shapes,
 )
@@ -315,6 +317,44 @@ def test_gradient_of_attention(s):
     slope = sum((g * d).sum() for g, d in zip(grads, steps, strict=True))
     ahead, behind = ((weights * attend(*(z + h * d for z, d in zip((q, k, v), steps, strict=True)))).sum() for h in (1e-5, -1e-5))
     torch.testing.assert_close(slope, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
+def with_four_products(block, x):
+    """Compute attention with one head by its layers one after another."""
+    q, k, v = block.qkv(block.norm(x)).flatten(2)[:, None].chunk(3, 2)
+    return x + block.out(attend(q, k, v).reshape(x.shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 4, 4), (1, 8, 3, 4), (5, 4, 1, 1), (1, 2, 33, 32)])  # the last: the fused kernel
+def test_joined_projections_are_the_four_products(shape, monkeypatch):
+    """Values and all gradients; the bias of the keys has no effect and no gradient."""
+    block, x = perturbed(SelfAttention(shape[1], norm_groups=2).double()), draw(*shape, dtype=f64).requires_grad_()
+    weights, given = draw(*shape, seed=1, dtype=f64), [x, *block.parameters()]
+    called = []
+    monkeypatch.setattr(unet_module, "join_projections", lambda *layers: called.append(1) or join_projections(*layers))
+    results = [(y, torch.autograd.grad((weights * y).sum(), given)) for y in (block(x), with_four_products(block, x))]
+    assert called
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+    grad_of_bias = results[0][1][1 + [name for name, _ in block.named_parameters()].index("qkv.bias")]
+    assert torch.equal(grad_of_bias[shape[1] : 2 * shape[1]], torch.zeros(shape[1], dtype=f64))
+
+
+def test_few_positions_take_four_products_and_the_same_values(monkeypatch):
+    """Alone an image has as many positions as channels, where joining would not pay; in a batch it has not."""
+    block, x = perturbed(SelfAttention(16, norm_groups=2).double()), draw(3, 16, 4, 4, dtype=f64)
+    together = block(x)
+    monkeypatch.setattr(unet_module, "join_projections", None)
+    torch.testing.assert_close(torch.cat([block(image[None]) for image in x]), together, rtol=1e-10, atol=1e-12)
+
+
+def test_joined_projections_round_no_worse_in_bfloat16():
+    block, x = perturbed(SelfAttention(64, norm_groups=8), scale=0.2), draw(4, 64, 8, 8)
+    exact = block.double()(x.double()) - x.double()
+    block.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        joined, plain = (y.double() - x.double() for y in (block(x), with_four_products(block, x)))
+    errors = [(y - exact).square().mean() for y in (joined, plain)]
+    assert 0 < errors[0] < 1.2 * errors[1]
 
 
 # Precision.
