@@ -15,6 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import closing
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -130,13 +132,22 @@ def measure_train(args):
 
 
 def measure_means(args):
-    """Time our training step without each of its means, without all, with the allocator's setting, and with what was tried and dropped."""
+    """Time our training step without each of its means and without all, and with the allocator's setting and what was tried and dropped.
+
+    What a means saves is as little as what distinguishes two processes that do the same, so one process does without them in turn.
+    """
+    order, rows = {"do": "train", "batch": 64 if args.device == "cpu" else 512, "n": 1}, []
     means = ["attention by matmul", "joined weights", "joined projections", "fused optimiser"]
-    rows = [{"precision": p, "without": w} for p in PRECISIONS for w in ([], *([m] for m in means), means)]
-    rows += [{"precision": p, "allocator": True} for p in PRECISIONS if args.device == "cpu"]
-    rows += [{"precision": "bfloat16", "tried": t} for t in ("compiled network", "compiled norm and SiLU", "channels-last")]
-    order = {"do": "train", "batch": 64 if args.device == "cpu" else 512, "n": 1}
-    return measure(args, [{"library": "ddpm_nb"} | row for row in rows], order, n_rounds=2 * args.rounds, network="small")
+    settings = [[], *([m] for m in means), means]
+    for precision in PRECISIONS:
+        with closing(Worker(args, library="ddpm_nb", precision=precision, network="small")) as worker:
+            asks = [partial(worker.ask, **order, without=without) for without in settings]
+            found = [summary(answers) for answers in take_turns(asks, 3 * args.rounds, warmup=1)]
+        rows += [order | worker.label | {"without": w, "wall": a["wall"], "cpu": a["cpu"]} for w, a in zip(settings, found, strict=True)]
+    apart = [{"precision": p} for p in PRECISIONS]
+    apart += [{"precision": p, "allocator": True} for p in PRECISIONS if args.device == "cpu"]
+    apart += [{"precision": "bfloat16", "tried": t} for t in ("compiled network", "compiled norm and SiLU", "channels-last")]
+    return rows + measure(args, [{"library": "ddpm_nb"} | row for row in apart], order, n_rounds=2 * args.rounds, network="small")
 
 
 def sampling_variants(args):

@@ -4,8 +4,9 @@
 once, `chain(batch, n_steps, hook)` samples and calls `hook()` after each step.
 """
 
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch import nn
@@ -53,26 +54,28 @@ class Case:
 class Ours:
     """Train and sample as `ddpm_nb.training.train` and `ddpm_nb.sampling` do."""
 
-    def __init__(self, case, *, compiled=False, without=(), tried=None):
+    def __init__(self, case, *, compiled=False, tried=None):
         from ddpm_nb.schedules import make_schedule
         from ddpm_nb.unet import UNet
 
         self.case, self.compiled, p = case, compiled, case.plan
-        for means in without:
-            WITHOUT[means]()
         options = {"n_res_blocks": p["blocks"], "attn_resolutions": (p["attention"],), "norm_groups": p["groups"]}
         self.network = UNet(p["size"], p["channels"], p["base"], p["mults"], **options).to(case.device)
         if tried is not None:
             TRIED[tried](self.network)
-        self.schedule, self.trainer = make_schedule("linear", N_STEPS).to(case.device), None
+        self.schedule, self.trainers = make_schedule("linear", N_STEPS).to(case.device), {}
 
-    def step(self, x_0):
+    def step(self, x_0, without=()):
+        """Train once, without some of the means of `WITHOUT`."""
         from ddpm_nb.training import TrainConfig, Trainer, make_accelerator, take_step
 
-        if self.trainer is None:
-            config = TrainConfig(batch_size=len(x_0), precision=self.case.precision)
-            self.trainer = Trainer(self.network, self.schedule, config, make_accelerator(config, self.case.device))
-        take_step(self.trainer, x_0)
+        fused = "fused optimiser" not in without
+        with replaced(without):
+            if fused not in self.trainers:
+                config = TrainConfig(batch_size=len(x_0), precision=self.case.precision)
+                accelerator = make_accelerator(config, self.case.device)
+                self.trainers[fused] = Trainer(self.network, self.schedule, config, accelerator)
+            take_step(self.trainers[fused], x_0)
 
     def chain(self, batch, n_steps, hook):
         from ddpm_nb.sampling import optimize_for_sampling, sample_ddim, sample_ddpm
@@ -89,34 +92,36 @@ def fused_attention():
     import ddpm_nb.unet as module
 
     rows = lambda *parts: (z.transpose(-1, -2).contiguous() for z in parts)
-    module.attend = lambda q, k, v: F.scaled_dot_product_attention(*rows(q, k, v)).transpose(-1, -2)
+    return module, "attend", lambda q, k, v: F.scaled_dot_product_attention(*rows(q, k, v)).transpose(-1, -2)
 
 
 def repeated_pixels():
     """Let the network repeat pixels and convolve, as the paper writes it."""
     from ddpm_nb.unet import Upsample
 
-    Upsample.forward = lambda self, x: self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return Upsample, "forward", lambda self, x: self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def four_projections():
     """Let attention make queries, keys and values, and its output, by layers of their own."""
-    from ddpm_nb.unet import SelfAttention, attend
+    import ddpm_nb.unet as module
 
     def forward(self, x):
         q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.n_heads, -1)).unbind(1)
-        return x + self.out(attend(q, k, v).reshape(x.shape))
+        return x + self.out(module.attend(q, k, v).reshape(x.shape))
 
-    SelfAttention.forward = forward
+    return module.SelfAttention, "forward", forward
 
 
 def unfused_optimizer():
     """Let AdamW go from parameter to parameter."""
     import ddpm_nb.training as module
 
-    module.make_optimizer = lambda model, c: torch.optim.AdamW(
-        model.parameters(), c.lr, weight_decay=c.weight_decay, foreach=False, fused=False
-    )
+    def make_optimizer(model, config):
+        options = {"weight_decay": config.weight_decay, "foreach": False, "fused": False}
+        return torch.optim.AdamW(model.parameters(), config.lr, **options)
+
+    return module, "make_optimizer", make_optimizer
 
 
 WITHOUT = {
@@ -125,6 +130,15 @@ WITHOUT = {
     "joined projections": four_projections,
     "fused optimiser": unfused_optimizer,
 }
+
+
+@contextmanager
+def replaced(means):
+    """Do without some means for a while."""
+    with ExitStack() as stack:
+        for name in means:
+            stack.enter_context(mock.patch.object(*WITHOUT[name]()))
+        yield
 
 
 def compile_norms(network):

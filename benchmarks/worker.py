@@ -69,9 +69,9 @@ def train(variant, case, order):
     """Take training steps on images that are on the device."""
     p = case.plan
     x_0 = torch.rand(order["batch"], p["channels"], case.size, case.size, device=case.device) * 2 - 1
-    clock = Clock(case.device)
+    clock, options = Clock(case.device), {"without": order["without"]} if "without" in order else {}
     for _ in range(order["n"]):
-        variant.step(x_0)
+        variant.step(x_0, **options)
     answer(**clock.read(), n=order["n"], peak_bytes=peak_bytes(case.device))
 
 
@@ -102,7 +102,7 @@ def main():
     torch.set_num_threads(given["threads"])
     torch.manual_seed(0)
     case = Case(given["network"], given["size"], given["precision"], device)
-    options = {name: given[name] for name in ("compiled", "without", "tried") if name in given}
+    options = {name: given[name] for name in ("compiled", "tried") if name in given}
     variant = LIBRARIES[given["library"]](case, **options)
     answer(**describe(variant, case), base_bytes=peak_bytes(device))
     while True:

@@ -75,21 +75,26 @@ def test_ours_and_diffusers_are_one_function():
 
 
 @pytest.mark.parametrize("means", ["attention by matmul", "joined weights", "joined projections"])
-def test_a_network_without_a_means_is_the_same_function(means, monkeypatch):
-    import ddpm_nb.unet as module
-
+def test_a_network_without_a_means_is_the_same_function(means):
     network, x, t = peers.Ours(case()).network, torch.randn(8, 1, 8, 8), torch.arange(3, 803, 100)
     for parameter in network.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape)
-    monkeypatch.setattr(module, "attend", module.attend)  # put back afterwards
-    for kind in (module.Upsample, module.SelfAttention):
-        monkeypatch.setattr(kind, "forward", kind.forward)
     with torch.no_grad():
         fast = network(x, t)
-        peers.WITHOUT[means]()
-        plain = network(x, t)
-    assert not torch.equal(fast, plain)
+        with peers.replaced([means]):
+            plain = network(x, t)
+        again = network(x, t)
+    assert not torch.equal(fast, plain) and torch.equal(fast, again)
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_without_the_fused_optimiser_has_an_optimiser_of_its_own():
+    ours, images = peers.Ours(case()), torch.rand(4, 1, 8, 8) * 2 - 1
+    ours.step(images)
+    ours.step(images, without=list(peers.WITHOUT))
+    fused, unfused = (ours.trainers[fused].optimizer for fused in (True, False))
+    groups = [optimizer.param_groups[0] for optimizer in (fused, unfused)]
+    assert [group["fused"] for group in groups] == [True, False] and groups[1]["foreach"] is False
 
 
 @pytest.mark.parametrize("name", ["denoising-diffusion-pytorch", "labml-nn"])
