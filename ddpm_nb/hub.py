@@ -283,7 +283,7 @@ def _plan(kind, options, n_tensors):
     with torch.device("meta"), _WithoutValues():
         return kind(**options)
 
-
+# %% ../nbs/07_sharing_models.ipynb #assemble
 def _assemble(parts, classes, tensors):
     """Build networks around tensors that fit them exactly."""
     modules = {name: _plan(classes[part["class"]], part["config"], len(tensors)) for name, part in parts.items()}

@@ -148,6 +148,13 @@ def join_projections(
         queries = (w_k.T @ w_q)[..., None, None], w_k.T @ b_q
         return queries, ((w_o @ w_v)[..., None, None], w_o @ b_v + out.bias)
 
+
+def _attend_joined(block, x):
+    """Attend with one head: two products with the features instead of four."""
+    queries, out = join_projections(block.qkv, block.out)
+    q, k = (z.flatten(2)[:, None] for z in (F.conv2d(x, *queries), x))
+    return F.conv2d(attend(q, k, k).reshape(x.shape), *out)
+
 # %% ../nbs/06_unet.ipynb #selfattention-2
 class SelfAttention(nn.Module):
     """Let every position of an image ask every other one."""
@@ -175,9 +182,7 @@ class SelfAttention(nn.Module):
         b, c, h, w = x.shape
         features = self.norm(x)
         if x.device.type == "cpu" and self.n_heads == 1 and b * h * w > c:  # the same with fewer products
-            queries, out = join_projections(self.qkv, self.out)
-            q, k = (z.flatten(2)[:, None] for z in (F.conv2d(features, *queries), features))
-            return x + F.conv2d(attend(q, k, k).reshape(b, c, h, w), *out)
+            return x + _attend_joined(self, features)
         q, k, v = self.qkv(features).reshape(b, 3, self.n_heads, c // self.n_heads, h * w).unbind(1)
         return x + self.out(attend(q, k, v).reshape(b, c, h, w))
 
