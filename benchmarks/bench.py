@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+from ddpm_nb.hub import replaced_file
+
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "diffusers", "denoising-diffusion-pytorch", "labml-nn", "accelerate")
 LIBRARIES = ("ddpm_nb", "diffusers", "denoising-diffusion-pytorch", "labml-nn")
@@ -305,7 +307,8 @@ def main():
         began = time.perf_counter()
         results[name] = {"facts": facts, "rows": ROWS[name](args)}
         results[name]["facts"] = facts | {"minutes": round((time.perf_counter() - began) / 60, 1)}
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        with replaced_file(args.out) as file:
+            file.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{name}: {results[name]['facts']['minutes']} min", flush=True)
 
 

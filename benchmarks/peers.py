@@ -4,6 +4,7 @@
 once, `chain(batch, n_steps, hook)` samples and calls `hook()` after each step.
 """
 
+import copy
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from unittest import mock
@@ -45,6 +46,10 @@ class Case:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+    def sampler(self, network):
+        """Return a copy of a peer's network to sample with: weights in the precision, as ours."""
+        return copy.deepcopy(network).to(getattr(torch, self.precision)).eval()
 
     def noise(self, batch):
         """Draw the noise from which a chain starts."""
@@ -214,7 +219,6 @@ class Diffusers:
         self.ema.copy_to(self.network.parameters())
         x = self.chain(n, n_steps, lambda: None)
         self.ema.restore(self.network.parameters())
-        self.network.train()
         return x
 
     @torch.no_grad()
@@ -223,11 +227,9 @@ class Diffusers:
 
         scheduler = self.scheduler if n_steps == N_STEPS else DDIMScheduler(N_STEPS)
         scheduler.set_timesteps(n_steps)
-        self.network.eval()
-        x = self.case.noise(batch)
+        network, x = self.case.sampler(self.network), self.case.noise(batch)
         for t in scheduler.timesteps:
-            with self.case.autocast():
-                eps_hat = self.network(x, t).sample
+            eps_hat = network(x.to(network.dtype), t).sample
             x = scheduler.step(eps_hat.float(), t, x).prev_sample
             hook()
         return x
@@ -240,10 +242,12 @@ class Lucidrains:
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
         self.case, p = case, case.plan
-        self.network = Unet(p["base"], dim_mults=p["mults"], channels=p["channels"], full_attn=tuple(case.attends))
+        fused = case.device.type == "cpu" or case.precision == "bfloat16"  # on a GPU its fused attention takes no float32
+        options = {"full_attn": tuple(case.attends), "flash_attn": fused}
+        self.network = Unet(p["base"], dim_mults=p["mults"], channels=p["channels"], **options).to(case.device)
         self.options = {"objective": "pred_noise", "beta_schedule": "linear"}
-        self.make = lambda **more: GaussianDiffusion(self.network, image_size=p["size"], **self.options, **more).to(case.device)
-        self.diffusion, self.adam = self.make(), None
+        self.make = lambda network, **more: GaussianDiffusion(network, image_size=p["size"], **self.options, **more).to(case.device)
+        self.diffusion, self.adam = self.make(self.network), None
 
     def start(self, lr=1e-4):
         """Make the optimiser and the average of its `Trainer`."""
@@ -266,22 +270,16 @@ class Lucidrains:
 
     def draw(self, n, n_steps):
         """Sample from the average; return images in [-1, 1]."""
-        network, self.network = self.network, self.ema.ema_model.model
-        x = self.chain(n, n_steps, lambda: None)
-        self.network = network
-        return 2 * x - 1
+        return 2 * self.chain(n, n_steps, lambda: None, self.ema.ema_model.model) - 1
 
     @torch.inference_mode()
-    def chain(self, batch, n_steps, hook):
+    def chain(self, batch, n_steps, hook, network=None):
         import denoising_diffusion_pytorch.denoising_diffusion_pytorch as module
 
         module.tqdm = lambda steps, **_: hooked(steps, hook)  # its loops have no callback, but a progress bar
         options = {} if n_steps == N_STEPS else {"sampling_timesteps": n_steps}
-        training, diffusion = self.network.training, self.make(**options).eval()
-        with self.case.autocast():
-            x = diffusion.sample(batch)
-        self.network.train(training)
-        return x
+        with self.case.autocast():  # its embedding of time is float32
+            return self.make(self.case.sampler(network or self.network), **options).eval().sample(batch)
 
 
 def hooked(steps, hook):
@@ -324,19 +322,21 @@ class Labml:
         from ddpm_nb.sampling import sample_ddim
         from ddpm_nb.schedules import make_schedule
 
+        schedule, network = make_schedule("linear", N_STEPS).to(self.case.device), self.case.sampler(self.network)
         with self.case.autocast():
-            model = lambda x, t: self.network(x, t).float()
-            return sample_ddim(model, make_schedule("linear", N_STEPS), self.case.noise(n).shape, n_steps=n_steps)
+            return sample_ddim(lambda x, t: network(x, t).float(), schedule, self.case.noise(n).shape, n_steps=n_steps)
 
     @torch.no_grad()
     def chain(self, batch, n_steps, hook):
         if n_steps != N_STEPS:
             raise NotImplementedError("its DDPM takes every step")
-        x = self.case.noise(batch)
-        for t in reversed(range(N_STEPS)):
-            with self.case.autocast():
-                x = self.diffusion.p_sample(x, x.new_full((batch,), t, dtype=torch.long))
-            hook()
+        from labml_nn.diffusion.ddpm import DenoiseDiffusion
+
+        diffusion, x = DenoiseDiffusion(self.case.sampler(self.network), N_STEPS, self.case.device), self.case.noise(batch)
+        with self.case.autocast():  # its embedding of time is float32
+            for t in reversed(range(N_STEPS)):
+                x = diffusion.p_sample(x, x.new_full((batch,), t, dtype=torch.long))
+                hook()
         return x
 
 

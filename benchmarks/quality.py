@@ -32,12 +32,18 @@ class Judge:
     def seconds(self):
         return time.perf_counter() - START - self.paused
 
+    def wait(self):
+        """Wait until a GPU has done what it was given."""
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
     def due(self):
         """Say whether the next measurement is due."""
         return self.seconds >= EVERY * (len(self.curve) + 1)
 
     def measure(self, draw, n_steps):
         """Draw samples and note their distance from the training images."""
+        self.wait()
         began, seconds = time.perf_counter(), self.seconds
         if self.yardstick is None:
             from ddpm_nb.data import load_images
@@ -51,6 +57,7 @@ class Judge:
         with torch.random.fork_rng():
             drawing = time.perf_counter()
             samples = draw()
+            self.wait()
             drawing = time.perf_counter() - drawing
         row = {"seconds": round(seconds + drawing, 1), "iterations": n_steps, "frechet": round(distance(reference, features(samples)), 2)}
         self.curve.append(row)
@@ -99,7 +106,7 @@ def prepare_own(peer, name):
         scheduled = get_scheduler("cosine", peer.adam, num_warmup_steps=500, num_training_steps=N_ITERATIONS[name]).step
     elif name == "denoising-diffusion-pytorch":
         peer.options = {}  # it predicts v under the sigmoid schedule
-        peer.diffusion = peer.make()
+        peer.diffusion = peer.make(peer.network)
         peer.start()
     else:
         peer.start()
@@ -107,7 +114,7 @@ def prepare_own(peer, name):
 
 
 def prepare_ours(peer, name):
-    """Give a peer our optimiser, batch size, average and precision; its objective stays the noise."""
+    """Give a peer our optimiser, batch size, precision and, where it keeps one, average; its objective stays the noise."""
     from ddpm_nb.training import TrainConfig, lr_factor
 
     config, count = TrainConfig(), [0]
