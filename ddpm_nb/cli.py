@@ -44,13 +44,13 @@ _DATA = {  # option: (default, help)
     "network": (None, "preset of the network; the one that fits the data set without"),
     "schedule": ("cosine", "noise schedule"),
     "n_steps": (1000, "diffusion steps T"),
+    "held_out": (0, "test images whose loss picks the best checkpoint; the training loss picks it with 0"),
 }
 _MACHINE = {
     "out": (None, "folder for the run; must not hold a run yet"),
     "device": ("auto", "where to compute"),
     "workers": (0, "processes that read the pictures of a folder"),
     "sample_every": (0, "iterations between two pictures in OUT/samples; none with 0"),
-    "held_out": (0, "test images whose loss picks the best checkpoint; the training loss picks it with 0"),
     "tensorboard": (False, "also write TensorBoard's files to OUT/tensorboard"),
     "resume": (False, "go on with the run in OUT, or start one if there is none"),
 }
@@ -94,7 +94,7 @@ def _add_options(add, names):
             kind = {"type": type(default)}
         elif default is None and name != "image_size":
             kind = {}
-        shown = "" if default in (None, False) else f" (default: {default})"
+        shown = "" if default is None or default is False else f" (default: {default})"
         flags = ["--iterations"] if name == "n_iterations" else []
         add("--" + name.replace("_", "-"), *flags, dest=name, help=helps[name] + shown, default=argparse.SUPPRESS, **kind)
 
@@ -113,7 +113,7 @@ def _add_resume(parser):
     _add_options(parser.add_argument, ("root", "device", "workers", "sample_every", "tensorboard"))
 
 # %% ../nbs/18_command_line.ipynb #add-sample
-_RUN = {"required": True, "help": "a run folder, or a shipped name such as 'digits'"}
+_RUN = {"required": True, "help": "a run folder, or a shipped name such as 'digits' (a folder of that name is ./digits)"}
 
 
 def _add_sample(parser):
@@ -123,7 +123,7 @@ def _add_sample(parser):
     add("--out", required=True, help="PNG file to write")
     add("--n", type=int, default=64, help="number of images (default: 64)")
     add("--sampler", default="ddim", choices=("ddim", "ddpm"), help="ddim: few steps; ddpm: all of them (default: ddim)")
-    add("--steps", type=int, default=50, help="steps of ddim (default: 50)")
+    add("--steps", type=int, help="steps of ddim (default: 50, or all if there are fewer)")
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     add("--scale", type=int, default=4, help="screen pixels for each image pixel (default: 4)")
     add("--batch-size", type=int, default=256, help="images drawn at once; bounds the memory (default: 256)")
@@ -185,7 +185,8 @@ def read_options(
         values = json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"--config {path} is not JSON: {error}") from None
-    if isinstance(values, dict) and set(values) == {"config", "data"}:
+    nested = isinstance(values, dict) and all(isinstance(part, dict) for part in values.values())
+    if nested and set(values) == {"config", "data"}:
         values = {k: v for part in values.values() for k, v in part.items() if k != "n_images"}
     if not isinstance(values, dict):
         raise ValueError(f"--config {path} must hold an object of options; got {type(values).__name__}")
@@ -256,7 +257,21 @@ def _facts(options, data):
     card |= {"schedule": options["schedule"], "T": options["n_steps"]}
     return card, {name: options[name] for name in _DATA} | {"n_images": len(data)}
 
+# %% ../nbs/18_command_line.ipynb #objective
+def _objective(run):
+    """Return what the network of a run predicts; models that do not say it predict the noise."""
+    return read_config(find_model(run))["card"].get("objective", "eps")
 
+
+def _noise_model(model, schedule, objective):
+    """Return a model that predicts the noise, which samplers and bounds take."""
+    if objective == "eps":
+        return model
+    from ddpm_nb.results import predict_noise
+
+    return predict_noise(model, schedule, objective)
+
+# %% ../nbs/18_command_line.ipynb #sampler
 def _sampler(options):
     """Return a function that draws 64 images into OUT/samples every so often."""
     every, folder = check_int("--sample-every", options["sample_every"], 0), Path(options["out"], "samples")
@@ -267,7 +282,8 @@ def _sampler(options):
             c, s = trainer.network.config["in_channels"], trainer.network.config["image_size"]
             generator = torch.Generator().manual_seed(0)
             steps = min(50, trainer.schedule.n_steps)
-            x = sample_ddim(trainer.ema.model, trainer.schedule, (64, c, s, s), n_steps=steps, generator=generator)
+            model = _noise_model(trainer.ema.model, trainer.schedule, trainer.config.objective)
+            x = sample_ddim(model, trainer.schedule, (64, c, s, s), n_steps=steps, generator=generator)
             _save_picture(x, folder / f"step-{trainer.n_steps:08d}.png", 4)
 
     return draw
@@ -301,6 +317,7 @@ def _run_resume(args):
 def _check_same(options, data, kept):
     """Refuse to go on with other data or another network than the run began with."""
     now = _facts(options, data)[1]
+    kept = default_options() | kept  # older runs lack the newest options
     names = [name for name in now if name != "root" and now[name] != kept.get(name)]
     if names:
         was = ", ".join(f"{name} was {kept.get(name)!r} and is {now[name]!r}" for name in names)
@@ -312,17 +329,20 @@ def _train(options, config, data, going_on):
     model, schedule = _build_network(options, data)
     card, origin = _facts(options, data)
     wanted = {name: options[name] for name in ("out", "tensorboard", "resume")}
-    wanted |= {"n_workers": options["workers"], "held_out": _held_out(options)}
+    wanted |= {"n_workers": check_int("--workers", options["workers"], 0), "held_out": _held_out(options)}
     from accelerate import PartialState
 
-    place = PartialState(cpu=pick_device(options["device"]).type == "cpu")
+    device = pick_device(options["device"])
+    place = PartialState(cpu=device.type == "cpu")
+    device = place.device if place.num_processes > 1 else device  # of one process it may remember an earlier run's
     if going_on:
         place.print(f"resuming {options['out']}")
     wanted |= {"card": card, "origin": origin, "callback": _sampler(options)}
-    result = train(model.to(place.device), schedule, data, config, **wanted)
+    result = train(model.to(device), schedule, data, config, **wanted)
     skipped = f", {result.n_skipped} of them skipped" if result.n_skipped else ""
     _say(f"trained {config.n_iterations} iterations{skipped} in {result.seconds:.0f} s, loss {result.losses[-50:].mean():.4f}")
-    run = shlex.quote(str(options["out"]))
+    run = str(options["out"])
+    run = shlex.quote(run if find_model(run) == Path(run) else f"./{run}")  # a shipped model may have that name
     _say(f"saved in {options['out']}; next: ddpm-nb sample --run {run} --out samples.png")
 
 # %% ../nbs/18_command_line.ipynb #held-out
@@ -350,9 +370,11 @@ def _run_sample(args):
     device, out = _check_drawing(args)
     model, schedule = load_pretrained(args.run, device=device)
     shape = (model.config["in_channels"], *[model.config["image_size"]] * 2)
+    n_steps = min(50, schedule.n_steps) if args.steps is None else check_int("--steps", args.steps, 1, schedule.n_steps)
     model = optimize_for_sampling(model, pick_precision(args.precision, device), compile=args.compile)
+    model = _noise_model(model, schedule, _objective(args.run))
     options = {"generator": torch.Generator().manual_seed(args.seed), "progress": True}
-    sample = partial(sample_ddim, n_steps=args.steps) if args.sampler == "ddim" else sample_ddpm
+    sample = partial(sample_ddim, n_steps=n_steps) if args.sampler == "ddim" else sample_ddpm
     parts = [min(args.batch_size, args.n - i) for i in range(0, args.n, args.batch_size)]
     x = torch.cat([sample(model, schedule, (n, *shape), **options).cpu() for n in parts])
     _save_picture(x, out, args.scale)
@@ -375,7 +397,8 @@ def _check_drawing(args):
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out must name a .png file; got {args.out}")
     for name in ("n", "steps", "scale", "batch_size"):
-        check_int(f"--{name.replace('_', '-')}", getattr(args, name, 1))
+        if (value := getattr(args, name, None)) is not None:
+            check_int(f"--{name.replace('_', '-')}", value)
     check_int("--seed", args.seed, 0)
     _check_folder(out)
     return device, out
@@ -413,6 +436,7 @@ def _run_evaluate(args):
     options = default_options() | {"dataset": name, "root": args.root, "grey": grey}
     images, n_levels = _test_images(options | {"image_size": model.config["image_size"]}, args.n)
     generator = torch.Generator().manual_seed(args.seed)
+    model = _noise_model(model, schedule, _objective(args.run))
     bits = bits_per_dim(model, schedule, images.to(device), n_levels=n_levels, generator=generator)
     figures = {"run": str(args.run), "data": name, "split": "test", "n": bits.n_images, "seed": args.seed}
     figures |= {"bits_per_dim": bits.mean, "stderr": bits.stderr, "T": schedule.n_steps}

@@ -132,12 +132,13 @@ def attributes(
 ) -> Tensor:
     """Turn measurements into word numbers (N, 3), or (N, 4) with a size: digit, weight, slant, size."""
     _check_digits(images, labels)
+    labels = labels.long().to(images.device)
     if images.shape[-1] != rule.image_size:
         raise ValueError(f"images must have {rule.image_size} pixels a side, as the rule; got {images.shape[-1]}")
-    strokes, columns = measure_strokes(images), [labels.long()]
+    strokes, columns = measure_strokes(images), [labels]
     for value, limits in ((strokes.width, rule.weight), (strokes.slant, rule.slant), (strokes.extent, rule.size)):
         if limits is not None:
-            rows = torch.tensor(limits).to(value).reshape(10, -1)[labels.to(value.device)]  # of each image's own digit
+            rows = torch.tensor(limits).to(value).reshape(10, -1)[labels]  # of each image's own digit
             columns.append((value[:, None] > rows).sum(1))
     return torch.stack(columns, 1)
 
@@ -498,7 +499,7 @@ def _start_clip(images, tokenizer, seed, *, dim=64, channels=32, **text):
     image = {"image_size": images.shape[-1], "in_channels": images.shape[1], "channels": channels, "dim": dim}
     text = {"n_words": len(tokenizer), "length": tokenizer.length, "dim": dim} | text
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return make_clip(image, text, dim).to(images.device)
 
 

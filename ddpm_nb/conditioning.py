@@ -248,12 +248,12 @@ def train_conditional(
     callback=None,  # called as callback(i, loss, average) after each iteration
 ) -> TextUNet:
     """Fit the noise given a caption, and without one now and then; return the averaged network."""
-    precision, g = _check_training(x_0, tokens, config, drop), torch.Generator(x_0.device).manual_seed(config.seed)
+    precision, tokens = _check_training(x_0, tokens, config, drop), tokens.to(x_0.device)
     ema, optimizer = EMA(model.train(), config.ema_decay), make_optimizer(model, config)
-    schedule, draw = schedule.to(x_0.device), partial(torch.randint, generator=g, device=x_0.device)
+    schedule, g = schedule.to(x_0.device), torch.Generator(x_0.device).manual_seed(config.seed)
     for i in range(config.n_iterations):
         optimizer.param_groups[0]["lr"] = config.lr * lr_factor(config, i)
-        chosen, which = (draw(n, (config.batch_size,)) for n in (len(x_0), tokens.shape[1]))
+        chosen, which = (torch.randint(n, (config.batch_size,), generator=g, device=g.device) for n in tokens.shape[:2])
         words = encode_words(text_encoder, tokens[chosen, which])
         with torch.autocast(x_0.device.type, precision, enabled=precision != torch.float32):
             loss = conditional_loss(model, schedule, x_0[chosen], *words, drop=drop, generator=g)
@@ -291,10 +291,11 @@ def score_attributes(
     if not isinstance(wanted, Tensor) or wanted.shape != shape:
         given = tuple(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
         raise ValueError(f"wanted must have shape {shape}, the attributes that the rule knows for each image; got {given}")
+    images = images.to(next(classifier.parameters()).device)
     found = attributes(rule, images.clamp(-1, 1), wanted[:, 0])  # the rule is told the digit that was asked for
     with torch.no_grad():
         found[:, 0] = classifier(images.clamp(-1, 1)).argmax(1)
-    return found == wanted
+    return found == wanted.to(found.device)
 
 # %% ../nbs/15_text_conditioning.ipynb #attention-maps-2
 def attention_maps(

@@ -198,9 +198,17 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
+def _refuse_bomb(file):
+    """Refuse a picture that would unpack to more pixels than Pillow holds for safe."""
+    n, limit = file.width * file.height, Image.MAX_IMAGE_PIXELS
+    if limit is not None and n > limit:
+        raise Image.DecompressionBombError(f"{file.width} x {file.height} = {n} pixels are more than the {limit} of Image.MAX_IMAGE_PIXELS")
+
+
 def _read_levels(path, image_size, grey) -> Tensor:
     """Read a picture file as bytes (C, H, W): upright, its shorter side resized to `image_size`, the middle of the longer kept."""
     with Image.open(path, formats=FORMATS) as file:
+        _refuse_bomb(file)
         image = _to_mode(ImageOps.exif_transpose(file), "L" if grey else "RGB")
     image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).reshape(image_size, image_size, -1).permute(2, 0, 1).contiguous()
@@ -242,14 +250,6 @@ def _find_classes(files) -> tuple[tuple, Tensor]:
     return tuple(name or "all" for name in numbers), torch.tensor([numbers[top] for top in tops], dtype=torch.long)
 
 # %% ../nbs/08_data.ipynb #no-bombs
-@contextmanager
-def _no_bombs():
-    """Turn Pillow's warning of a picture that is too large into an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
 def _find_unreadable(root, files, image_size, grey) -> dict:
     """Read every file once, in several threads, and return what is wrong with those that cannot be read."""
 
@@ -259,7 +259,7 @@ def _find_unreadable(root, files, image_size, grey) -> dict:
         except Exception as error:  # a damaged file can raise almost anything
             return f"{type(error).__name__}: {error}".replace(f"{root}{os.sep}", "")
 
-    with _no_bombs(), ThreadPool(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
         progress = tqdm(pool.imap(problem, files), total=len(files), desc="checking images", disable=None, leave=False)
         return {file: reason for file, reason in zip(files, progress, strict=True) if reason}
 
@@ -328,8 +328,7 @@ def _existing_folder(root) -> Path:
 def _read_or_name(root, file, image_size, grey) -> Tensor:
     """Read one file, and name it if that fails: it may have changed since it was checked."""
     try:
-        with _no_bombs():
-            return _read_levels(root / file, image_size, grey)
+        return _read_levels(root / file, image_size, grey)
     except Exception as error:
         raise RuntimeError(f"cannot read {file!r} in {root}: {type(error).__name__}: {error}") from error
 
@@ -341,6 +340,9 @@ def _load_folder(split, root, image_size, in_memory=False, **options):
     """Load a folder, or its part `train` or `test` if it has both, lazily or into memory."""
     root = _existing_folder(root)
     if (root / "train").is_dir() and (root / "test").is_dir():
+        found = {part: _find_classes(_list_images(root / part)[0])[0] for part in ("train", "test")}
+        if found["train"] != found["test"]:  # their numbers would mean different things
+            raise ValueError(f"root must hold the same classes in train and test; got {found['train']} and {found['test']}")
         root = root / split
     elif split == "test":
         raise ValueError(f"split 'test' needs the sub-folders 'train' and 'test' in {root}")
@@ -382,11 +384,11 @@ def load_images(
 
 # %% ../nbs/08_data.ipynb #mix-seeds-2
 def mix_seeds(
-    *numbers: int,  # whole numbers from 0; calls with as many numbers give different seeds, trailing zeros count for nothing
+    *numbers: int,  # whole numbers from 0; as many numbers below 2^32 give different seeds, trailing zeros count for nothing
 ) -> int:
     """Make one seed of several numbers, so that (0, 1) and (1, 0) start unrelated streams."""
     numbers = [check_int("number", number, 0) for number in numbers]
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 # %% ../nbs/08_data.ipynb #epoch-order
 def epoch_order(
@@ -412,7 +414,7 @@ def batch_order(
     n_processes: int = 1,  # processes that share a batch, a divisor of batch_size
     device="cpu",  # where the indices are wanted
 ):
-    """Yield for ever this process's share of each batch: its images (B,) and which of them (B,) are mirrored."""
+    """Yield for ever this process's share of each batch: its B / n_processes images, and which of them are mirrored."""
     check_int("seed", seed, 0)
     check_int("start", start, 0)
     check_int("batch_size", batch_size, 1, check_int("n", n))
@@ -478,7 +480,7 @@ class _Bytes(Dataset):
 
 def _batches_from_files(data, order, device, n_workers):
     """Read batches ahead in worker processes, move them to the device, and scale and mirror them there."""
-    ahead, arrived = itertools.tee(batch_order(**order))
+    ahead, arrived = batch_order(**order), batch_order(**order, device=device)
     as_bytes = isinstance(data, FolderDataset)
     loader = DataLoader(
         _Bytes(data) if as_bytes else data,

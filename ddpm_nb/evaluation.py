@@ -152,17 +152,17 @@ def train_classifier(
     **options,  # of `DigitClassifier`, such as channels
 ) -> DigitClassifier:
     """Train a classifier of small images; return it frozen, in evaluation mode."""
-    n_classes = _check_labeled(images, labels)
+    n_classes, labels = _check_labeled(images, labels), labels.to(images.device)
     check_int("n_iterations", n_iterations), check_int("batch_size", batch_size)
     shape = {"image_size": images.shape[-1], "in_channels": images.shape[1]}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(check_int("seed", seed, 0))
+        torch.default_generator.manual_seed(check_int("seed", seed, 0))
         model = DigitClassifier(**{"n_classes": n_classes, **shape, **options}).to(images.device)
     optimizer = torch.optim.AdamW(model.parameters(), check_number("lr", lr, 0, open_low=True))
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator(images.device).manual_seed(seed)
     for i in range(n_iterations):
         optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * i / n_iterations)) / 2
-        chosen = torch.randint(len(images), (batch_size,), generator=g).to(images.device)
+        chosen = torch.randint(len(images), (batch_size,), generator=g, device=g.device)
         loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -334,7 +334,7 @@ def distance_with_error(
     sizes = len(features_1), len(features_2)
     check_int("n_groups", n_groups, 2, min(sizes))
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    groups = [(torch.randperm(n, generator=generator) % n_groups) for n in sizes]
+    groups = [torch.randperm(n, generator=generator, device=generator.device).cpu() % n_groups for n in sizes]
     sets = list(zip((features_1.cpu(), features_2.cpu()), groups, strict=True))
     parts = [distance(*(x[group != i] for x, group in sets)) for i in range(n_groups)]
     error = math.sqrt((n_groups - 1) * torch.tensor(parts, dtype=torch.float64).var(correction=0))

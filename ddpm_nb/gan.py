@@ -150,7 +150,7 @@ def train_gan(
     """Let a generator and a discriminator of small images play (Goodfellow et al. 2014, Algorithm 1)."""
     settings = {"batch_size": batch_size, "gamma": gamma, "kind": kind, "generator_steps": generator_steps}
     _check_training(images, n_iterations, lr, ema_decay, seed, **settings)
-    players, g, losses = _new_players(images, seed, options), seeded(seed), []
+    players, g, losses = _new_players(images, seed, options), seeded(seed, images.device), []
     ema = EMA(players[0], ema_decay)
     moves = [torch.optim.Adam(player.parameters(), lr, (0.5, 0.99)) for player in players]
     for i in range(n_iterations):
@@ -165,7 +165,7 @@ def _new_players(images, seed, options):
     """Build both networks for some images, without a trace in torch's global random stream."""
     shape = {"image_size": images.shape[-1], "in_channels": images.shape[1]}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         generator = Generator(**shape, **options)
         discriminator = Discriminator(**shape, hidden=generator.config["hidden"])
     return generator.to(images.device), discriminator.to(images.device)
@@ -174,7 +174,7 @@ def _new_players(images, seed, options):
 def _play(players, moves, images, *, batch_size, gamma, kind, generator_steps, generator):
     """Let the discriminator take one step and the generator its own; return both losses."""
     (make, judge), (move_make, move_judge) = players, moves
-    real = images[torch.randint(len(images), (batch_size,), generator=generator).to(images.device)]
+    real = images[torch.randint(len(images), (batch_size,), generator=generator, device=generator.device)]
     noise = lambda: randn((batch_size, make.config["latent_dim"]), generator=generator, device=images.device)
     with torch.no_grad():  # the judge's step leaves the maker alone
         fake = make(noise())

@@ -18,9 +18,10 @@ from .checks import check_floating, check_int
 # %% ../nbs/01_reparameterization.ipynb #seeded
 def seeded(
     seed: int,  # whole number from 0
+    device="cpu",  # where the numbers are made
 ) -> torch.Generator:
-    """Make a generator of random numbers with its own seed, on the CPU."""
-    return torch.Generator().manual_seed(seed)
+    """Make a generator of random numbers with its own seed."""
+    return torch.Generator(device).manual_seed(seed)
 
 # %% ../nbs/01_reparameterization.ipynb #randn
 def randn(

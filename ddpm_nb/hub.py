@@ -150,7 +150,7 @@ def save_pretrained(
     card: dict | None = None,  # facts about the model, such as data, steps, metrics
     overwrite: bool = False,  # replace a model that is already there
 ):
-    """Write a model as safetensors, JSON and a readable card: all three files or none."""
+    """Write a model as safetensors, JSON and a readable card; nothing is renamed before all three are written."""
     config = _describe(model, schedule, card or {})
     _write_folder(path, config, {"model": model}, schedule, overwrite)
 
@@ -313,7 +313,7 @@ def save_parts(
     card: dict | None = None,  # facts about the model, such as data, steps, metrics
     overwrite: bool = False,  # replace a model that is already there
 ):
-    """Write several modules as one model: safetensors, JSON and a readable card, all or none."""
+    """Write several modules as one model: safetensors, JSON and a readable card; nothing is renamed before all are written."""
     _check_facts(schedule, card := card or {})
     if not parts or any("." in name or not isinstance(getattr(part, "config", None), dict) for name, part in parts.items()):
         raise TypeError(f"parts must map names without dots to modules that have a .config; got {list(parts)}")
@@ -334,7 +334,8 @@ def load_parts(
     config = _read_json(path, shipped or SHIPPED)
     problem = _config_problem(config, _PARTS_FORMAT, _PARTS_FIELDS)
     for name, part in {} if problem else config["parts"].items():
-        if not isinstance(part, dict) or set(part) != {"class", "config"} or part["class"] not in known:
+        fits = isinstance(part, dict) and set(part) == {"class", "config"} and isinstance(part["config"], dict)
+        if not fits or not isinstance(part["class"], str) or part["class"] not in known:
             problem = f"part {name!r} must name a class among {', '.join(known)}, and its config"
     if problem:
         raise ValueError(f"{path / CONFIG_FILE} does not describe a model of this kind: {problem}")

@@ -162,7 +162,7 @@ def fit_latent_scale(
     """Set `latent_mean` and `latent_std` so that `to_latents` gives each channel mean 0 and variance 1."""
     z = _raw_latents(autoencoder, images, generator, batch_size).double()
     autoencoder.latent_mean.copy_(z.mean((0, 2, 3), keepdim=True))
-    autoencoder.latent_std.copy_(z.std((0, 2, 3), keepdim=True).clamp(min=1e-6))
+    autoencoder.latent_std.copy_(z.std((0, 2, 3), correction=0, keepdim=True).clamp(min=1e-6))
     return autoencoder
 
 
@@ -219,7 +219,7 @@ def train_autoencoder(
     """Train an autoencoder; return it frozen, in evaluation mode, with the scale of its latents fitted."""
     config = TrainConfig(n_iterations=n_iterations, batch_size=batch_size, lr=lr, seed=seed)
     model, loss = _new_autoencoder(images, seed, options), {"kl_weight": kl_weight, "features": features}
-    loss |= {"feature_weight": feature_weight, "generator": seeded(mix_seeds(seed, 0, 1))}
+    loss |= {"feature_weight": feature_weight, "generator": seeded(mix_seeds(seed, 0, 1), images.device)}
     batches, optimizer = train_batches(images, batch_size, device=images.device, seed=seed), make_optimizer(model, config)
     for i in range(n_iterations):
         optimizer.param_groups[0]["lr"] = lr * lr_factor(config, i)
@@ -233,7 +233,7 @@ def _new_autoencoder(images, seed, options):
     """Check the training set and build an autoencoder for it."""
     check_square_images("images", images)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return Autoencoder(images.shape[-1], images.shape[1], **options).to(images.device)
 
 

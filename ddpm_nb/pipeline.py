@@ -83,7 +83,7 @@ class _OnDisk(_Parts):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path,  # a shipped name, "digits" or "mnist", or a folder such as "./mine"
+        name_or_path,  # a shipped name: "digits", "digits-pixels" or "mnist"; or a folder such as "./mine"
         *,
         device="cpu",  # where the parts shall live
     ):
@@ -174,7 +174,7 @@ class TextToImage(_OnDisk):
         n: int = 1,  # pictures for each sentence
         guidance: float = 4.0,  # 1: as trained; above: closer to the text, less varied; in [0, 20]
         *,
-        image: Tensor | None = None,  # (1 or n, C, H, W) in [-1, 1]: pictures to begin with
+        image: Tensor | None = None,  # (1 or n times the sentences, C, H, W) in [-1, 1]: pictures to begin with
         strength: float = 0.7,  # share of the chain that an image goes through, in (0, 1]
         n_steps: int = 50,  # steps of the whole chain, 1..T
         eta: float = 0.0,  # 0: DDIM; 1: as noisy as the posterior

@@ -176,7 +176,7 @@ def sample_ddim(
 def _extrapolate(schedule, guesses, t, t_prev):
     """Return the guess at the middle of the step from t to t_prev, from the guesses (t, x_0_hat) so far."""
     (t_last, x_0_last), (_, x_0_hat) = guesses
-    before, here, after = schedule.log_snr[[t_last, t, t_prev]]
+    before, here, after = (schedule.log_snr[i] for i in (t_last, t, t_prev))  # one tensor of indices would come from the host
     return x_0_hat + (after - here) / (2 * (here - before)) * (x_0_hat - x_0_last)
 
 
@@ -267,6 +267,7 @@ def inpaint(
 ) -> Tensor:
     """Draw the unknown pixels of images, given the known ones (Lugmayr et al. 2022, Algorithm 1)."""
     x, kept, repeats, mask, options = _check_inpaint(schedule, known, mask, n_repeats, n_steps, generator, **options)
+    known = known.to(x.device)
     short, named, places = _shorten(model, schedule, kept)
 
     def step(x, t, _):
@@ -315,6 +316,7 @@ def optimize_for_sampling(
     call = torch.compile(network, **_COMPILE.get(kind, {})) if compile else network
 
     def predict(x_t, t):
+        x_t = x_t.clone() if compile else x_t  # made inside `inference_mode`, as all later ones, or it is compiled twice
         return call(x_t.to(dtype), t).to(x_t.dtype, copy=compile)  # a CUDA graph writes to the same place each time
 
     return predict

@@ -63,7 +63,7 @@ class TrainConfig:
     ema_decay: float = 0.995  # decay of the averaged weights, in [0, 1)
     objective: str = "eps"  # what the network predicts
     weighting: str = "simple"  # weights of the steps
-    precision: str = "auto"  # of the arithmetic; "auto": bfloat16 where the device computes in it
+    precision: str = "auto"  # of the arithmetic; "auto": bfloat16 where the device computes in it; "float32" on a GPU: convolutions in TF32
     seed: int = 0  # of the order of the data, the steps and the noise
     log_every: int = 50  # iterations between two lines of the log
     checkpoint_every: int = 500  # iterations between two checkpoints
@@ -155,9 +155,11 @@ def make_accelerator(
     tensorboard=None,  # folder for TensorBoard's files; none without
 ) -> Accelerator:
     """Return Accelerate's handle on the device, the precision and the processes of a run."""
-    precision = _MIXED[pick_precision(config.precision, device)]
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # forget an earlier run of this process
         AcceleratorState._reset_state(reset_partial_state=True)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # Accelerate takes the current one
+    precision = _MIXED[pick_precision(config.precision, device)]
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=precision,
@@ -200,7 +202,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(model, self.adamw)
         self.noise = torch.Generator(accelerator.device).manual_seed(config.seed)
         self.n_steps, self.n_skipped = 0, 0
-        _seed_process(config.seed, accelerator.process_index, 0)
+        _seed_process(config.seed, accelerator.process_index, 0, accelerator.device)
 
 # %% ../nbs/09_training.ipynb #load-checkpoint
 def make_optimizer(
@@ -209,7 +211,8 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return AdamW for the parameters of a model; fused, it updates all in one pass over memory."""
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
+    fused = fused and config.precision != "float16"  # fused, a step that was skipped looks like any other
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused or None}
     return torch.optim.AdamW(model.parameters(), **settings)
 
 
@@ -217,10 +220,15 @@ def _seed_process(
     seed: int,  # seed of the run
     rank: int,  # this process
     step: int,  # steps taken
+    device: torch.device,  # its device; the streams of others are left alone
 ):
-    """Start torch's global stream, which only dropout uses, differently in each process."""
+    """Start torch's global streams, which only dropout uses, differently in each process."""
     # the last number keeps the streams apart: none or 0 is the order of the data, 2 the noise
-    torch.manual_seed(mix_seeds(seed, rank, step, 1))
+    number = mix_seeds(seed, rank, step, 1)
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)
 
 # %% ../nbs/09_training.ipynb #interrupted
 def draw_noise(
@@ -290,7 +298,7 @@ def trainer_state(
     facts["ema_updates"] = trainer.ema.n_updates
     facts["scaler"] = None if scaler is None else scaler.state_dict()
     facts["config"] = asdict(trainer.config)
-    return {k: v.detach().cpu().clone() for k, v in tensors.items()}, facts
+    return {k: torch.empty(v.shape, dtype=v.dtype).copy_(v.detach()) for k, v in tensors.items()}, facts  # in rows, as a file holds them
 
 
 def _global_states(device):
@@ -318,6 +326,8 @@ def load_trainer_state(
         i, rest = name.split(".", 1)
         optimizer["state"].setdefault(int(i), {})[rest] = value
     trainer.adamw.load_state_dict(optimizer)
+    for p, state in trainer.adamw.state.items():  # laid out as the weights
+        state |= {k: torch.empty_like(p).copy_(v) for k, v in state.items() if v.shape == p.shape}
     trainer.n_steps, trainer.n_skipped = facts["step"], facts["skipped"]
     trainer.ema.n_updates = facts["ema_updates"]
     if trainer.accelerator.scaler is not None and facts["scaler"] is not None:
@@ -333,10 +343,10 @@ def _load_random(trainer, states, device):
         message = f"the run was on {device} and goes on on {own.type}: its noise will be other noise"
         warnings.warn(message, stacklevel=2)
         trainer.noise.manual_seed(mix_seeds(seed, step, 2))
-        return _seed_process(seed, rank, step)
+        return _seed_process(seed, rank, step, own)
     trainer.noise.set_state(states["noise"])
     if f"{rank}.cpu" not in states:  # a process that the run did not have before
-        return _seed_process(seed, rank, step)
+        return _seed_process(seed, rank, step, own)
     torch.set_rng_state(states[f"{rank}.cpu"])
     if own.type == "cuda":
         torch.cuda.set_rng_state(states[f"{rank}.cuda"], own)
@@ -591,7 +601,7 @@ def _write_model(
     """Write the averaged model into the folder of its run."""
     trainer, config = run.trainer, run.trainer.config
     card = run.card | {"iterations": trainer.n_steps, "batch size": config.batch_size}
-    card["seed"] = config.seed
+    card |= {"seed": config.seed, "objective": config.objective}
     save_pretrained(run.out, trainer.ema.model, trainer.schedule, card=card, overwrite=True)
 
 # %% ../nbs/09_training.ipynb #start-run
@@ -763,6 +773,7 @@ def train(
     """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses."""
     config, going_on = _settings(config, out, resume, tensorboard)
     _check_data(data, config, range_check, held_out)
+    check_int("n_workers", n_workers, 0)
     accelerator = _open(config, next(model.parameters()).device, out, resume, tensorboard)
     with _own_random(accelerator.device):
         trainer = Trainer(model, schedule, config, accelerator)
@@ -786,8 +797,9 @@ def _open(config, device, out, resume, tensorboard):
 
 
 def _close(trainer):
-    """Give the network back as it came, without Accelerate's wrapper, and end the trackers."""
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    """Give the network back as it came, without Accelerate's wrapper and mark, and end the trackers."""
+    network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    network.__dict__.pop("_is_accelerate_prepared", None)  # with it, a second run would not be wrapped
     for tracker in trainer.accelerator.trackers:
         tracker.finish()
 

@@ -415,10 +415,12 @@ def unet_shapes(
         if isinstance(module, kinds) or name in ("conv_in", "conv_out"):
             handles.append(module.register_forward_hook(note))
     weight, size = unet.conv_in.weight, unet.image_size
-    with torch.no_grad():
-        unet(weight.new_zeros(1, unet.in_channels, size, size), weight.new_zeros(1))
-    for handle in handles:
-        handle.remove()
+    try:
+        with torch.no_grad():
+            unet(weight.new_zeros(1, unet.in_channels, size, size), weight.new_zeros(1, dtype=torch.long))
+    finally:
+        for handle in handles:
+            handle.remove()
     return rows
 
 # %% ../nbs/06_unet.ipynb #conv-pair

@@ -103,12 +103,12 @@ def train_vae(
     _check_training(images, n_iterations, batch_size, lr, kl_weight)
     shape = {"image_size": images.shape[-1], "in_channels": images.shape[1]}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(check_int("seed", seed, 0))
+        torch.default_generator.manual_seed(check_int("seed", seed, 0))
         vae = VAE(**shape, **options).to(images.device)
-    optimizer, g = torch.optim.Adam(vae.parameters(), lr), torch.Generator().manual_seed(seed)
+    optimizer, g = torch.optim.Adam(vae.parameters(), lr), torch.Generator(images.device).manual_seed(seed)
     for i in range(n_iterations):
         optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * i / n_iterations)) / 2
-        chosen = torch.randint(len(images), (batch_size,), generator=g).to(images.device)
+        chosen = torch.randint(len(images), (batch_size,), generator=g, device=g.device)
         bound = vae_bound(vae, images[chosen], n_levels=n_levels, generator=g)
         optimizer.zero_grad()
         (bound.decoder + kl_weight * bound.kl).mean().backward()

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm_nb.data import load_images
 from ddpm_nb.evaluation import classifier_features, load_classifier
 from ddpm_nb.gaussian import seeded
+from ddpm_nb.hub import replaced_file
 from ddpm_nb.latent import Autoencoder, from_latents, psnr, to_latents, train_autoencoder
 from ddpm_nb.results import Yardstick, measure_images, predict_noise
 from ddpm_nb.sampling import sample_ddim
@@ -67,7 +68,8 @@ def fitted_autoencoder(images, work):
     if not (path := work / "autoencoder.pt").is_file():
         started = time.process_time()
         model = train_autoencoder(images, **FITTING, **AUTOENCODER)
-        torch.save({"weights": model.state_dict(), "seconds": time.process_time() - started}, path)
+        with replaced_file(path) as file:
+            torch.save({"weights": model.state_dict(), "seconds": time.process_time() - started}, file)
     kept, model = torch.load(path, weights_only=True), Autoencoder(28, **AUTOENCODER)
     model.load_state_dict(kept["weights"])
     return model.eval().requires_grad_(False), kept["seconds"]

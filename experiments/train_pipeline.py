@@ -6,6 +6,7 @@ Each part is written to --work when it is finished, and a part that is there is 
 """
 
 import argparse
+import hashlib
 import platform
 import time
 from dataclasses import dataclass, replace
@@ -178,6 +179,7 @@ def main():
     recipe, work, clock = RECIPES[args.name], Path(args.work, args.name), Clock()
     if args.iterations:
         recipe = replace(recipe, config=replace(recipe.config, n_iterations=args.iterations))
+    work = work / hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]  # parts of another recipe are not taken for these
     work.mkdir(parents=True, exist_ok=True)
     sets = [load_dataset(recipe.dataset, root=args.root, split=split) for split in ("train", "test")]
     (x, labels), (x_test, labels_test) = [(data.images(), data.labels) for data in sets]

@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 
 from ddpm_nb import cli
 from ddpm_nb.cli import default_options, main, read_options
+from ddpm_nb.data import load_dataset
+from ddpm_nb.evaluation import bits_per_dim
 from ddpm_nb.hub import load_pretrained
+from ddpm_nb.results import predict_noise
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.training import TrainConfig, read_settings
 
@@ -47,6 +50,7 @@ def test_train_then_sample_from_a_shell(tmp_path):
 def test_help_needs_no_explanation(tmp_path):
     text = shell("train", "--help", cwd=tmp_path).stdout
     assert "--dataset" in text and "needs no download" in text and "(default: cosine)" in text
+    assert re.search(r"--seed SEED\s+seed of weights, data order and noise \(default:\s+0\)", text)
     assert all("--" + name.replace("_", "-") in text for name in default_options())
     assert shell("--help", cwd=tmp_path).returncode == 0
 
@@ -81,13 +85,14 @@ def test_options_that_cannot_be_understood(words, capsys, tmp_path, monkeypatch)
         ("sample --run digits --out x.png --n 0", "--n must be at least 1; got 0"),
         ("sample --run digits --out x.png --batch-size 0", "--batch-size must be at least 1; got 0"),
         ("sample --run digits --out x.png --precision float16 --device cpu", "precision='float16' needs a CUDA device; got cpu"),
-        ("sample --run digits --out x.png --steps 5000", "n_steps must be in 1..1000; got 5000"),
+        ("sample --run digits --out x.png --steps 5000", "--steps must be in 1..1000; got 5000"),
         ("sample --run digits --out x.png --seed -1", "--seed must be at least 0; got -1"),
         ("info --run nowhere", "no model at nowhere"),
         ("train --dataset digits --out run --iterations 0", "n_iterations must be at least 1; got 0"),
         ("train --dataset digits --out run --lr -1", "lr must be finite"),
         ("train --dataset digits --out run --n-steps 0", "n_steps must be at least 1; got 0"),
         ("train --dataset digits --out run --sample-every -1", "--sample-every must be at least 0; got -1"),
+        ("train --dataset digits --out run --workers -1", "--workers must be at least 0; got -1"),
         ("train --dataset digits --out run --precision float16 --device cpu", "precision='float16' needs a CUDA device; got cpu"),
         ("train --dataset folder --out run --root nowhere --image-size 8", "nowhere"),
         ("train --config nowhere.json", "nowhere.json"),
@@ -136,6 +141,57 @@ def test_equal_seeds_give_equal_pictures_and_equal_runs(tmp_path, monkeypatch):
     assert json.loads(Path("a/config.json").read_text())["sha256"] == json.loads(Path("b/config.json").read_text())["sha256"]
 
 
+def test_a_network_that_predicts_something_else_is_sampled_and_measured_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--objective", "v", "--precision", "float32", "--sample-every", "2", "--device", "cpu"]
+    assert main([*QUICK, *options, "--out", "run"]) == 0
+    assert main(["sample", "--run", "run", "--n", "64", "--seed", "0", "--device", "cpu", "--out", "drawn.png"]) == 0
+    assert main(["evaluate", "--run", "run", "--n", "4", "--device", "cpu", "--out", "figures.json"]) == 0
+    model, schedule = load_pretrained("run")
+    model, wrong = predict_noise(model, schedule, "v"), model
+    draw = lambda model: sample_ddim(model, schedule, (64, 1, 8, 8), n_steps=20, generator=torch.Generator().manual_seed(0))
+    for name, model_ in (("right", model), ("wrong", wrong)):
+        cli._save_picture(draw(model_), Path(f"{name}.png"), 4)
+    pictures = {path.name: path.read_bytes() for path in (*Path().glob("*.png"), Path("run/samples/step-00000002.png"))}
+    assert pictures["drawn.png"] == pictures["step-00000002.png"] == pictures["right.png"] != pictures["wrong.png"]
+    images = load_dataset("digits", split="test").images()[:4]
+    bits = bits_per_dim(model, schedule, images, n_levels=17, generator=torch.Generator().manual_seed(0))
+    assert json.loads(Path("figures.json").read_text())["bits_per_dim"] == bits.mean
+
+
+def test_a_run_with_the_name_of_a_shipped_model_is_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUICK, "--out", "digits"]) == 0
+    words = re.search("next: ddpm-nb (.*)", capsys.readouterr().out)[1].split()
+    assert words[:3] == ["sample", "--run", "./digits"]
+    assert main([*words, "--n", "4"]) == 0  # by default as many steps as the chain has, here 20
+    model, schedule = load_pretrained("./digits")
+    x = sample_ddim(model, schedule, (4, 1, 8, 8), n_steps=20, generator=torch.Generator().manual_seed(0))
+    cli._save_picture(x, Path("own.png"), 4)
+    assert Path("samples.png").read_bytes() == Path("own.png").read_bytes()
+
+
+def test_resume_keeps_the_held_out_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUICK, "--held-out", "5", "--out", "run"]) == 0
+    given = []
+
+    def enough(*args, held_out, **options):
+        given.append(held_out)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(cli, "train", enough)
+    assert main(["resume", "--out", "run"]) == 1
+    assert given[0].shape == (5, 1, 8, 8)
+    assert main([*QUICK, "--held-out", "6", "--resume", "--out", "run"]) == 1
+    assert "held_out was 5 and is 6" in capsys.readouterr().err
+    settings = json.loads(Path("run/train.json").read_text())
+    del settings["data"]["held_out"]  # as an older version wrote it
+    Path("run/train.json").write_text(json.dumps(settings))
+    assert main(["resume", "--out", "run"]) == 1
+    assert given[1] is None
+
+
 def test_info_names_the_facts(capsys):
     assert main(["info", "--run", "digits"]) == 0
     text = capsys.readouterr().out
@@ -156,6 +212,7 @@ def test_three_sources_of_options(tmp_path, monkeypatch, capsys):
     ("contents", "message"),
     [
         ({"learning_rate": 1}, "unknown learning_rate; allowed are dataset, root"),
+        ({"config": 1, "data": 2}, "unknown config, data; allowed are dataset, root"),
         ({"dataset": "cats"}, "dataset must be one of"),
         ({"lr": "1"}, "lr must be of type float; got '1'"),
         ({"seed": True}, "seed must be of type int; got True"),

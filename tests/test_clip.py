@@ -132,6 +132,7 @@ def test_words_rise_with_the_measurement():
 def test_size_is_a_fourth_column():
     rule = fit_caption_rule(IMAGES, LABELS, with_size=True)
     found = attributes(rule, IMAGES, LABELS)
+    assert attributes(rule, IMAGES, LABELS.to(torch.uint8)).equal(found)  # whole numbers of any type
     assert found.shape == (len(IMAGES), 4) and torch.equal(found[:, :3], KNOWN)
     assert abs(float(found[:, 3].float().mean()) - 0.5) < 0.03
     assert CaptionRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule

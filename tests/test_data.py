@@ -563,6 +563,13 @@ def test_folders_with_two_parts(tmp_path):
     assert sizes == {"train": 2, "test": 1}
 
 
+def test_both_parts_of_a_folder_number_their_classes_alike(tmp_path):
+    fill(tmp_path, ["train/a/0.png", "train/b/1.png", "train/c/2.png", "test/a/3.png", "test/c/4.png"])
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=r"same classes in train and test; got \('a', 'b', 'c'\) and \('a', 'c'\)"):
+            load_dataset("folder", root=tmp_path, image_size=8, split=split)
+
+
 # ---- refusals ---------------------------------------------------------------------------------------------------------
 
 

@@ -1037,7 +1037,8 @@ def test_parts_are_sealed_together(pair):
 
     parts = config["parts"]
     refuse("checksum does not fit", seal=False, facts={"words": ["b"]})
-    refuse("part 'plain' must name a class among UNet, ResNetBaseline", parts=parts | {"plain": {"class": "eval", "config": {}}})
+    for plain in ({"class": "eval", "config": {}}, {"class": [], "config": {}}, {"class": "UNet", "config": []}):
+        refuse("part 'plain' must name a class among UNet, ResNetBaseline", parts=parts | {"plain": plain})
     refuse("part 'plain' must name a class", parts=parts | {"plain": ["UNet", {}]})
     refuse("does not hold a complete model", parts={"small": parts["small"]})
     refuse("does not hold a complete model", parts=parts | {"more": parts["plain"]})

@@ -1203,6 +1203,46 @@ def test_training_leaves_global_random_state_alone(tmp_path):
     assert dict(os.environ) == environment
 
 
+def test_training_on_the_cpu_leaves_the_streams_of_gpus_alone(monkeypatch):
+    model = tiny_unet()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
+    run(replace(QUICK, n_iterations=2), model=model)
+
+
+def test_a_second_run_of_the_same_network_computes_in_the_same_precision():
+    seen = []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x, t):
+            seen.append(self.conv(x).dtype)
+            return self.conv(x).float()
+
+    model, config = Watched(), replace(QUICK, n_iterations=2, precision="bfloat16")
+    for _ in range(2):
+        run(config, model=model)
+    assert seen == [torch.bfloat16] * 4
+    assert "_is_accelerate_prepared" not in model.__dict__ and model(torch.zeros(1, 1, 8, 8), None).dtype == torch.float32
+
+
+def test_a_channels_last_network_is_saved_and_resumed(tmp_path, undisturbed):
+    images = {"model": tiny_unet().to(memory_format=torch.channels_last)}
+    stop_at(4, tmp_path / "run", **images)
+    again = tiny_unet().to(memory_format=torch.channels_last)
+    result = run(model=again, out=tmp_path / "run", resume=True)
+    torch.testing.assert_close(result.losses, undisturbed[1].losses, rtol=1e-3, atol=1e-3)
+    assert again.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bad_workers_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="n_workers must be at least 0; got -1"):
+        run(out=tmp_path / "run", n_workers=-1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_callback_that_draws_does_not_change_the_run(undisturbed):
     drawn = []
 

@@ -83,6 +83,8 @@ def main():
     facts = training_facts(args.run, args.hardware)
     if facts["iterations"] != config.n_iterations:
         parser.error(f"{args.run} is not finished: iteration {facts['iterations']} of {config.n_iterations}")
+    if config.objective != "eps":
+        parser.error(f"{args.run} predicts {config.objective}; only networks that predict the noise are shipped")
     facts |= measured_facts(model, schedule, data["dataset"], args.root, args.images, args.samples)
     save_pretrained(WEIGHTS / args.name, model, schedule, card=facts, overwrite=True)
     print(json.dumps(facts, indent=1))
