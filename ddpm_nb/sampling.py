@@ -297,7 +297,19 @@ def _check_inpaint(
     return _start(schedule, shape, x_T, generator), kept, n_repeats, mask, options
 
 # %% ../nbs/10_sampling.ipynb #optimize-for-sampling
-_COMPILE = {"cpu": {"options": {"freezing": True}}, "cuda": {"mode": "reduce-overhead"}}  # CUDA graphs there
+def _compiled(network):
+    """Compile a network: for the weights it has, as constants, on a CPU; with CUDA graphs on a GPU."""
+    kind = next(network.parameters()).device.type
+    call = torch.compile(network, mode="reduce-overhead" if kind == "cuda" else None)
+    if kind != "cpu":
+        return call
+    import torch._inductor.config as inductor
+
+    def frozen(x_t, t):
+        with inductor.patch(freezing=True):  # not an option of `torch.compile`: it is read before those are
+            return call(x_t, t)
+
+    return frozen
 
 
 def optimize_for_sampling(
@@ -312,8 +324,7 @@ def optimize_for_sampling(
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16; got {dtype}")
     network = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
-    kind = next(network.parameters()).device.type
-    call = torch.compile(network, **_COMPILE.get(kind, {})) if compile else network
+    call = _compiled(network) if compile else network
 
     def predict(x_t, t):
         x_t = x_t.clone() if compile else x_t  # made inside `inference_mode`, as all later ones, or it is compiled twice

@@ -423,6 +423,20 @@ def test_compiled_network_gives_the_same_walk(digits_unet, dtype, tolerance):
     assert relative(*walks) < 4 * tolerance
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_network_has_its_weights_as_constants(digits_unet, monkeypatch):
+    """Otherwise products of weights are computed at every call and convolutions lay their weights out anew."""
+    monkeypatch.setattr("ddpm_nb.sampling.copy.deepcopy", lambda network: network)
+    fast, x, t = optimize_for_sampling(digits_unet, compile=True), torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
+    with torch.inference_mode():
+        before, expected = fast(x, t), digits_unet(x, t)
+        assert relative(before, expected) < 1e-5 and expected.abs().max() > 0
+        digits_unet.conv_out.weight.zero_()
+        digits_unet.conv_out.bias.zero_()
+        assert digits_unet(x, t).abs().max() == 0
+        assert torch.equal(fast(x, t), before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
