@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .checks import check_images, check_int, check_number
 from .data import mix_seeds
-from .gaussian import seeded
+from .gaussian import seeded, seeded_init
 from .unet import group_norm
 
 # %% ../nbs/14_clip.ipynb #strokes
@@ -498,8 +498,7 @@ def _start_clip(images, tokenizer, seed, *, dim=64, channels=32, **text):
     """Build the network from a seed, leaving the global random state as it was."""
     image = {"image_size": images.shape[-1], "in_channels": images.shape[1], "channels": channels, "dim": dim}
     text = {"n_words": len(tokenizer), "length": tokenizer.length, "dim": dim} | text
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded_init(seed):
         return make_clip(image, text, dim).to(images.device)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .checks import check_floating, check_int, check_number, check_square_images
 from .elbo import VLBTerms, vlb_terms
 from .forward import NoiseSchedule
+from .gaussian import seeded_init
 from .hub import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, checksum, replaced_file
 
 # %% ../nbs/11_evaluation.ipynb #frechet-distance
@@ -155,8 +156,7 @@ def train_classifier(
     n_classes, labels = _check_labeled(images, labels), labels.to(images.device)
     check_int("n_iterations", n_iterations), check_int("batch_size", batch_size)
     shape = {"image_size": images.shape[-1], "in_channels": images.shape[1]}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(check_int("seed", seed, 0))
+    with seeded_init(seed):
         model = DigitClassifier(**{"n_classes": n_classes, **shape, **options}).to(images.device)
     optimizer = torch.optim.AdamW(model.parameters(), check_number("lr", lr, 0, open_low=True))
     g = torch.Generator(images.device).manual_seed(seed)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice, check_floating, check_int, check_number, check_same_shape, check_square_images
-from .gaussian import randn, seeded
+from .gaussian import randn, seeded, seeded_init
 from .training import EMA
 from .vae import make_mlp
 
@@ -164,8 +164,7 @@ def train_gan(
 def _new_players(images, seed, options):
     """Build both networks for some images, without a trace in torch's global random stream."""
     shape = {"image_size": images.shape[-1], "in_channels": images.shape[1]}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded_init(seed):
         generator = Generator(**shape, **options)
         discriminator = Discriminator(**shape, hidden=generator.config["hidden"])
     return generator.to(images.device), discriminator.to(images.device)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .checks import check_batch, check_floating, check_images, check_int, check_number, check_same_shape, check_square_images
 from .data import mix_seeds, train_batches
-from .gaussian import normal_kl, reparameterize, seeded
+from .gaussian import normal_kl, reparameterize, seeded, seeded_init
 from .training import TrainConfig, lr_factor, make_optimizer
 from .unet import Downsample, Upsample, group_norm, zero_init
 
@@ -232,8 +232,7 @@ def train_autoencoder(
 def _new_autoencoder(images, seed, options):
     """Check the training set and build an autoencoder for it."""
     check_square_images("images", images)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded_init(seed):
         return Autoencoder(images.shape[-1], images.shape[1], **options).to(images.device)
 
 

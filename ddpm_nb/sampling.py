@@ -306,12 +306,12 @@ def _compiled(network):
     import torch._inductor.config as inductor
 
     def frozen(x_t, t):
-        with inductor.patch(freezing=True):  # not an option of `torch.compile`: it is read before those are
+        with inductor.patch(freezing=True):  # tracing reads it, before the options of `torch.compile` are set
             return call(x_t, t)
 
     return frozen
 
-
+# %% ../nbs/10_sampling.ipynb #optimize-for-sampling-2
 def optimize_for_sampling(
     model: nn.Module,  # network model(x_t, t)
     dtype: torch.dtype = torch.float32,  # of weights and arithmetic, such as torch.bfloat16

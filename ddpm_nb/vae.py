@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .checks import check_batch, check_floating, check_images, check_int, check_number, check_square_images
 from .data import scale_levels
-from .gaussian import discretized_gaussian_log_likelihood, normal_kl, randn, reparameterize
+from .gaussian import discretized_gaussian_log_likelihood, normal_kl, randn, reparameterize, seeded_init
 
 # %% ../nbs/12_vae.ipynb #layers
 def make_mlp(
@@ -102,8 +102,7 @@ def train_vae(
     """Minimise the bound over images; return the VAE frozen, in evaluation mode."""
     _check_training(images, n_iterations, batch_size, lr, kl_weight)
     shape = {"image_size": images.shape[-1], "in_channels": images.shape[1]}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(check_int("seed", seed, 0))
+    with seeded_init(seed):
         vae = VAE(**shape, **options).to(images.device)
     optimizer, g = torch.optim.Adam(vae.parameters(), lr), torch.Generator(images.device).manual_seed(seed)
     for i in range(n_iterations):

@@ -36,6 +36,7 @@ from ddpm_nb.conditioning import (
 from ddpm_nb.data import load_dataset
 from ddpm_nb.elbo import simple_loss
 from ddpm_nb.evaluation import load_classifier
+from ddpm_nb.gaussian import seeded_init
 from ddpm_nb.hub import load_parts, save_parts
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
@@ -49,8 +50,7 @@ SHIPPED = Path(str(files("ddpm_nb"))) / "pipelines" / "digits-pixels"
 @pytest.fixture(autouse=True)
 def own_seed():
     """Seed the initial weights, and leave torch's random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded_init(0):
         yield
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import nullcontext
 
 import mpmath
 import pytest
@@ -19,6 +20,7 @@ from ddpm_nb.gaussian import (
     normal_kl,
     randn,
     reparameterize,
+    seeded_init,
 )
 
 F64 = torch.float64
@@ -513,3 +515,22 @@ def test_gpu_agrees_with_cpu():
     assert_close(moved.sample(100, generator=seeded(3)).cpu(), x)
     assert_close(moved.log_prob(x.cuda()).cpu(), mixture.log_prob(x))
     assert moved.sample(100, generator=torch.Generator("cuda").manual_seed(0)).device.type == "cuda"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_seeded_init_starts_the_shared_stream_and_sets_it_back(fails, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
+    before, drawn = torch.get_rng_state(), []
+    for seed in (3, 3, 4):
+        with pytest.raises(KeyError) if fails else nullcontext(), seeded_init(seed):
+            drawn.append(torch.nn.Linear(3, 2).weight)
+            if fails:
+                raise KeyError
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (1.5, TypeError), ("0", TypeError)])
+def test_seeded_init_refuses_what_is_no_seed(seed, error):
+    with pytest.raises(error, match=r"seed must be .* got"), seeded_init(seed):
+        pytest.fail("the block ran")

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ddpm_nb.data import load_images
-from ddpm_nb.gaussian import randn, seeded
+from ddpm_nb.gaussian import randn, seeded, seeded_init
 from ddpm_nb.latent import (
     Autoencoder,
     PlainBlock,
@@ -33,8 +33,7 @@ def digits():
 
 def build(*args, seed=0, wild=False, **options):
     """Build an autoencoder with known weights; `wild` also moves the layers that begin at zero."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_init(seed):
         model = Autoencoder(*args, **options)
         for p in model.parameters() if wild else ():
             p.data += 0.1 * torch.randn_like(p)

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from ddpm_nb.elbo import optimal_denoiser
-from ddpm_nb.gaussian import GaussianMixture, randn
+from ddpm_nb.gaussian import GaussianMixture, randn, seeded_init
 from ddpm_nb.sampling import (
     ddim_invert,
     ddim_step,
@@ -379,8 +379,7 @@ def test_bad_choices():
 @pytest.fixture
 def digits_unet():
     """A network none of whose layers is zero, in training mode and with dropout."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded_init(0):
         unet = make_unet("digits", base_channels=16, dropout=0.5)
         for parameter in unet.parameters():
             parameter.data += 0.05 * torch.randn(parameter.shape)

@@ -28,6 +28,7 @@ from ddpm_nb import training
 from ddpm_nb.data import ImageDataset, train_batches
 from ddpm_nb.elbo import simple_loss
 from ddpm_nb.forward import NoiseSchedule
+from ddpm_nb.gaussian import seeded_init
 from ddpm_nb.hub import checksum, load_pretrained, save_pretrained
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import (
@@ -89,8 +90,7 @@ class Streamed(Dataset):
 
 
 def tiny_unet(seed=0, **changes):
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded_init(seed):
         return make_unet("digits", **(TINY | changes))
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddpm_nb.unet as unet_module
+from ddpm_nb.gaussian import seeded_init
 from ddpm_nb.unet import (
     PRESETS,
     Downsample,
@@ -48,8 +49,7 @@ each_preset = pytest.mark.parametrize("name", PRESETS)
 @pytest.fixture(autouse=True)
 def own_seed():
     """Seed the initial weights, and leave torch's random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded_init(0):
         yield
 
 

@@ -9,15 +9,14 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from ddpm_nb.data import load_dataset
 from ddpm_nb.elbo import decoder_log_likelihood, vlb_terms
 from ddpm_nb.forward import NoiseSchedule, predict_x_0, q_mean_variance
-from ddpm_nb.gaussian import discretized_gaussian_log_likelihood, seeded
+from ddpm_nb.gaussian import discretized_gaussian_log_likelihood, seeded, seeded_init
 from ddpm_nb.vae import VAE, VAEBound, aggregate_log_prob, latent_rates, sample_vae, train_vae, vae_bound
 
 LN2 = math.log(2)
 
 
 def make_vae(seed=0, **config):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_init(seed):
         return VAE(**{"image_size": 4, "hidden": 16, "latent_dim": 3, **config}).requires_grad_(False)
 
 
