@@ -29,7 +29,7 @@ def seeded(
 def seeded_init(
     seed: int,  # whole number from 0
 ):
-    """Let layers that are built inside, on the CPU, draw their first weights from a seed; leave the shared random stream as it was."""
+    """Draw the first weights of layers built inside, on the CPU, from a seed."""
     check_int("seed", seed, 0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
