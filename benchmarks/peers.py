@@ -83,7 +83,8 @@ class Ours:
             take_step(self.trainers[fused], x_0)
 
     def chain(self, batch, n_steps, hook):
-        from ddpm_nb.sampling import optimize_for_sampling, sample_ddim, sample_ddpm
+        from ddpm_nb.fast import optimize_for_sampling
+        from ddpm_nb.sampling import sample_ddim, sample_ddpm
 
         model = optimize_for_sampling(self.network, getattr(torch, self.case.precision), compile=self.compiled)
         shape, callback = self.case.noise(batch).shape, lambda *_: hook()

@@ -95,7 +95,7 @@ def main():
     """Set up the variant and follow orders."""
     given = json.loads(sys.argv[1])
     if given.get("allocator"):
-        from ddpm_nb.cli import keep_freed_memory
+        from ddpm_nb.fast import keep_freed_memory
 
         assert keep_freed_memory(), "the allocator's setting was refused"
     device = torch.device(given["device"])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VARIANCES', 'OBJECTIVES', 'WEIGHTINGS', 'diffuse_mixture', 'prior_divergence', 'reverse_log_variance', 'vlb_weights',
-           'reverse_mean_variance', 'decoder_log_likelihood', 'objective_target', 'output_to_eps', 'simple_loss',
-           'VLBTerms', 'vlb_terms', 'optimal_denoiser', 'rate_distortion']
+           'reverse_mean_variance', 'decoder_log_likelihood', 'objective_target', 'output_to_eps', 'predict_noise',
+           'simple_loss', 'check_clean_batch']
 
 # %% ../nbs/03_elbo.ipynb #import-math-from-dataclasses-imp
 import math
@@ -66,7 +66,7 @@ def vlb_weights(
     variances = reverse_log_variance(schedule, variance).exp()
     return schedule.betas.square() / (2 * variances * schedule.alphas * schedule.one_minus_alpha_bars)
 
-# %% ../nbs/03_elbo.ipynb #reverse-mean-variance-2
+# %% ../nbs/03_elbo.ipynb #reverse-mean-variance
 def reverse_mean_variance(
     model,  # callable model(x_t, t) -> eps_hat
     schedule: NoiseSchedule,  # the noise schedule
@@ -119,7 +119,7 @@ def objective_target(
         return extract(signal, t, x_0.ndim) * eps - extract(noise, t, x_0.ndim) * x_0
     return q_posterior(schedule, x_0, x_t, t)[0]
 
-# %% ../nbs/03_elbo.ipynb #output-to-eps-2
+# %% ../nbs/03_elbo.ipynb #output-to-eps
 def output_to_eps(
     schedule: NoiseSchedule,  # the noise schedule
     objective: str,  # what the network predicts: "eps", "x_0", "v" or "mu"
@@ -139,10 +139,19 @@ def output_to_eps(
     alpha_t, beta_t = extract(schedule.alphas, t, x_t.ndim), extract(schedule.betas, t, x_t.ndim)
     return (x_t - alpha_t.sqrt() * output) * noise / beta_t
 
-# %% ../nbs/03_elbo.ipynb #simple-loss-2
+# %% ../nbs/03_elbo.ipynb #predict-noise
+def predict_noise(
+    model,  # callable model(x_t, t) whose output is what `objective` names
+    schedule: NoiseSchedule,  # the noise schedule
+    objective: str,  # "eps", "x_0", "v" or "mu"
+):
+    """Return a callable model(x_t, t) -> eps_hat, which every sampler and the bound take."""
+    return lambda x_t, t: output_to_eps(schedule, objective, x_t, t, model(x_t, t))
+
+# %% ../nbs/03_elbo.ipynb #weightings
 WEIGHTINGS = ("simple", "vlb")
 
-# %% ../nbs/03_elbo.ipynb #simple-loss-3
+# %% ../nbs/03_elbo.ipynb #simple-loss
 def simple_loss(
     model,  # callable model(x_t, t) whose output is what `objective` names
     schedule: NoiseSchedule,  # the noise schedule
@@ -161,7 +170,7 @@ def simple_loss(
     check_choice("reduction", reduction, ("mean", "none"))
     check_choice("weighting", weighting, WEIGHTINGS)
     check_choice("variance", variance, VARIANCES)
-    t, eps = _draw(schedule, _check_batch(x_0), t, eps, generator)
+    t, eps = _draw(schedule, check_clean_batch(x_0), t, eps, generator)
     x_t = q_sample(schedule, x_0, t, eps)
     output = model(x_t, t)
     check_same_shape("the model's output", output, "x_0", x_0)
@@ -172,8 +181,10 @@ def simple_loss(
         error = weights * (output_to_eps(schedule, objective, x_t, t, output) - eps).square()
     return error.mean() if reduction == "mean" else error.flatten(1).mean(1)
 
-# %% ../nbs/03_elbo.ipynb #check-batch
-def _check_batch(x_0):
+# %% ../nbs/03_elbo.ipynb #check-clean-batch
+def check_clean_batch(
+    x_0,  # what was given as clean images
+) -> Tensor:
     """Return `x_0` if it is a batch with at least one image."""
     if check_floating("x_0", x_0).ndim < 2 or x_0.numel() == 0:
         raise ValueError(f"x_0 must have shape (B, ...) and at least one image; got {tuple(x_0.shape)}")
@@ -189,119 +200,3 @@ def _draw(schedule, x_0, t, eps, generator):
     if eps is None:
         eps = randn(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
     return t, eps
-
-# %% ../nbs/03_elbo.ipynb #vlbterms
-@dataclass(frozen=True)
-class VLBTerms:
-    """Hold the parts of the bound on -log p(x_0) for each image, in bits per dimension."""
-
-    prior: Tensor  # (B,) L_T
-    kl: Tensor  # (B, T-1) L_{t-1} for the paper's t = 2..T
-    decoder: Tensor  # (B,) L_0
-    mse: Tensor | None = None  # (B, T) mean squared error of the predicted image
-
-    @property
-    def total(self) -> Tensor:
-        """Sum the parts; (B,)."""
-        return self.prior + self.kl.sum(1) + self.decoder
-
-# %% ../nbs/03_elbo.ipynb #reverse-mean-variance
-def _step_losses(model, schedule, x_0, steps, eps, *, n_levels, clip_x_0, variance):
-    """Compute the losses in nats and the squared errors of x_0_hat at a few steps; (len(steps), B)."""
-    n, b = len(steps), len(x_0)
-    t = steps.to(x_0.device).repeat_interleave(b)
-    x = x_0.repeat(n, *[1] * (x_0.ndim - 1))  # (n * B, ...): the batch once for each step
-    x_t = q_sample(schedule, x, t, eps.flatten(0, 1))
-    options = {"clip_x_0": clip_x_0, "variance": variance}
-    mean, log_variance, x_0_hat = reverse_mean_variance(model, schedule, x_t, t, **options)
-    true_mean, _, true_log_variance = q_posterior(schedule, x, x_t, t)
-    losses = normal_kl(true_mean, true_log_variance, mean, log_variance)
-    if steps[0] == 0:  # the paper's t = 1 has no posterior to compare with
-        losses[:b] = -decoder_log_likelihood(x_0, mean[:b], log_variance[:b], n_levels)
-    errors = (x_0_hat - x).square().flatten(1).mean(1)
-    return losses.flatten(1).sum(1).view(n, b), errors.view(n, b)
-
-
-@torch.inference_mode()
-def _all_losses(model, schedule, x_0, *, eps, chunk_size, generator, **options):
-    """Compute the losses in nats and the squared errors of x_0_hat at every step; (T, B)."""
-    parts, source = [], {"generator": generator, "device": x_0.device, "dtype": x_0.dtype}
-    for steps in torch.arange(schedule.n_steps).split(max(1, chunk_size // len(x_0))):
-        noise = eps[steps] if eps is not None else torch.stack([randn(x_0.shape, **source) for _ in steps])
-        parts.append(_step_losses(model, schedule, x_0, steps, noise, **options))
-    losses, errors = zip(*parts, strict=True)
-    return torch.cat(losses), torch.cat(errors)
-
-# %% ../nbs/03_elbo.ipynb #vlb-terms
-def vlb_terms(
-    model,  # callable model(x_t, t) -> eps_hat
-    schedule: NoiseSchedule,  # the noise schedule
-    x_0: Tensor,  # (B, ...) clean images on the grid of n_levels levels of [-1, 1]
-    *,
-    n_levels: int | None = 256,  # grey levels; None: continuous data, L_0 is a density
-    clip_x_0: bool = True,  # clip predicted images to [-1, 1]
-    variance: str = "posterior",  # variance of the reverse steps: "posterior" or "beta"
-    eps: Tensor | None = None,  # (T, B, ...) noise of each step; drawn without
-    chunk_size: int = 512,  # images through the model at once, at least one step's
-    generator: torch.Generator | None = None,  # source of the noise
-) -> VLBTerms:
-    """Compute the parts of the bound for each image, with one noise draw a step (DDPM, equation 5)."""
-    _check_bound(schedule, x_0, n_levels, variance, eps, chunk_size)
-    options = {"n_levels": n_levels, "clip_x_0": clip_x_0, "variance": variance}
-    options |= {"eps": eps, "chunk_size": chunk_size, "generator": generator}
-    nats, errors = _all_losses(model, schedule, x_0, **options)
-    per_dim = x_0[0].numel() * math.log(2)
-    prior = prior_divergence(schedule, x_0) / per_dim
-    return VLBTerms(prior, nats[1:].T / per_dim, nats[0] / per_dim, errors.T.clone())
-
-# %% ../nbs/03_elbo.ipynb #rate-distortion
-def _check_bound(schedule, x_0, n_levels, variance, eps, chunk_size):
-    """Refuse bad arguments of the bound before the network is called."""
-    _check_batch(x_0)
-    check_choice("variance", variance, VARIANCES)
-    check_int("chunk_size", chunk_size)
-    if n_levels is not None:
-        scale = (check_int("n_levels", n_levels, 2) - 1) / 2
-        index = (check_images("x_0", x_0) + 1) * scale
-        if bool((index - index.round()).abs().max() > 0.01):
-            raise ValueError(f"x_0 must lie on the grid of n_levels={n_levels} levels of [-1, 1]; it does not")
-    shape = (schedule.n_steps, *x_0.shape)
-    if eps is not None and check_floating("eps", eps).shape != shape:
-        raise ValueError(f"eps must have shape {shape}, one noise for each step; got {tuple(eps.shape)}")
-
-# %% ../nbs/03_elbo.ipynb #optimal-denoiser
-def optimal_denoiser(
-    mixture: GaussianMixture,  # the data, q(x_0), in d dimensions
-    schedule: NoiseSchedule,  # the noise schedule
-):
-    """Build model(x_t, t) that returns E[eps | x_t], for x_t of shape (B, ...) with d values each."""
-    spread, axes = torch.linalg.eigh(mixture.covariances)  # (K, d) and (K, d, d)
-
-    def model(x_t, t):
-        x, t = check_floating("x_t", x_t).flatten(1), check_timesteps(t, schedule.n_steps, len(x_t))
-        if x.shape[1] != (d := mixture.means.shape[1]):
-            raise ValueError(f"x_t must have {d} values for each image; got shape {tuple(x_t.shape)}")
-        signal = extract(schedule.sqrt_alpha_bars, t, 3)
-        noise = extract(schedule.sqrt_one_minus_alpha_bars, t, 3)
-        centred = x[:, None] - signal * mixture.means
-        along = torch.einsum("bki,kij->bkj", centred, axes)  # (B, K, d)
-        precision = 1 / (signal.square() * spread + noise.square())
-        exponent = 0.5 * (precision.log() - precision * along.square()).sum(2)
-        share = (mixture.weights.log() + exponent).softmax(1)  # (B, K)
-        eps_hat = torch.einsum("bk,bkj,kij->bi", share, noise * precision * along, axes)
-        return eps_hat.view_as(x_t).to(x_t.dtype)
-
-    return model
-
-# %% ../nbs/03_elbo.ipynb #rate-distortion-2
-def rate_distortion(
-    terms: VLBTerms,  # what `vlb_terms` returned
-    *,
-    n_levels: int = 256,  # grey levels of the images
-) -> tuple[Tensor, Tensor]:
-    """Return the bits per dimension sent down to x_t and the RMSE of x_0_hat in grey levels; (T,) each."""
-    if terms.mse is None:
-        raise ValueError("terms must hold the errors of x_0_hat, terms.mse; they are None")
-    scale = (check_int("n_levels", n_levels, 2) - 1) / 2  # from [-1, 1] to grey levels
-    messages = torch.cat([terms.kl, terms.prior[:, None]], 1).mean(0)  # entry t: the price of x_t
-    return messages.flip(0).cumsum(0).flip(0), scale * terms.mse.mean(0).sqrt()

@@ -21,12 +21,12 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from .checks import check_floating, check_int, check_number, check_square_images
-from .elbo import VLBTerms, vlb_terms
+from .bound import VLBTerms, vlb_terms
 from .forward import NoiseSchedule
 from .gaussian import seeded_init
 from .hub import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, checksum, replaced_file
 
-# %% ../nbs/11_evaluation.ipynb #frechet-distance
+# %% ../nbs/11_evaluation.ipynb #bitsperdim-2
 @dataclass(frozen=True)
 class BitsPerDim:
     """Hold the bound on a set of images, in bits per dimension."""
@@ -64,7 +64,7 @@ def bits_per_dim(
         total.mean().item(), total.std().item() / math.sqrt(len(total)), len(total), terms
     )
 
-# %% ../nbs/11_evaluation.ipynb #published-rate-distortion-ho-et
+# %% ../nbs/11_evaluation.ipynb #published
 PUBLISHED = {
     "rate distortion": {  # Ho et al. 2020, CIFAR-10: reverse steps -> bits/dim, RMSE of 0..255
         1000: (1.776, 0.95),
@@ -119,7 +119,7 @@ class DigitClassifier(nn.Module):
         """Return (B, n_classes) logits for images (B, C, H, W) in [-1, 1]."""
         return self.head(self.body(x))
 
-# %% ../nbs/11_evaluation.ipynb #torch-manual-seed-0-classifier-x
+# %% ../nbs/11_evaluation.ipynb #classifier-features
 def classifier_features(
     classifier: DigitClassifier,  # the network
     images: Tensor,  # (N, C, H, W) in [-1, 1]; what samples stick out is clipped
@@ -281,7 +281,7 @@ def classifier_report(
     figures = n, float(confidence.double().mean()), share, threshold
     return ClassifierReport(*figures, tuple(counts.int().tolist()), imbalance, floor)
 
-# %% ../nbs/11_evaluation.ipynb #nearest-neighbors
+# %% ../nbs/11_evaluation.ipynb #frechet-distance
 def frechet_distance(
     features_1: Tensor,  # (N, D) features of the first set, N above 1
     features_2: Tensor,  # (M, D) features of the second set, M above 1
@@ -340,7 +340,7 @@ def distance_with_error(
     error = math.sqrt((n_groups - 1) * torch.tensor(parts, dtype=torch.float64).var(correction=0))
     return distance(features_1, features_2), error
 
-# %% ../nbs/11_evaluation.ipynb #verdict-2
+# %% ../nbs/11_evaluation.ipynb #verdict
 def verdict(
     gap: float,  # by how much the side that should be worse is worse
     error: float,  # standard error of the gap, 0 or above
@@ -389,7 +389,7 @@ def _inception_metric(network):
         lost = "the weights of Inception could not be loaded; torch-fidelity downloads them once"
         raise OSError(f"{lost}, which needs a network ({error})") from None
 
-# %% ../nbs/11_evaluation.ipynb #nearest-neighbors-2
+# %% ../nbs/11_evaluation.ipynb #nearest-neighbors
 def nearest_neighbors(
     samples: Tensor,  # (N, C, H, W) generated images
     images: Tensor,  # (M, C, H, W) training images

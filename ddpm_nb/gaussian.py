@@ -47,7 +47,7 @@ def randn(
     source = generator.device if generator is not None else device
     return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
 
-# %% ../nbs/01_reparameterization.ipynb #normal-kl
+# %% ../nbs/01_reparameterization.ipynb #reparameterize-2
 def _check_broadcast(**tensors):
     """Check that the values are finite, floating-point and broadcast; return their common shape."""
     for name, value in tensors.items():
@@ -76,7 +76,7 @@ def reparameterize(
         raise ValueError(f"eps must have the shape of mean + std, {tuple(shape)}; got {tuple(eps.shape)}")
     return mean + std * eps
 
-# %% ../nbs/01_reparameterization.ipynb #gaussian-log-prob-2
+# %% ../nbs/01_reparameterization.ipynb #gaussian-log-prob
 def gaussian_log_prob(
     x: Tensor,  # (B, d) points
     means: Tensor,  # (K, d) means of K Gaussians
@@ -96,7 +96,7 @@ def gaussian_log_prob(
     log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
     return -0.5 * (eps.square().sum(1).T + x.shape[1] * math.log(2 * math.pi)) - log_det
 
-# %% ../nbs/01_reparameterization.ipynb #normal-kl-2
+# %% ../nbs/01_reparameterization.ipynb #normal-kl
 def normal_kl(
     mean_1: Tensor,  # mean of the first Gaussian
     log_var_1: Tensor,  # its log-variance
@@ -127,7 +127,7 @@ def log_normal_mass(
     top, bottom = _log_cdf(upper), _log_cdf(lower)
     return top + torch.log(-torch.expm1(bottom - top))
 
-# %% ../nbs/01_reparameterization.ipynb #checks-eq-discretized-likelihood
+# %% ../nbs/01_reparameterization.ipynb #discretized-gaussian-log-likelih-3
 def discretized_gaussian_log_likelihood(
     x: Tensor,  # values on the grid of `n_levels` equally spaced levels of [-1, 1]
     mean: Tensor,  # broadcastable with `x`

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['p_sample', 'respaced_steps', 'respace', 'sample_ddpm', 'ddim_step', 'sample_ddim', 'sample_dpm_solver', 'ddim_invert',
-           'slerp', 'inpaint', 'optimize_for_sampling']
+           'slerp', 'inpaint']
 
 # %% ../nbs/10_sampling.ipynb #import-torch-from-torch-import-t
-import copy
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .checks import check_choice, check_floating, check_int, check_number, check_same_shape, check_timesteps
@@ -41,7 +39,7 @@ def p_sample(
     eps = randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
     return mean + (0.5 * log_variance).exp() * eps, x_0_hat
 
-# %% ../nbs/10_sampling.ipynb #sample-ddpm
+# %% ../nbs/10_sampling.ipynb #respaced-steps-2
 def respaced_steps(
     n_steps: int,  # T, the number of steps of the schedule
     n_kept: int | None = None,  # how many to keep, 1..T; all without
@@ -55,7 +53,7 @@ def respaced_steps(
     ends = n_steps - n_steps * torch.arange(n_kept, dtype=torch.float64) / n_kept  # T, T - T/S, ...
     return (ends.round().long() - 1).tolist()
 
-# %% ../nbs/10_sampling.ipynb #normal-denoiser
+# %% ../nbs/10_sampling.ipynb #respace
 def respace(
     schedule: NoiseSchedule,  # the noise schedule of the network
     kept: list[int],  # code indices to keep, in any order
@@ -68,7 +66,7 @@ def respace(
     betas = -torch.expm1(log_alpha_bars.diff(prepend=torch.zeros(1, dtype=torch.float64)))
     return NoiseSchedule(betas, dtype=schedule.betas.dtype).to(schedule.betas.device)
 
-# %% ../nbs/10_sampling.ipynb #show-images-torch-cat-x-for-x-in
+# %% ../nbs/10_sampling.ipynb #start
 def _start(schedule, shape, x_T, generator):
     """Return the noise to start from, drawn if it is not given."""
     shape = tuple(check_int("shape", side) for side in shape)
@@ -89,14 +87,14 @@ def _walk(x, kept, step, progress, callback):
                 callback(t, x, x_0_hat)
     return x.clone()  # a tensor that autograd may use again
 
-# %% ../nbs/10_sampling.ipynb #ddim-step-2
+# %% ../nbs/10_sampling.ipynb #shorten
 def _shorten(model, schedule, kept):
     """Return the schedule of the kept steps, and the model as one of its indices, and the place of each index."""
     names = torch.tensor(sorted(kept), device=schedule.betas.device)
     places = {t: i for i, t in enumerate(sorted(kept))}
     return respace(schedule, kept), lambda x, i: model(x, names[i]), places
 
-# %% ../nbs/10_sampling.ipynb #sample-ddpm-2
+# %% ../nbs/10_sampling.ipynb #sample-ddpm
 def sample_ddpm(
     model,  # callable model(x_t, t) -> eps_hat
     schedule: NoiseSchedule,  # the noise schedule
@@ -119,7 +117,7 @@ def sample_ddpm(
     step = lambda x, t, _: p_sample(named, short, x, places[t], generator=generator, **options)
     return _walk(x, kept, step, progress, callback)
 
-# %% ../nbs/10_sampling.ipynb #ddim-step-3
+# %% ../nbs/10_sampling.ipynb #ddim-step-2
 def ddim_step(
     schedule: NoiseSchedule,  # the noise schedule
     x_t: Tensor,  # (B, ...) noisy images at t
@@ -172,7 +170,7 @@ def sample_ddim(
 
     return _walk(x, kept, step, progress, callback)
 
-# %% ../nbs/10_sampling.ipynb #errors-n-drawn-n-drawn-200-squar
+# %% ../nbs/10_sampling.ipynb #extrapolate
 def _extrapolate(schedule, guesses, t, t_prev):
     """Return the guess at the middle of the step from t to t_prev, from the guesses (t, x_0_hat) so far."""
     (t_last, x_0_last), (_, x_0_hat) = guesses
@@ -295,39 +293,3 @@ def _check_inpaint(
     options = {"variance": check_choice("variance", variance, VARIANCES), "clip_x_0": clip_x_0}
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     return _start(schedule, shape, x_T, generator), kept, n_repeats, mask, options
-
-# %% ../nbs/10_sampling.ipynb #optimize-for-sampling
-def _compiled(network):
-    """Compile a network: for the weights it has, as constants, on a CPU; with CUDA graphs on a GPU."""
-    kind = next(network.parameters()).device.type
-    call = torch.compile(network, mode="reduce-overhead" if kind == "cuda" else None)
-    if kind != "cpu":
-        return call
-    import torch._inductor.config as inductor
-
-    def frozen(x_t, t):
-        with inductor.patch(freezing=True):  # tracing reads it, before the options of `torch.compile` are set
-            return call(x_t, t)
-
-    return frozen
-
-# %% ../nbs/10_sampling.ipynb #optimize-for-sampling-2
-def optimize_for_sampling(
-    model: nn.Module,  # network model(x_t, t)
-    dtype: torch.dtype = torch.float32,  # of weights and arithmetic, such as torch.bfloat16
-    *,
-    compile: bool = False,  # also compile; pays after some thousand calls, and needs a C++ compiler on a CPU
-):
-    """Return a callable model(x_t, t) -> eps_hat that computes as a copy of a network, faster and without gradients."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16; got {dtype}")
-    network = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
-    call = _compiled(network) if compile else network
-
-    def predict(x_t, t):
-        x_t = x_t.clone() if compile else x_t  # made inside `inference_mode`, as all later ones, or it is compiled twice
-        return call(x_t.to(dtype), t).to(x_t.dtype, copy=compile)  # a CUDA graph writes to the same place each time
-
-    return predict

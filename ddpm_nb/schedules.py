@@ -35,7 +35,7 @@ def betas_from_alpha_bars(
         )
     return (falls / alpha_bars[:-1]).clamp(max=max_beta)
 
-# %% ../nbs/04_schedules.ipynb #sigmoid-betas
+# %% ../nbs/04_schedules.ipynb #linear-betas-2
 def linear_betas(
     n_steps: int,  # T, at least 1
     beta_start: float = 1e-4,  # variance of the first step, in (0, 1)
@@ -70,7 +70,7 @@ def cosine_betas(
     curve = torch.cos((u + s) / (1 + s) * math.pi / 2).square()
     return betas_from_alpha_bars(curve, max_beta)
 
-# %% ../nbs/04_schedules.ipynb #sigmoid-betas-2
+# %% ../nbs/04_schedules.ipynb #sigmoid-betas
 def sigmoid_betas(
     n_steps: int,  # T, at least 1
     start: float = -3.0,  # where on the logistic curve the first step begins

@@ -18,7 +18,8 @@ from ddpm_nb.data import load_images
 from ddpm_nb.evaluation import bits_per_dim, classifier_features, distance_with_error, frechet_distance, load_classifier
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.results import paired_difference
-from ddpm_nb.sampling import optimize_for_sampling, sample_ddim
+from ddpm_nb.fast import optimize_for_sampling
+from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import TrainConfig, train
 from ddpm_nb.unet import make_unet

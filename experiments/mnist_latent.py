@@ -26,7 +26,8 @@ from ddpm_nb.evaluation import classifier_features, load_classifier
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import replaced_file
 from ddpm_nb.latent import Autoencoder, from_latents, psnr, to_latents, train_autoencoder
-from ddpm_nb.results import Yardstick, measure_images, predict_noise
+from ddpm_nb.elbo import predict_noise
+from ddpm_nb.results import Yardstick, measure_images
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import train

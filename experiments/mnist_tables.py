@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ddpm_nb.data import load_dataset
-from ddpm_nb.elbo import rate_distortion
+from ddpm_nb.bound import rate_distortion
 from ddpm_nb.evaluation import CLASSIFIERS, classifier_features, load_classifier, save_classifier, train_classifier
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import load_pretrained, replaced_file

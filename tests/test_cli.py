@@ -19,7 +19,7 @@ from ddpm_nb.cli import default_options, main, read_options
 from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import bits_per_dim
 from ddpm_nb.hub import load_pretrained
-from ddpm_nb.results import predict_noise
+from ddpm_nb.elbo import predict_noise
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.training import TrainConfig, read_settings
 
@@ -350,7 +350,7 @@ def test_nothing_but_lines_where_there_is_no_terminal(tmp_path):
 
 def examples():
     """Return the commands in the shell blocks of the chapter, continued lines joined."""
-    cells = json.loads((ROOT / "nbs/18_command_line.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "nbs/28_command_line.ipynb").read_text())["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     blocks = re.findall(r"```shell\n(.*?)```", text, re.S)
     return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]

@@ -242,7 +242,7 @@ def test_given_noise_is_the_noise_that_is_used():
 
 MEMORY = """
 import resource, torch
-from ddpm_nb.elbo import vlb_terms
+from ddpm_nb.bound import vlb_terms
 from ddpm_nb.forward import NoiseSchedule
 torch.set_num_threads(1)
 x_0 = torch.randint(256, (64, 1, 28, 28), generator=torch.Generator().manual_seed(0)) / 127.5 - 1

@@ -13,7 +13,7 @@ from torchmetrics.image.fid import _compute_fid
 
 import ddpm_nb.evaluation as evaluation
 from ddpm_nb.data import load_dataset, scale_levels
-from ddpm_nb.elbo import rate_distortion, vlb_terms
+from ddpm_nb.bound import rate_distortion, vlb_terms
 from ddpm_nb.evaluation import (
     DigitClassifier,
     bits_per_dim,

@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 
-from ddpm_nb.clip import TEMPLATES, WORDS, CaptionRule, TextEncoder, fit_tokenizer, write_captions
+from ddpm_nb.captions import TEMPLATES, WORDS, CaptionRule, fit_tokenizer, write_captions
+from ddpm_nb.clip import TextEncoder
 from ddpm_nb.conditioning import TextUNet, encode_words, guided, score_attributes
 from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.forward import q_sample

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from ddpm_nb.elbo import optimal_denoiser
+from ddpm_nb.bound import optimal_denoiser
 from ddpm_nb.gaussian import GaussianMixture, randn, seeded_init
 from ddpm_nb.sampling import (
     ddim_invert,

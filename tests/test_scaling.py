@@ -130,7 +130,7 @@ def test_accelerate_reads_the_configuration(path):
 
 
 def test_the_page_shows_the_files():
-    page = (ROOT / "nbs" / "19_scaling.ipynb").read_text()
+    page = (ROOT / "nbs" / "26_scaling.ipynb").read_text()
     readme = (FOLDER / "README.md").read_text()
     assert len(SETTINGS) == 3
     cells = ["".join(cell["source"]) for cell in json.loads(page)["cells"]]

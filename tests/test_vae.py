@@ -7,7 +7,8 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from ddpm_nb.data import load_dataset
-from ddpm_nb.elbo import decoder_log_likelihood, vlb_terms
+from ddpm_nb.bound import vlb_terms
+from ddpm_nb.elbo import decoder_log_likelihood
 from ddpm_nb.forward import NoiseSchedule, predict_x_0, q_mean_variance
 from ddpm_nb.gaussian import discretized_gaussian_log_likelihood, seeded, seeded_init
 from ddpm_nb.vae import VAE, VAEBound, aggregate_log_prob, latent_rates, sample_vae, train_vae, vae_bound

@@ -22,24 +22,40 @@ NBS, TEXT = ROOT / "nbs", ROOT / "_text"
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 
 
+def slug(words):
+    """Turn words into a short cell id."""
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:32].strip("-") or "cell"
+
+
+def defined_name(cell):
+    """Return the first name that a code cell defines: a public function or class, else any, else a constant."""
+    if cell.cell_type != "code":
+        return None
+    names = re.findall(r"^(?:async )?(?:def|class) (\w+)", cell.source, re.M)
+    public = [name for name in names if not name.startswith("_")]
+    constant = re.search(r"^([A-Z][A-Z0-9_]+)\b.* = ", cell.source, re.M)
+    return (public or names or ([constant[1]] if constant else []) or [None])[0]
+
+
 def readable_id(cell):
     """Derive a short cell id from the first definition, heading or words of a cell."""
-    found = re.search(r"^(?:@.*\n)*(?:def|class) (\w+)", cell.source, re.M) or re.search(r"^#+ (.+)", cell.source, re.M)
-    words = found[1] if found else " ".join(w for w in cell.source.split("\n") if not w.startswith("#|"))
-    slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:32].strip("-")
-    return slug or "cell"
+    if name := defined_name(cell):
+        return slug(name)
+    heading = re.search(r"^#+ (.+)", cell.source, re.M) if cell.cell_type == "markdown" else None
+    return slug(heading[1] if heading else " ".join(w for w in cell.source.split("\n") if not w.startswith("#|")))
 
 
 def name_cells(nb, known):
-    """Give every cell that is new a readable id, unique in its notebook."""
-    taken = {cell.id for cell in nb.cells if cell.get("id") in known}
-    for cell in nb.cells:
-        if cell.get("id") in known:
+    """Name each cell that defines something after it, and give new cells a readable id; all unique in their notebook."""
+    stays = [cell.get("id") in known and defined_name(cell) is None for cell in nb.cells]
+    taken = {cell.id for cell, stay in zip(nb.cells, stays, strict=True) if stay}
+    for cell, stay in zip(nb.cells, stays, strict=True):
+        if stay:
             continue
-        slug, n = readable_id(cell), 2
-        cell.id = slug
+        name, n = readable_id(cell), 2
+        cell.id = name
         while cell.id in taken:
-            cell.id, n = f"{slug}-{n}", n + 1
+            cell.id, n = f"{name}-{n}", n + 1
         taken.add(cell.id)
 
 

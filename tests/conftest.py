@@ -1,0 +1,28 @@
+"""What several test files use."""
+
+import re
+
+import pytest
+import torch
+
+from ddpm_nb.data import load_dataset
+
+
+def refuses(call, *words, error=ValueError):
+    """Assert that a call raises an error whose message holds all the given words."""
+    with pytest.raises(error) as caught:
+        call()
+    missing = [word for word in words if not re.search(re.escape(word), str(caught.value))]
+    assert not missing, f"{caught.value!s} lacks {missing}"
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Load the training digits once, (1500, 1, 8, 8) in [-1, 1]."""
+    return load_dataset("digits").images()
+
+
+@pytest.fixture(autouse=True)
+def own_seed():
+    """Start every test from the same global seed, whatever ran before it."""
+    torch.manual_seed(0)
