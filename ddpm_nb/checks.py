@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_choice', 'check_int', 'check_number', 'check_floating', 'check_same_shape', 'check_timesteps', 'check_images',
-           'check_batch', 'check_square_images']
+           'check_batch', 'check_square_images', 'assert_refused']
 
 # %% ../nbs/91_checks.ipynb #import-math-import-numbers-impor
 import math
@@ -154,3 +154,20 @@ def check_square_images(
     if check_images(name, x).shape[-1] != x.shape[-2] or not x.numel():
         raise ValueError(f"{name} must be square and at least one; got {tuple(x.shape)}")
     return x
+
+# %% ../nbs/91_checks.ipynb #assert-refused
+def assert_refused(
+    call,  # function without arguments, such as `lambda: check_int("n", 0)`
+    *words: str,  # what the message must hold
+    error=(ValueError, TypeError),  # kind of error, or several
+):
+    """Assert that a call is refused with an error that holds the given words; print the message."""
+    try:
+        call()
+    except error as refusal:
+        message = str(refusal)
+    else:
+        raise AssertionError("the call was not refused")
+    missing = [word for word in words if word not in message]
+    assert not missing, f"{message!r} lacks {missing}"
+    print(f"{message}")
