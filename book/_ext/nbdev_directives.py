@@ -1,4 +1,7 @@
-"""Show notebooks without nbdev's ``#|`` lines: each line becomes the cell tag that MyST-NB understands."""
+"""Show notebooks without nbdev's ``#|`` lines: each line becomes the cell tag that MyST-NB understands.
+
+Where Sphinx's setting `hide_solutions` is on, the solutions of the exercises are left out, with the code cells in them.
+"""
 
 import hashlib
 import json
@@ -7,15 +10,15 @@ from pathlib import Path
 
 TAGS = {
     "default_exp": "remove-cell",
-    "hide": "remove-cell",
+    "hide": "hide-input",  # folded: what a page uses can be seen on it
     "export": "exported",  # styled by book.css
     "exporti": "exported",
     "exports": "exported",
-    "echo: false": "remove-input",
-    "output: false": "remove-output",
     "code-fold: true": "hide-input",
     "eval: false": "skip-execution",
 }
+INSTALL = ["hide", "eval: false"]  # the cell that installs the package on Colab
+STARTS, ENDS, CLOSING = "```{solution-start}", "```{solution-end}", "closing"
 
 
 def split_directives(source):
@@ -29,6 +32,8 @@ def split_directives(source):
 def tags_of(directives):
     """List the tags that stand for some directives, each once."""
     tags = [TAGS.get(d) or TAGS.get(d.split(" ")[0]) for d in directives if d]
+    if directives == INSTALL:
+        tags = ["remove-cell", "skip-execution"]  # the book runs on this package: only elsewhere need it be installed
     return [tag for tag in dict.fromkeys(tags) if tag]
 
 
@@ -48,9 +53,41 @@ def package_stamp(root):
     return digest.hexdigest()
 
 
-def translate(source, stamp):
+def split_solutions(cells):
+    """Yield each cell with the solutions cut from its text, and whether it is code inside a solution."""
+    inside = False
+    for cell in cells:
+        if cell["cell_type"] != "markdown":
+            yield cell, inside and cell["cell_type"] == "code"
+            continue
+        kept = []
+        for line in "".join(cell["source"]).splitlines(keepends=True):
+            if line.startswith(STARTS):
+                inside = True
+            elif line.startswith(ENDS):
+                inside = CLOSING
+            elif inside is CLOSING and line.strip() == "```":
+                inside = False
+            elif not inside:
+                kept.append(line)
+        yield cell | {"source": "".join(kept)}, False
+
+
+def without_solutions(source):
+    """Cut the solutions from a notebook that is given as JSON, for whoever downloads it."""
+    notebook = json.loads(source)
+    notebook["cells"] = [cell for cell, solves in split_solutions(notebook["cells"]) if not solves]
+    return json.dumps(notebook, indent=1)
+
+
+def translate(source, stamp, solutions=True):
     """Turn the directives of a notebook, given as JSON, into tags and stamp its code cells."""
     notebook = json.loads(source)
+    if not solutions:  # their code runs all the same: later cells may use what it defines
+        for i, (cell, solves) in enumerate(split_solutions(notebook["cells"])):
+            notebook["cells"][i] = cell
+            if solves:
+                cell["metadata"].setdefault("tags", []).append("remove-cell")
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
             continue
@@ -64,7 +101,7 @@ def translate(source, stamp):
 def on_source_read(app, docname, content):
     """Translate each notebook before MyST-NB reads it."""
     if Path(app.env.doc2path(docname)).suffix == ".ipynb":
-        content[0] = translate(content[0], package_stamp(app.srcdir))
+        content[0] = translate(content[0], package_stamp(app.srcdir), solutions=not app.config.hide_solutions)
 
 
 def on_outdated(app, env, added, changed, removed):
@@ -73,8 +110,17 @@ def on_outdated(app, env, added, changed, removed):
     return [] if env.package_stamp == before else sorted(env.found_docs)
 
 
+def on_build_finished(app, exception):
+    """Leave the solutions out of the notebooks that the site offers for download, too."""
+    if exception or app.builder.format != "html" or not app.config.hide_solutions:
+        return
+    for path in Path(app.outdir, "_sources").rglob("*.ipynb"):
+        path.write_text(without_solutions(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def setup(app):
     """Register the extension with Sphinx."""
     app.connect("source-read", on_source_read)
     app.connect("env-get-outdated", on_outdated)
-    return {"version": "1", "env_version": 2, "parallel_read_safe": True}
+    app.connect("build-finished", on_build_finished)
+    return {"version": "1", "env_version": 3, "parallel_read_safe": True}

@@ -1,4 +1,7 @@
-"""Settings that the site shares with the project: the repository's address, the execution mode, MathJax's files."""
+"""Settings that the site shares with the project: the repository's address, MathJax's files; and two of whoever builds it.
+
+BOOK_EXECUTE=off renders the committed outputs, BOOK_SOLUTIONS=off leaves out the solutions of the exercises.
+"""
 
 import configparser
 import os
@@ -28,6 +31,7 @@ def on_config_inited(app, config):
         "launch_buttons": {"colab_url": "https://colab.research.google.com"},
     }
     config.nb_execution_mode = os.environ.get("BOOK_EXECUTE") or config.nb_execution_mode
+    config.hide_solutions = config.hide_solutions or os.environ.get("BOOK_SOLUTIONS") == "off"
 
 
 def on_page(app, pagename, templatename, context, doctree):
