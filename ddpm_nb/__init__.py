@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
     from .bound import VLBTerms, optimal_denoiser, rate_distortion, vlb_terms
+    from .convert import unet_from_diffusers, unet_to_diffusers
     from .data import ImageDataset, load_dataset, load_images
     from .elbo import predict_noise, simple_loss
     from .embeddings import sinusoidal_embedding
@@ -14,7 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from .fast import optimize_for_sampling
     from .forward import NoiseSchedule, predict_eps, predict_x_0, q_mean_variance, q_posterior, q_sample, q_step
     from .gaussian import GaussianMixture, discretized_gaussian_log_likelihood, normal_kl, reparameterize
-    from .hub import load_pretrained, save_pretrained, unet_from_diffusers, unet_to_diffusers
+    from .hub import load_pretrained, save_pretrained
     from .pictures import FolderDataset
     from .pipeline import TextToImage
     from .plots import image_slider, plot_curves, show_images
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
 # module -> the names that it offers here; a test compares this with the imports above
 _OFFERED = {
     "bound": "VLBTerms optimal_denoiser rate_distortion vlb_terms",
+    "convert": "unet_from_diffusers unet_to_diffusers",
     "data": "ImageDataset load_dataset load_images",
     "elbo": "predict_noise simple_loss",
     "embeddings": "sinusoidal_embedding",
@@ -33,7 +35,7 @@ _OFFERED = {
     "fast": "optimize_for_sampling",
     "forward": "NoiseSchedule predict_eps predict_x_0 q_mean_variance q_posterior q_sample q_step",
     "gaussian": "GaussianMixture discretized_gaussian_log_likelihood normal_kl reparameterize",
-    "hub": "load_pretrained save_pretrained unet_from_diffusers unet_to_diffusers",
+    "hub": "load_pretrained save_pretrained",
     "pictures": "FolderDataset",
     "pipeline": "TextToImage",
     "plots": "image_slider plot_curves show_images",
