@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from ddpm_nb.hub import replaced_file
+from ddpm_nb.files import replaced_file
 
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "diffusers", "denoising-diffusion-pytorch", "labml-nn", "accelerate")

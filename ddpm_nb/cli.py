@@ -22,7 +22,9 @@ from .checks import check_choice, check_int
 from .data import load_dataset
 from .data import DATASETS
 from .evaluation import bits_per_dim
-from .hub import find_model, load_pretrained, read_config, replaced_file
+from .elbo import predict_noise
+from .files import find_model, replaced_file
+from .hub import SHIPPED, describe_model, load_pretrained
 from .pipeline import TextToImage
 from .fast import keep_freed_memory, optimize_for_sampling
 from .sampling import sample_ddim, sample_ddpm
@@ -246,20 +248,6 @@ def _facts(options, data):
     card |= {"schedule": options["schedule"], "T": options["n_steps"]}
     return card, {name: options[name] for name in _DATA} | {"n_images": len(data)}
 
-# %% ../nbs/28_command_line.ipynb #objective
-def _objective(run):
-    """Return what the network of a run predicts; models that do not say it predict the noise."""
-    return read_config(find_model(run))["card"].get("objective", "eps")
-
-
-def _noise_model(model, schedule, objective):
-    """Return a model that predicts the noise, which samplers and bounds take."""
-    if objective == "eps":
-        return model
-    from ddpm_nb.elbo import predict_noise
-
-    return predict_noise(model, schedule, objective)
-
 # %% ../nbs/28_command_line.ipynb #sampler
 def _sampler(options):
     """Return a function that draws 64 images into OUT/samples every so often."""
@@ -271,7 +259,7 @@ def _sampler(options):
             c, s = trainer.network.config["in_channels"], trainer.network.config["image_size"]
             generator = torch.Generator().manual_seed(0)
             steps = min(50, trainer.schedule.n_steps)
-            model = _noise_model(trainer.ema.model, trainer.schedule, trainer.config.objective)
+            model = predict_noise(trainer.ema.model, trainer.schedule, trainer.config.objective)
             x = sample_ddim(model, trainer.schedule, (64, c, s, s), n_steps=steps, generator=generator)
             _save_picture(x, folder / f"step-{trainer.n_steps:08d}.png", 4)
 
@@ -331,7 +319,7 @@ def _train(options, config, data, going_on):
     skipped = f", {result.n_skipped} of them skipped" if result.n_skipped else ""
     _say(f"trained {config.n_iterations} iterations{skipped} in {result.seconds:.0f} s, loss {result.losses[-50:].mean():.4f}")
     run = str(options["out"])
-    run = shlex.quote(run if find_model(run) == Path(run) else f"./{run}")  # a shipped model may have that name
+    run = shlex.quote(run if find_model(run, SHIPPED) == Path(run) else f"./{run}")  # a shipped model may have that name
     _say(f"saved in {options['out']}; next: ddpm-nb sample --run {run} --out samples.png")
 
 # %% ../nbs/28_command_line.ipynb #held-out
@@ -361,7 +349,6 @@ def _run_sample(args):
     shape = (model.config["in_channels"], *[model.config["image_size"]] * 2)
     n_steps = min(50, schedule.n_steps) if args.steps is None else check_int("--steps", args.steps, 1, schedule.n_steps)
     model = optimize_for_sampling(model, pick_precision(args.precision, device), compile=args.compile)
-    model = _noise_model(model, schedule, _objective(args.run))
     options = {"generator": torch.Generator().manual_seed(args.seed), "progress": True}
     sample = partial(sample_ddim, n_steps=n_steps) if args.sampler == "ddim" else sample_ddpm
     parts = [min(args.batch_size, args.n - i) for i in range(0, args.n, args.batch_size)]
@@ -418,14 +405,13 @@ def _run_evaluate(args):
     if out is not None:
         _check_folder(out)
     model, schedule = load_pretrained(args.run, device=device)
-    name = args.dataset or read_config(find_model(args.run))["card"].get("data")
+    name = args.dataset or describe_model(args.run)["card"].get("data")
     if name not in DATASETS:
         raise ValueError(f"the card of {args.run} does not say what it was trained on; pass --dataset")
     grey = model.config["in_channels"] == 1
     options = default_options() | {"dataset": name, "root": args.root, "grey": grey}
     images, n_levels = _test_images(options | {"image_size": model.config["image_size"]}, args.n)
     generator = torch.Generator().manual_seed(args.seed)
-    model = _noise_model(model, schedule, _objective(args.run))
     bits = bits_per_dim(model, schedule, images.to(device), n_levels=n_levels, generator=generator)
     figures = {"run": str(args.run), "data": name, "split": "test", "n": bits.n_images, "seed": args.seed}
     figures |= {"bits_per_dim": bits.mean, "stderr": bits.stderr, "T": schedule.n_steps}
@@ -437,9 +423,10 @@ def _run_evaluate(args):
 # %% ../nbs/28_command_line.ipynb #run-info
 def _run_info(args):
     """Print what is known about a model, and how far its run has come."""
-    folder = find_model(args.run)
-    config = read_config(folder)
-    facts = {"class": config["class"]} | config["config"] | config["card"]
+    folder = find_model(args.run, SHIPPED)
+    config = describe_model(folder)
+    part = config["parts"]["model"]
+    facts = {"class": part["class"]} | part["config"] | config["facts"] | config["card"]
     if lines := read_log(Path(folder) / LOG_FILE):
         facts |= {"last logged": f"iteration {lines[-1]['step']}, loss {lines[-1]['loss']:.4f}"}
         saved = sorted((Path(folder) / CHECKPOINTS).glob("step-*.json"))

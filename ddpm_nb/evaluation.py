@@ -8,23 +8,17 @@ __all__ = ['PUBLISHED', 'CLASSIFIERS', 'BitsPerDim', 'bits_per_dim', 'DigitClass
            'kernel_distance', 'distance_with_error', 'verdict', 'inception_fid', 'nearest_neighbors']
 
 # %% ../nbs/11_evaluation.ipynb #import-math-from-dataclasses-imp
-import json
 import math
-import re
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from .checks import check_floating, check_int, check_number, check_square_images
 from .bound import VLBTerms, vlb_terms
 from .forward import NoiseSchedule
 from .gaussian import seeded_init
-from .hub import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, checksum, replaced_file
+from .files import PACKAGE, find_model, load_parts, save_parts
 
 # %% ../nbs/11_evaluation.ipynb #bitsperdim-2
 @dataclass(frozen=True)
@@ -181,8 +175,7 @@ def _check_labeled(images, labels):
     return int(labels.max()) + 1
 
 # %% ../nbs/11_evaluation.ipynb #save-classifier
-CLASSIFIERS = Path(str(files("ddpm_nb"))) / "classifiers"
-_CLASSIFIER = {"format": "ddpm_nb classifier", "version": 1}
+CLASSIFIERS = PACKAGE / "classifiers"
 
 
 def save_classifier(
@@ -190,63 +183,25 @@ def save_classifier(
     classifier: DigitClassifier,  # the trained network
     *,
     card: dict,  # facts: the data it was trained on, for how long, its test accuracy
+    overwrite: bool = False,  # replace a classifier that is already there
 ):
-    """Write a classifier as safetensors and JSON with a checksum, and its card as Markdown."""
+    """Write a classifier and its card, in the form of every model of the package."""
     if not {"data", "iterations", "test accuracy"} <= set(card):
         raise ValueError(f"card must say data, iterations and test accuracy; got {sorted(card)}")
-    weights = save({k: v.cpu().contiguous() for k, v in classifier.state_dict().items()})
-    config = _CLASSIFIER | {"config": classifier.config, "card": card}
-    config["sha256"] = checksum(config, weights)
-    text = json.dumps(config, indent=1, allow_nan=False)
-    rows = [f"| {name} | {value} |" for name, value in card.items()]
-    lines = ["# Classifier", "", "Features for distances.", "", "| fact | value |", "|---|---|"]
-    contents = {CONFIG_FILE: text.encode(), CARD_FILE: "\n".join([*lines, *rows, ""]).encode()}
-    Path(path).mkdir(parents=True, exist_ok=True)
-    for name, content in (contents | {WEIGHTS_FILE: weights}).items():
-        with replaced_file(Path(path) / name) as file:
-            file.write_bytes(content)
+    save_parts(path, {"classifier": classifier}, card=card, overwrite=overwrite)
 
-# %% ../nbs/11_evaluation.ipynb #load-classifier
+
 def load_classifier(
     name_or_path="digits",  # a shipped name, or a folder written by `save_classifier`
     *,
     device="cpu",  # where the network shall live
 ) -> DigitClassifier:
     """Load a classifier, frozen; refuse files that were changed."""
-    config, weights = _read_classifier(_find_classifier(name_or_path))
-    try:
-        with torch.device("meta"):
-            model = DigitClassifier(**config["config"])
-        model.load_state_dict(load(weights), assign=True)
-    except (SafetensorError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{name_or_path} does not hold a complete classifier: {error}") from None
-    return model.to(device).eval().requires_grad_(False)
-
-# %% ../nbs/11_evaluation.ipynb #find-classifier
-def _find_classifier(name_or_path):
-    """Return the folder of a classifier, or say which are shipped."""
-    is_name = isinstance(name_or_path, str) and re.fullmatch(r"[\w-]+", name_or_path)
-    path = CLASSIFIERS / name_or_path if is_name else Path(name_or_path)
-    path = path if path.is_dir() else Path(name_or_path)
-    if not (path / CONFIG_FILE).is_file() or not (path / WEIGHTS_FILE).is_file():
-        names = ", ".join(sorted(p.name for p in CLASSIFIERS.glob("*") if p.is_dir()))
-        needed = f"{CONFIG_FILE} and {WEIGHTS_FILE}, or a shipped name: {names}"
-        raise FileNotFoundError(f"no classifier at {path}: it must be a folder with {needed}")
-    return path
-
-
-def _read_classifier(path):
-    """Read and verify the two files of a classifier."""
-    weights = (path / WEIGHTS_FILE).read_bytes()
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path / CONFIG_FILE} is not valid JSON: {error}") from None
-    if not isinstance(config, dict) or not _CLASSIFIER.items() <= config.items():
-        raise ValueError(f"{path / CONFIG_FILE} does not describe a classifier of this package")
-    if checksum(config, weights) != config.get("sha256"):
-        raise ValueError(f"{path}: the checksum does not fit: a file is damaged or was changed")
-    return config, weights
+    path = find_model(name_or_path, CLASSIFIERS)
+    parts, _, _ = load_parts(path, [DigitClassifier], device=device)
+    if set(parts) != {"classifier"}:
+        raise ValueError(f"{path} holds {list(parts)}; it must hold a classifier and nothing else")
+    return parts["classifier"].requires_grad_(False)
 
 # %% ../nbs/11_evaluation.ipynb #classifierreport
 @dataclass(frozen=True)

@@ -109,16 +109,18 @@ def write_sealed(
     weights_path,  # the safetensors file beside it
     facts: dict,  # what JSON can hold; the checksum is added
     tensors: dict,  # name -> tensor
-    **texts: str,  # further files of the same folder, by the name of the file
+    *,
+    texts: dict | None = None,  # further files of the same folder: name of the file -> its text
 ):
     """Write facts and tensors; nothing is renamed before all files are written, the JSON file last."""
+    path = Path(path)
     weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     facts = json.loads(json.dumps(facts, allow_nan=False))  # as a reader will see it
     facts["sha256"] = checksum(facts, weights)
-    contents = {Path(path): json.dumps(facts, indent=1).encode()}
-    contents |= {Path(path).with_name(name): text.encode() for name, text in texts.items()}
+    contents = {path: json.dumps(facts, indent=1).encode()}
+    contents |= {path.with_name(name): text.encode() for name, text in (texts or {}).items()}
     contents[Path(weights_path)] = weights
-    with ExitStack() as stack:  # leaves in reverse order
+    with ExitStack() as stack:  # leaves in reverse order: the JSON file is renamed last
         for file, content in contents.items():
             stack.enter_context(replaced_file(file)).write_bytes(content)
 
@@ -131,7 +133,8 @@ def read_sealed(
     facts, weights = read_json(path), Path(weights_path).read_bytes()
     if not isinstance(facts, dict) or facts.get("sha256") != checksum(facts, weights):
         names = f"{Path(weights_path).name} or {Path(path).name}"
-        raise ValueError(f"{Path(path).parent}: the checksum does not fit: {names} is truncated, damaged or was changed")
+        problem = f"the checksum does not fit: {names} is truncated, damaged or was changed"
+        raise ValueError(f"{Path(path).parent}: {problem}")
     try:
         return facts, load(weights)
     except SafetensorError as error:
@@ -177,12 +180,23 @@ def _one_line(value):
     return " ".join(str(value).replace("|", "\\|").split())
 
 # %% ../nbs/93_files.ipynb #plan-module
-class _WithoutValues(TorchFunctionMode):
-    """Leave out the functions that give parameters their first values."""
+_MAKERS = (torch.empty, torch.zeros, torch.ones, torch.randn)
+
+
+class _OnPaper(TorchFunctionMode):
+    """Count the tensors that are made, and leave out the functions that give them first values."""
+
+    def __init__(self, n_tensors):
+        super().__init__()
+        self.n_tensors, self.n_made = n_tensors, 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        is_init = getattr(func, "__module__", None) == nn.init.__name__
-        return (args or (kwargs["tensor"],))[0] if is_init else func(*args, **kwargs or {})
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        self.n_made += func in _MAKERS
+        if self.n_made > 2 * self.n_tensors + 100:  # some are only used on the way
+            raise ValueError(f"the architecture needs more tensors than the {self.n_tensors} there are")
+        return func(*args, **kwargs or {})
 
 
 def plan_module(
@@ -190,13 +204,8 @@ def plan_module(
     config: dict,  # its arguments, perhaps a stranger's
     n_tensors: int,  # how many tensors there are for it
 ) -> nn.Module:
-    """Build a network without memory, unless it has more blocks than there are tensors for them."""
-    levels = len(config.get("channel_mults", "1"))
-    counts = ("n_res_blocks", "n_blocks", "n_layers", "n_downs")
-    blocks = max(config.get(name, 1) for name in counts)
-    if levels * blocks > n_tensors:
-        raise ValueError(f"{levels} levels of {blocks} blocks need more than {n_tensors} tensors")
-    with torch.device("meta"), _WithoutValues():
+    """Build a network without memory, and stop when it asks for many more tensors than there are."""
+    with torch.device("meta"), _OnPaper(n_tensors):
         return kind(**config)
 
 # %% ../nbs/93_files.ipynb #build-parts
@@ -207,23 +216,29 @@ def build_parts(
 ) -> dict[str, nn.Module]:
     """Build networks around tensors that fit them exactly."""
     known = {kind.__name__: kind for kind in classes}
-    modules = {name: plan_module(known[part["class"]], part["config"], len(tensors)) for name, part in described.items()}
-    wanted = {f"{name}.{k}": tuple(v.shape) for name, module in modules.items() for k, v in module.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in tensors.items()}
-    for name in sorted({name for name, _ in wanted.items() ^ found.items()}):
-        shapes = [d.get(name, "no such tensor") for d in (wanted, found)]
-        raise ValueError(f"{name}: the architecture has {shapes[0]}, the file {shapes[1]}")
-    if not all(tensor.is_floating_point() for tensor in tensors.values()):
-        raise ValueError("every tensor must have a floating-point type")
+    modules = {}
+    for name, part in described.items():
+        modules[name] = plan_module(known[part["class"]], part["config"], len(tensors))
+    _compare_shapes(modules, tensors)
     for name, module in modules.items():
-        own = {k: tensors[f"{name}.{k}"] for k in module.state_dict()}
+        own = {key: tensors[f"{name}.{key}"] for key in module.state_dict()}
         module.load_state_dict(own, assign=True)
     return modules
+
+
+def _compare_shapes(modules, tensors):
+    """Raise `ValueError` for the first tensor that is missing, too many, or of another shape."""
+    planned = {f"{name}.{k}": v for name, part in modules.items() for k, v in part.state_dict().items()}
+    wanted, found = ({k: tuple(v.shape) for k, v in d.items()} for d in (planned, tensors))
+    for name in sorted({name for name, _ in wanted.items() ^ found.items()}):
+        needed, given = (shapes.get(name, "no such tensor") for shapes in (wanted, found))
+        raise ValueError(f"{name}: the architecture has {needed}, the file {given}")
+    if not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise ValueError("every tensor must have a floating-point type")
 
 # %% ../nbs/93_files.ipynb #save-parts
 _FORMAT = {"format": "ddpm_nb parts", "version": 1}
 _FIELDS = {"format": str, "version": int, "parts": dict, "facts": dict, "card": dict, "sha256": str}
-_BAD_CONTENT = (SafetensorError, LookupError, TypeError, RuntimeError, ArithmeticError, ValueError)
 
 
 def save_parts(
@@ -236,27 +251,36 @@ def save_parts(
     overwrite: bool = False,  # replace a model that is already there
 ):
     """Write modules as one model: safetensors, JSON and a readable card, all three or none."""
-    named = all("." not in name and isinstance(getattr(part, "config", None), dict) for name, part in parts.items())
-    if not parts or not named:
-        raise TypeError(f"parts must map names without dots to modules that have a .config; got {list(parts)}")
-    _check_card(card := card or {})
-    described = {name: {"class": type(part).__name__, "config": part.config} for name, part in parts.items()}
+    described = {name: _describe(name, part) for name, part in parts.items()}
+    card = _check_card(card or {})
     config = _FORMAT | {"parts": described, "facts": facts or {}, "card": card}
+    json.dumps(config, allow_nan=False)  # refuses what JSON cannot hold, before anything is written
     weights = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+    texts = {CARD_FILE: model_card(card.get("name", "model"), card, described)}
     folder = _prepare_folder(Path(path), overwrite)
-    text = {CARD_FILE: model_card(card.get("name", "model"), card, described)}
-    write_sealed(folder / CONFIG_FILE, folder / WEIGHTS_FILE, config, weights | (tensors or {}), **text)
+    weights |= tensors or {}
+    write_sealed(folder / CONFIG_FILE, folder / WEIGHTS_FILE, config, weights, texts=texts)
 
-# %% ../nbs/93_files.ipynb #check-card
+# %% ../nbs/93_files.ipynb #describe
+def _describe(name, part):
+    """Return the class and the arguments of a part."""
+    config = getattr(part, "config", None)
+    if not isinstance(name, str) or not name or "." in name or not isinstance(config, dict):
+        needed = "names without dots to modules that have a .config"
+        raise TypeError(f"parts must map {needed}; got {name!r}: {type(part).__name__}")
+    return {"class": type(part).__name__, "config": config}
+
+
 def _check_card(card):
-    """Refuse a card that JSON or a table cannot hold."""
+    """Return a card that JSON and a table can hold; refuse any other."""
     for key, value in card.items():
         number = isinstance(value, int | float) and math.isfinite(value)
         if not isinstance(key, str) or not (number or value is None or isinstance(value, str)):
             allowed = "names to strings, finite numbers, booleans or None"
             raise ValueError(f"card must map {allowed}; got {key!r}: {value!r}")
+    return card
 
-
+# %% ../nbs/93_files.ipynb #prepare-folder
 def _prepare_folder(path, overwrite):
     """Create the folder of a model, or refuse a path that cannot take one."""
     if (path / CONFIG_FILE).exists() and not overwrite:
@@ -278,32 +302,47 @@ def read_config(
     classes,  # the classes that its parts may have
 ) -> dict:
     """Read config.json of a folder and check that `save_parts` may have written it."""
-    config, names = read_json(Path(path) / CONFIG_FILE), [kind.__name__ for kind in classes]
-    problem = _config_problem(config)
-    for name, part in {} if problem else config["parts"].items():
-        fits = isinstance(part, dict) and set(part) == {"class", "config"} and isinstance(part["config"], dict)
-        if not fits or part["class"] not in names:
-            problem = f"part {name!r} must name a class among {', '.join(names)}, and its config"
-    if problem:
-        raise ValueError(f"{Path(path) / CONFIG_FILE} does not describe a model of this kind: {problem}")
+    file = Path(path) / CONFIG_FILE
+    config = _from_first_edition(read_json(file))
+    if problem := _config_problem(config, [kind.__name__ for kind in classes]):
+        raise ValueError(f"{file} does not describe a model of this kind: {problem}")
     return config
 
 
-def _config_problem(config):
+def _from_first_edition(config):
+    """Translate the description of a single network, as the first edition wrote it."""
+    if not isinstance(config, dict) or config.get("format") != "ddpm_nb model":
+        return config
+    network = {"class": config.pop("class", None), "config": config.pop("config", None)}
+    card = config.get("card")
+    objective = card.get("objective", "eps") if isinstance(card, dict) else None
+    facts = {"objective": objective}
+    return config | {"format": _FORMAT["format"], "parts": {"model": network}, "facts": facts}
+
+# %% ../nbs/93_files.ipynb #config-problem
+def _config_problem(config, names):
     """Say what is wrong with the contents of a config.json, or return None."""
     if not isinstance(config, dict) or config.get("format") != _FORMAT["format"]:
         return f'it has no entry "format": "{_FORMAT["format"]}"'
     if config.get("version") != _FORMAT["version"]:
-        return f"version must be {_FORMAT['version']}; got {config.get('version')!r}, of another release?"
+        version = config.get("version")
+        return f"version must be {_FORMAT['version']}; got {version!r}, of another release?"
     if set(config) != set(_FIELDS):
         missing, unknown = sorted(_FIELDS.keys() - config), sorted(config.keys() - _FIELDS)
         return f"missing are {missing}, unknown are {unknown}"
     for name, kind in _FIELDS.items():
         if type(config[name]) is not kind:
             return f"{name} must be of type {kind.__name__}; got {config[name]!r}"
+    for name, part in config["parts"].items():
+        fits = isinstance(part, dict) and set(part) == {"class", "config"}
+        if not fits or part["class"] not in names or not isinstance(part["config"], dict):
+            return f"part {name!r} must name a class among {', '.join(names)}, and its config"
     return None
 
 # %% ../nbs/93_files.ipynb #load-parts
+_BAD_CONTENT = (LookupError, TypeError, RuntimeError, ArithmeticError, ValueError)
+
+
 def load_parts(
     path,  # folder that `save_parts` wrote
     classes,  # the classes that may be built
@@ -322,4 +361,5 @@ def load_parts(
         modules = build_parts(config["parts"], classes, tensors)
     except _BAD_CONTENT as error:
         raise ValueError(f"{path} does not hold a complete model: {error}") from None
-    return {name: module.to(device).eval() for name, module in modules.items()}, further, config
+    modules = {name: module.to(device).eval() for name, module in modules.items()}
+    return modules, further, config

@@ -19,7 +19,7 @@ from .clip import TextEncoder
 from .conditioning import TextUNet, encode_words, guided
 from .forward import NoiseSchedule, q_sample
 from .gaussian import randn
-from .hub import load_parts, save_parts
+from .files import find_model, load_parts, save_parts
 from .latent import Autoencoder, from_latents, to_latents
 from .sampling import ddim_step, respaced_steps
 
@@ -89,7 +89,9 @@ class _OnDisk(_Parts):
         device="cpu",  # where the parts shall live
     ):
         """Load a pipeline, in evaluation mode; refuse files that were changed or that do not fit together."""
-        parts, schedule, config = load_parts(name_or_path, _CLASSES, shipped=PIPELINES, device=device)
+        folder = find_model(name_or_path, PIPELINES)
+        parts, tensors, config = load_parts(folder, _CLASSES, extra=["schedule.betas"], device=device)
+        schedule = NoiseSchedule(tensors["schedule.betas"]).to(device)
         return _assemble_pipeline(cls, name_or_path, parts, schedule, config)
 
     def save_pretrained(
@@ -103,7 +105,8 @@ class _OnDisk(_Parts):
         parts |= {} if self.autoencoder is None else {"autoencoder": self.autoencoder}
         rule = None if self.rule is None else self.rule.to_dict()
         facts = {"tokenizer": self.tokenizer.to_dict(), "rule": rule}
-        save_parts(path, parts, self.schedule, facts=facts, card=self.card, overwrite=overwrite)
+        tensors = {"schedule.betas": self.schedule.exact_betas}
+        save_parts(path, parts, tensors=tensors, facts=facts, card=self.card, overwrite=overwrite)
 
 # %% ../nbs/22_stable_diffusion.ipynb #order
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm_nb.data import load_images
 from ddpm_nb.evaluation import classifier_features, load_classifier
 from ddpm_nb.gaussian import seeded
-from ddpm_nb.hub import replaced_file
+from ddpm_nb.files import replaced_file
 from ddpm_nb.latent import Autoencoder, from_latents, psnr, to_latents, train_autoencoder
 from ddpm_nb.elbo import predict_noise
 from ddpm_nb.results import Yardstick, measure_images

@@ -31,7 +31,7 @@ from ddpm_nb.conditioning import TextUNet, score_attributes, train_conditional
 from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.gaussian import seeded
-from ddpm_nb.hub import replaced_file
+from ddpm_nb.files import replaced_file
 from ddpm_nb.latent import Autoencoder, from_latents, psnr, to_latents, train_autoencoder
 from ddpm_nb.pipeline import PIPELINES, TextToImage
 from ddpm_nb.sampling import respace

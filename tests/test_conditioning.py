@@ -35,9 +35,10 @@ from ddpm_nb.conditioning import (
 )
 from ddpm_nb.data import load_dataset
 from ddpm_nb.elbo import simple_loss
+from ddpm_nb.files import load_parts, save_parts
+from ddpm_nb.forward import NoiseSchedule
 from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.gaussian import seeded_init
-from ddpm_nb.hub import load_parts, save_parts
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import TrainConfig
@@ -217,7 +218,7 @@ def test_config_rebuilds_the_network(tmp_path):
     again.load_state_dict(net.state_dict())
     args = draw(2, 1, 8, 8), torch.tensor([3, 40]), draw(2, 5, 6)
     assert torch.equal(again.eval()(*args), net(*args))
-    save_parts(tmp_path / "net", {"unet": net}, schedule, facts={}, card={})
+    save_parts(tmp_path / "net", {"unet": net})
     loaded = load_parts(tmp_path / "net", (TextUNet,))[0]["unet"]
     assert torch.equal(loaded(*args), net(*args))
     assert loaded.config == net.config
@@ -531,7 +532,8 @@ def test_scores_refuse(digits):
 
 @pytest.fixture(scope="module")
 def shipped():
-    parts, schedule, config = load_parts(SHIPPED, (TextEncoder, TextUNet))
+    parts, tensors, config = load_parts(SHIPPED, (TextEncoder, TextUNet), extra=["schedule.betas"])
+    schedule = NoiseSchedule(tensors["schedule.betas"])
     facts = config["facts"]
     return parts["unet"], parts["text_encoder"], schedule, Tokenizer.from_dict(facts["tokenizer"]), CaptionRule.from_dict(facts["rule"])
 

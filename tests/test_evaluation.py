@@ -29,7 +29,7 @@ from ddpm_nb.evaluation import (
     train_classifier,
     verdict,
 )
-from ddpm_nb.hub import checksum
+from ddpm_nb.files import checksum
 from ddpm_nb.schedules import make_schedule
 
 

@@ -11,9 +11,10 @@ from ddpm_nb.captions import TEMPLATES, WORDS, CaptionRule, fit_tokenizer, write
 from ddpm_nb.clip import TextEncoder
 from ddpm_nb.conditioning import TextUNet, encode_words, guided, score_attributes
 from ddpm_nb.evaluation import load_classifier
+from ddpm_nb.files import CONFIG_FILE, WEIGHTS_FILE, checksum
 from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded
-from ddpm_nb.hub import CONFIG_FILE, SHIPPED, WEIGHTS_FILE, checksum
+from ddpm_nb.hub import SHIPPED
 from ddpm_nb.latent import Autoencoder, from_latents, to_latents
 from ddpm_nb.pipeline import MAX_GUIDANCE, PIPELINES, TextToImage
 from ddpm_nb.sampling import sample_ddim

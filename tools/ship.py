@@ -16,7 +16,7 @@ import torch
 from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import bits_per_dim, classifier_report, train_classifier
 from ddpm_nb.forward import q_sample
-from ddpm_nb.hub import load_pretrained, read_config, save_pretrained
+from ddpm_nb.hub import describe_model, load_pretrained, save_pretrained
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.training import LOG_FILE, read_log, read_settings
 
@@ -39,7 +39,7 @@ def training_facts(run, hardware):
     """Return what the run says about itself."""
     config, data = read_settings(run)
     seconds = sum(line["seconds"] for line in read_log(Path(run) / LOG_FILE))
-    facts = read_config(run)["card"] | {"images": data["n_images"]}
+    facts = describe_model(run)["card"] | {"images": data["n_images"]}
     kept = ("lr", "warmup", "ema_decay", "precision")
     return facts | {name: asdict(config)[name] for name in kept} | {"hardware": hardware, "training minutes": round(seconds / 60, 1)}
 
