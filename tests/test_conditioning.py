@@ -213,7 +213,7 @@ def test_every_parameter_learns():
 
 
 def test_config_rebuilds_the_network(tmp_path):
-    net, schedule = tiny(), make_schedule("cosine", 50)
+    net = tiny()
     again = TextUNet(**json.loads(json.dumps(net.config)))
     again.load_state_dict(net.state_dict())
     args = draw(2, 1, 8, 8), torch.tensor([3, 40]), draw(2, 5, 6)
