@@ -1,33 +1,70 @@
-"""Rules that the project keeps about itself: one address, one version, pinned actions, notebooks of one form."""
+"""Rules that the project keeps about itself: one address, one version, pinned actions, notebooks of one form (tools/rules.py)."""
 
 import ast
 import configparser
-import importlib
 import inspect
-import json
 import re
 import subprocess
 import sys
 import tomllib
-from collections import Counter
 from pathlib import Path
 
 import address
 import pytest
+import rules
 import yaml
-from fastcore.docments import docments
 
 import ddpm_nb
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-MODULES = [f"ddpm_nb.{path.stem}" for path in sorted((ROOT / "ddpm_nb").glob("[!_]*.py"))]
+BOOK = rules.read_book()
+CHAPTERS = {nb.module: nb.number for nb in BOOK if nb.module}
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # Written in halves, so that this file passes its own test.
-REGISTRIES = ["pypi" + ".org", "pythonhosted" + ".org", "anaconda" + ".org", "download.pytorch" + ".org", "npmjs" + ".org"]
+REGISTRIES = [
+    "pypi" + ".org",
+    "pythonhosted" + ".org",
+    "anaconda" + ".org",
+    "download.pytorch" + ".org",
+    "npmjs" + ".org",
+]
 
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-each_module = pytest.mark.parametrize("name", MODULES)
+# The names that users rely on, from the top of the package: see "The public contract" in the project's design.
+CONTRACT = """
+reparameterize normal_kl discretized_gaussian_log_likelihood
+NoiseSchedule q_step q_sample q_mean_variance q_posterior predict_x_0 predict_eps
+linear_betas cosine_betas sigmoid_betas make_schedule
+simple_loss vlb_terms optimal_denoiser rate_distortion
+sinusoidal_embedding UNet load_dataset load_images train TrainConfig
+sample_ddpm sample_ddim sample_dpm_solver ddpm_step ddim_step p_sample
+load_pretrained save_pretrained unet_from_diffusers unet_to_diffusers TextToImage
+"""
+SIGNATURES = {  # arguments that come by position, in this order; and those that are passed by name
+    "reparameterize": "mean std eps=None * generator=None",
+    "normal_kl": "mean_1 log_var_1 mean_2 log_var_2",
+    "discretized_gaussian_log_likelihood": "x mean log_scale * n_levels=256",
+    "NoiseSchedule": "betas",
+    "q_step": "schedule x_prev t eps=None * generator=None",
+    "q_sample": "schedule x_0 t eps=None * generator=None",
+    "q_mean_variance": "schedule x_0 t",
+    "q_posterior": "schedule x_0 x_t t",
+    "predict_x_0": "schedule x_t t eps_hat",
+    "predict_eps": "schedule x_t t x_0_hat",
+    "linear_betas": "n_steps beta_start=0.0001 beta_end=0.02 * rescale=False",
+    "cosine_betas": "n_steps s=0.008 max_beta=0.999",
+    "simple_loss": "model schedule x_0 * t=None eps=None objective='eps' weighting='simple' generator=None",
+    "vlb_terms": "model schedule x_0 * n_levels=256 clip_x_0=True variance='posterior' generator=None",
+    "sinusoidal_embedding": "t dim * layout='concat' max_period=10000.0",
+    "UNet": "image_size in_channels base_channels=128 channel_mults=(1,2,2,2) n_res_blocks=2 attn_resolutions=(16,) dropout=0.0",
+    "load_dataset": "name * root=None split='train' image_size=None",
+    "train": "model schedule data config=None * out=None resume=False",
+    "sample_ddpm": "model schedule shape * x_T=None variance='posterior' clip_x_0=True generator=None progress=False callback=None",
+    "sample_ddim": "model schedule shape * n_steps=50 eta=0.0 x_T=None clip_x_0=True generator=None progress=False callback=None",
+    "ddpm_step": "schedule x_t t eps_hat",
+    "p_sample": "model schedule x_t t",
+    "load_pretrained": "name_or_path",
+}
+
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
 
@@ -40,35 +77,13 @@ def settings():
 
 def tracked_text():
     """Yield the name and content of every text file under version control."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     for name in filter(None, names):
         path = ROOT / name
         if path.is_file() and b"\0" not in (data := path.read_bytes()):
             yield name, data.decode("utf-8")
-
-
-def cells(path, kind="code"):
-    """List the sources of a notebook's cells of one kind."""
-    return ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
-
-
-def is_exported(source):
-    """Tell whether a code cell goes into the package."""
-    return re.match(r"(#\|.*\n)*#\|\s*export", source) is not None
-
-
-def definitions(source):
-    """List the public functions and classes that a cell defines at its top level."""
-    code = re.sub(r"^(\s*)%.*$", r"\1pass", source, flags=re.M)
-    return [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"]
-
-
-def public_objects(name):
-    """Yield the functions and classes that a module exports."""
-    module = importlib.import_module(name)
-    for key in module.__all__:
-        if inspect.isfunction(getattr(module, key)) or inspect.isclass(getattr(module, key)):
-            yield key, getattr(module, key)
 
 
 def test_settings_and_packaging_agree():
@@ -83,16 +98,27 @@ def test_settings_and_packaging_agree():
 def test_address_is_in_settings_and_install_cells_only():
     assert address.disagreeing() == []
     wanted = f"{settings()['user']}/{settings()['repo']}"
-    holders = {name for name, text in tracked_text() if wanted in text and not name.startswith("nbs/")}
-    assert holders <= {"ddpm_nb/_modidx.py"}, "nbdev_export writes that one; nothing else repeats settings.ini"
+    holders = {
+        name for name, text in tracked_text() if wanted in text and not name.startswith("nbs/")
+    }
+    assert holders <= {"ddpm_nb/_modidx.py"}, (
+        "nbdev_export writes that one; nothing else repeats settings.ini"
+    )
 
 
 def test_no_registry_is_named():
-    assert [name for name, text in tracked_text() if any(host in text for host in REGISTRIES)] == []
+    none([name for name, text in tracked_text() if any(host in text for host in REGISTRIES)])
 
 
 def test_workflows_fit_their_schema():
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *map(str, WORKFLOWS)]
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.github-workflows",
+        *map(str, WORKFLOWS),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -101,7 +127,7 @@ def test_workflows_fit_their_schema():
 def test_actions_are_pinned(path):
     uses = re.findall(r"uses:\s*(.+)", path.read_text())
     assert uses
-    assert [line for line in uses if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", line)] == []
+    none([line for line in uses if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", line)])
 
 
 @each_workflow
@@ -111,63 +137,134 @@ def test_workflows_ask_for_little(path):
     for name, job in workflow["jobs"].items():
         assert "timeout-minutes" in job, f"{name} has no time limit"
         writes = {key for key, value in job.get("permissions", {}).items() if value == "write"}
-        assert writes <= ({"pages", "id-token"} if (path.stem, name) == ("pages", "deploy") else set())
+        assert writes <= (
+            {"pages", "id-token"} if (path.stem, name) == ("pages", "deploy") else set()
+        )
     assert "concurrency" in workflow
 
 
-def test_book_lists_every_chapter():
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"] if chapter["file"].startswith("nbs/")]
-    assert listed == [f"nbs/{path.stem}" for path in NOTEBOOKS if not path.stem.startswith("00_")]
+def none(found):
+    """Assert that a list of offenders is empty, and name them all if it is not."""
+    found = list(found)
+    assert not found, "\n".join(map(str, found))
 
 
-@each_notebook
-def test_notebook_begins_as_all_do(path):
-    title, code = cells(path, "markdown")[0], cells(path)
-    assert re.match(r"# .+\n\n> .+", title), "the first cell is a title and a one-line quote"
-    assert code[0] == address.install_cell()
-    exports = any(is_exported(source) for source in code)
-    assert bool(re.fullmatch(r"#\|\s*default_exp \w+", code[1])) == exports, "a notebook names its module if it exports one"
+# Notebooks.
 
 
-@each_notebook
-def test_outputs_name_no_path_of_a_machine(path):
-    code = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    outputs = json.dumps([cell["outputs"] for cell in code])
-    assert re.findall(r"(?:/[\w.-]+)+/[\w.-]+\.py\b|/(?:home|root|tmp|Users)/", outputs) == []
+def test_order_of_modules():
+    none(rules.order_of_modules(BOOK, CHAPTERS))
 
 
-@each_notebook
-def test_code_cells_are_short(path):
-    assert [source for source in cells(path) if len(source.splitlines()) > 30] == []
+def test_order_of_cells():
+    none(rules.order_of_cells(BOOK, CHAPTERS))
 
 
-@each_notebook
-def test_exported_names_are_shown(path):
-    shown = "\n".join(source for source in cells(path)[1:] if not is_exported(source))
-    names = [n for source in cells(path) if is_exported(source) for n in definitions(source)]
-    assert [n for n in names if not re.search(rf"\b{n}\b", shown)] == []
+def test_form_of_cells():
+    none([*rules.long_cells(BOOK), *rules.wide_lines(BOOK), *rules.untrue_ids(BOOK)])
 
 
-def test_each_name_is_defined_once():
-    found = Counter(name for path in NOTEBOOKS for source in cells(path) if is_exported(source) for name in definitions(source))
-    assert [name for name, count in found.items() if count > 1] == []
-    pasted = [(path.stem, n) for path in NOTEBOOKS for s in cells(path) if not is_exported(s) for n in definitions(s) if n in found]
-    assert pasted == []
+def test_what_is_read_can_be_run():
+    none([*rules.hidden_cells(BOOK), *rules.pytest_in_cells(BOOK), *rules.exercise_faults(BOOK)])
 
 
-@each_module
-def test_exports_are_documented(name):
-    missing = [key for key, value in public_objects(name) if not (value.__doc__ or "").strip()]
-    assert missing == []
+def test_names_are_shown_and_defined_once():
+    none([*rules.unshown(BOOK), *rules.defined_twice(BOOK)])
 
 
-@each_module
-def test_parameters_are_commented(name):
-    missing = []
-    for key, value in public_objects(name):
-        if inspect.isclass(value) and "__init__" not in vars(value):
-            continue
-        comments = docments(value, args_kwargs=True)
-        missing += [f"{key}({p})" for p, comment in comments.items() if not comment and p not in ("self", "return")]
-    assert missing == []
+def test_notebooks_begin_as_all_do_and_name_no_machine():
+    wrong = [
+        nb.name for nb in BOOK if not re.match(r"# .+\n\n> .+", nb.cells[0].source)
+    ]  # a title and a one-line quote
+    wrong += [path.stem for path in address.disagreeing()]
+    wrong += [
+        nb.name
+        for nb in BOOK
+        if "google.colab" not in nb.code[0].source
+        or bool(nb.module) != any(c.exported for c in nb.code)
+    ]
+    outputs = {
+        nb.name: " ".join(output for cell in nb.code for output in cell.outputs) for nb in BOOK
+    }
+    machine = r"(?:/[\w.-]+)+/[\w.-]+\.py\b|/(?:home|root|tmp|Users)/"
+    wrong += [
+        f"{name}: {path}" for name, text in outputs.items() for path in re.findall(machine, text)
+    ]
+    none(wrong)
+
+
+def test_links_and_contents():
+    none([*rules.dead_links(BOOK, sorted((ROOT / "book").glob("*.md"))), *rules.contents_faults()])
+
+
+# The package.
+
+
+def test_public_names_are_documented():
+    none([*rules.undocumented(CHAPTERS), *rules.open_signatures(CHAPTERS)])
+
+
+def test_every_module_comes_from_a_notebook():
+    assert {path.stem for path in (ROOT / "ddpm_nb").glob("[!_]*.py")} == set(CHAPTERS)
+
+
+def test_top_offers_the_same_names_to_readers_and_to_python():
+    """The imports that editors read and the table that Python reads agree, and the table agrees with the modules."""
+    tree = ast.parse((ROOT / "ddpm_nb" / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    read = {alias.name: node.module for node in block.body for alias in node.names}
+    assert read == rules.offered()
+    homes = {
+        name: getattr(ddpm_nb, name).__module__
+        for name in read
+        if hasattr(getattr(ddpm_nb, name), "__module__")
+    }
+    assert {name: home for name, home in homes.items() if home != f"ddpm_nb.{read[name]}"} == {}
+    assert set(ddpm_nb.__all__) == set(read) <= set(dir(ddpm_nb))
+
+
+def test_contract_is_offered_at_the_top():
+    none([f"{name} is not offered" for name in CONTRACT.split() if name not in rules.offered()])
+    with pytest.raises(AttributeError, match="no attribute 'sample_dpmm'"):
+        ddpm_nb.sample_dpmm  # noqa: B018
+
+
+def spelled(parameters):
+    """Write parameters as SIGNATURES does."""
+    words = []
+    for p in parameters:
+        if p.kind is p.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        words.append(p.name if p.default is p.empty else f"{p.name}={p.default!r}".replace(" ", ""))
+    return words
+
+
+def test_contract_keeps_its_signatures():
+    """Each argument of the contract is there, in its place and with its default; options may be added at the end."""
+    wrong = []
+    for name, wanted in SIGNATURES.items():
+        if name not in rules.offered():
+            continue  # a test of its own
+        found = spelled(inspect.signature(getattr(ddpm_nb, name)).parameters.values())
+        positional, _, named = wanted.partition("*")
+        in_place = found[: len(positional.split())] == positional.split()
+        by_name = found[found.index("*") :] if "*" in found else []
+        if not in_place or not set(named.split()) <= set(by_name):
+            wrong.append(f"{name}({', '.join(found)}), wanted ({wanted})")
+    none(wrong)
+
+
+def test_package_loads_nothing_before_it_is_used():
+    code = "import sys, ddpm_nb; dir(ddpm_nb); print([m for m in sys.modules if m.split('.')[0] in ('torch', 'numpy', 'PIL')])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_types_ship():
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]["ddpm_nb"]
+    assert "py.typed" in shipped
+    assert (ROOT / "ddpm_nb" / "py.typed").is_file()

@@ -27,27 +27,34 @@ def slug(words):
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:32].strip("-") or "cell"
 
 
-def defined_name(cell):
-    """Return the first name that a code cell defines: a public function or class, else any, else a constant."""
-    if cell.cell_type != "code":
-        return None
-    names = re.findall(r"^(?:async )?(?:def|class) (\w+)", cell.source, re.M)
+def defined_name(source):
+    """Return the first name that code defines: a public function or class, else any, else a constant; None without one."""
+    names = re.findall(r"^(?:async )?(?:def|class) (\w+)", source, re.M)
     public = [name for name in names if not name.startswith("_")]
-    constant = re.search(r"^([A-Z][A-Z0-9_]+)\b.* = ", cell.source, re.M)
+    constant = re.search(r"^([A-Z][A-Z0-9_]+)\b.* = ", source, re.M)
     return (public or names or ([constant[1]] if constant else []) or [None])[0]
+
+
+def own_name(cell):
+    """Return what a cell is called after because it defines it; None where it defines nothing."""
+    return defined_name(cell.source) if cell.cell_type == "code" else None
 
 
 def readable_id(cell):
     """Derive a short cell id from the first definition, heading or words of a cell."""
-    if name := defined_name(cell):
+    if name := own_name(cell):
         return slug(name)
     heading = re.search(r"^#+ (.+)", cell.source, re.M) if cell.cell_type == "markdown" else None
-    return slug(heading[1] if heading else " ".join(w for w in cell.source.split("\n") if not w.startswith("#|")))
+    return slug(
+        heading[1]
+        if heading
+        else " ".join(w for w in cell.source.split("\n") if not w.startswith("#|"))
+    )
 
 
 def name_cells(nb, known):
     """Name each cell that defines something after it, and give new cells a readable id; all unique in their notebook."""
-    stays = [cell.get("id") in known and defined_name(cell) is None for cell in nb.cells]
+    stays = [cell.get("id") in known and own_name(cell) is None for cell in nb.cells]
     taken = {cell.id for cell, stay in zip(nb.cells, stays, strict=True) if stay}
     for cell, stay in zip(nb.cells, stays, strict=True):
         if stay:
@@ -62,7 +69,10 @@ def name_cells(nb, known):
 def to_text(path):
     """Write a notebook as a percent script."""
     nb = nbformat.read(path, as_version=4)
-    nb.metadata["jupytext"] = {"cell_metadata_filter": "tags,mystnb,-all", "notebook_metadata_filter": "-all"}
+    nb.metadata["jupytext"] = {
+        "cell_metadata_filter": "tags,mystnb,-all",
+        "notebook_metadata_filter": "-all",
+    }
     TEXT.mkdir(exist_ok=True)
     (TEXT / f"{path.stem}.py").write_text(jupytext.writes(nb, "py:percent"))
 
@@ -90,7 +100,12 @@ def execute(path):
     for cell in nb.cells:
         if re.match(r"(#\|.*\n)*#\|\s*eval:\s*false", cell.source):
             cell.metadata.setdefault("tags", []).append("skip-execution")
-    client = NotebookClient(nb, timeout=1800, skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str(NBS)}})
+    client = NotebookClient(
+        nb,
+        timeout=1800,
+        skip_cells_with_tag="skip-execution",
+        resources={"metadata": {"path": str(NBS)}},
+    )
     client.execute()
     for cell in nb.cells:
         if "skip-execution" in cell.metadata.get("tags", []):
@@ -103,9 +118,15 @@ def execute(path):
 
 def selected(folder, suffix, names):
     """List the files whose names begin with one of the given names, or all."""
-    files = [p for p in sorted(folder.glob(f"[0-9]*{suffix}")) if not names or p.name.startswith(tuple(names))]
+    files = [
+        p
+        for p in sorted(folder.glob(f"[0-9]*{suffix}"))
+        if not names or p.name.startswith(tuple(names))
+    ]
     if not files:
-        sys.exit(f"no {suffix} file in {folder.relative_to(ROOT)} begins with {' or '.join(names) or 'a number'}")
+        sys.exit(
+            f"no {suffix} file in {folder.relative_to(ROOT)} begins with {' or '.join(names) or 'a number'}"
+        )
     return files
 
 
@@ -115,11 +136,15 @@ def nbdev(command, *args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["text", "sync", "run", "execute"])
     parser.add_argument("names", nargs="*", metavar="NAME")
     args = parser.parse_args()
-    os.environ.pop("JUPYTER_PATH", None)  # a kernel of another interpreter must not run these notebooks
+    os.environ.pop(
+        "JUPYTER_PATH", None
+    )  # a kernel of another interpreter must not run these notebooks
     if args.command == "text":
         for path in selected(NBS, ".ipynb", args.names):
             to_text(path)

@@ -25,11 +25,15 @@ def assign_section_numbers(collector, env):
     COUNT(collector, env)
     for docname, numbers in env.toc_secnumbers.items():
         chapter = chapter_of(docname)
-        env.toc_secnumbers[docname] = {anchor: renumbered(number, chapter) for anchor, number in numbers.items()}
+        env.toc_secnumbers[docname] = {
+            anchor: renumbered(number, chapter) for anchor, number in numbers.items()
+        }
         for node in (env.titles[docname], *env.tocs[docname].findall(Element)):
             if "secnumber" in node:
                 node["secnumber"] = renumbered(node["secnumber"], chapter)
-    return [docname for docname, numbers in env.toc_secnumbers.items() if numbers != before.get(docname)]
+    return [
+        docname for docname, numbers in env.toc_secnumbers.items() if numbers != before.get(docname)
+    ]
 
 
 def setup(app):

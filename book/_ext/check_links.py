@@ -2,7 +2,9 @@
 
 import re
 
-COMMENT = re.compile(r'(<span class="c1">#\s*checks[\s:]+)(eq-[\w-]+(?:,\s*eq-[\w-]+)*)(?=\s*</span>)')
+COMMENT = re.compile(
+    r'(<span class="c1">#\s*checks[\s:]+)(eq-[\w-]+(?:,\s*eq-[\w-]+)*)(?=\s*</span>)'
+)
 
 
 def equation_number(env, label):
@@ -11,7 +13,9 @@ def equation_number(env, label):
     if docname is None:
         return None
     if env.config.math_numfig and env.config.numfig:
-        parts = env.toc_fignumbers.get(docname, {}).get("displaymath", {}).get(f"equation-{label}", ())
+        parts = (
+            env.toc_fignumbers.get(docname, {}).get("displaymath", {}).get(f"equation-{label}", ())
+        )
         return ".".join(map(str, parts))
     return str(number)
 
@@ -21,7 +25,11 @@ def linked(env, labels):
     links = []
     for label in re.split(r",\s*", labels):
         number = equation_number(env, label)
-        links.append(f'<a class="check" href="#equation-{label}" title="{label}">({number})</a>' if number else label)
+        links.append(
+            f'<a class="check" href="#equation-{label}" title="{label}">({number})</a>'
+            if number
+            else label
+        )
     return ", ".join(links)
 
 

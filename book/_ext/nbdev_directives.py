@@ -33,7 +33,10 @@ def tags_of(directives):
     """List the tags that stand for some directives, each once."""
     tags = [TAGS.get(d) or TAGS.get(d.split(" ")[0]) for d in directives if d]
     if directives == INSTALL:
-        tags = ["remove-cell", "skip-execution"]  # the book runs on this package: only elsewhere need it be installed
+        tags = [
+            "remove-cell",
+            "skip-execution",
+        ]  # the book runs on this package: only elsewhere need it be installed
     return [tag for tag in dict.fromkeys(tags) if tag]
 
 
@@ -101,7 +104,9 @@ def translate(source, stamp, solutions=True):
 def on_source_read(app, docname, content):
     """Translate each notebook before MyST-NB reads it."""
     if Path(app.env.doc2path(docname)).suffix == ".ipynb":
-        content[0] = translate(content[0], package_stamp(app.srcdir), solutions=not app.config.hide_solutions)
+        content[0] = translate(
+            content[0], package_stamp(app.srcdir), solutions=not app.config.hide_solutions
+        )
 
 
 def on_outdated(app, env, added, changed, removed):

@@ -37,7 +37,9 @@ def on_config_inited(app, config):
 def on_page(app, pagename, templatename, context, doctree):
     """Leave out the theme's live-code scripts: they are unused here and name a remote host."""
     scripts = context.get("script_files", [])
-    context["script_files"] = [s for s in scripts if "THEBE" not in (getattr(s, "attributes", {}).get("body") or "")]
+    context["script_files"] = [
+        s for s in scripts if "THEBE" not in (getattr(s, "attributes", {}).get("body") or "")
+    ]
 
 
 def on_build_finished(app, exception):
