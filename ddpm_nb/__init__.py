@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from .pictures import FolderDataset
     from .pipeline import TextToImage
     from .plots import image_slider, plot_curves, show_images
-    from .sampling import ddim_invert, ddim_step, inpaint, p_sample, sample_ddim, sample_ddpm, sample_dpm_solver
+    from .sampling import ddim_invert, ddim_step, ddpm_step, inpaint, p_sample
+    from .sampling import sample_ddim, sample_ddpm, sample_dpm_solver
     from .schedules import cosine_betas, linear_betas, make_schedule, sigmoid_betas
     from .training import EMA, TrainConfig, TrainResult, train
     from .unet import UNet, make_unet
@@ -39,7 +40,7 @@ _OFFERED = {
     "pictures": "FolderDataset",
     "pipeline": "TextToImage",
     "plots": "image_slider plot_curves show_images",
-    "sampling": "ddim_invert ddim_step inpaint p_sample sample_ddim sample_ddpm sample_dpm_solver",
+    "sampling": "ddim_invert ddim_step ddpm_step inpaint p_sample sample_ddim sample_ddpm sample_dpm_solver",
     "schedules": "cosine_betas linear_betas make_schedule sigmoid_betas",
     "training": "EMA TrainConfig TrainResult train",
     "unet": "UNet make_unet",

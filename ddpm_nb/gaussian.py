@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import check_floating, check_int
+from .checks import check_floating, check_generator, check_int
 
 # %% ../nbs/01_reparameterization.ipynb #seeded
 def seeded(
@@ -44,7 +44,7 @@ def randn(
     dtype: torch.dtype = torch.float32,  # floating-point type
 ) -> Tensor:
     """Draw standard normal numbers on the generator's device and move them to `device`."""
-    source = generator.device if generator is not None else device
+    source = device if check_generator(generator) is None else generator.device
     return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
 
 # %% ../nbs/01_reparameterization.ipynb #reparameterize-2

@@ -1,0 +1,103 @@
+"""Faster calls of the same network: equal answers, a copy, and clear about bad input."""
+
+import shutil
+
+import pytest
+import torch
+
+from ddpm_nb.fast import optimize_for_sampling
+from ddpm_nb.gaussian import seeded_init
+from ddpm_nb.sampling import sample_ddim
+from ddpm_nb.schedules import make_schedule
+from ddpm_nb.unet import make_unet
+
+
+def network(x, t):
+    """Stand in for a network that is no module."""
+    return x
+
+
+@pytest.fixture
+def digits_unet():
+    """A network none of whose layers is zero, in training mode and with dropout."""
+    with seeded_init(0):
+        unet = make_unet("digits", base_channels=16, dropout=0.5)
+        for parameter in unet.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+    return unet.train()
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.0), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+def test_optimized_network_gives_the_same_answers(digits_unet, dtype, tolerance, given):
+    before = {name: value.clone() for name, value in digits_unet.state_dict().items()}
+    fast, x, t = optimize_for_sampling(digits_unet, dtype), torch.randn(4, 1, 8, 8, dtype=given), torch.tensor([0, 9, 500, 999])
+    answer = fast(x, t)
+    assert answer.dtype == given and not answer.requires_grad
+    assert digits_unet.training and all(p.requires_grad and p.dtype == torch.float32 for p in digits_unet.parameters())
+    assert all(torch.equal(before[name], value) for name, value in digits_unet.state_dict().items())
+    exact = digits_unet.eval()(x.float(), t)
+    assert relative(answer, exact) <= tolerance and (tolerance == 0) == torch.equal(answer.float(), exact)
+
+
+def test_optimized_network_is_a_copy(digits_unet):
+    fast, x, t = optimize_for_sampling(digits_unet), torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
+    before = fast(x, t)
+    digits_unet.conv_in.weight.data.zero_()
+    assert torch.equal(fast(x, t), before)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_compiled_network_gives_the_same_walk(digits_unet, dtype, tolerance):
+    digits_unet.eval()
+    schedule, x = make_schedule("cosine", 100), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        fast = optimize_for_sampling(digits_unet, dtype, compile=True)
+        assert relative(fast(x, torch.tensor([5, 50])), digits_unet(x, torch.tensor([5, 50]))) < tolerance
+    walks = [sample_ddim(net, schedule, x.shape, n_steps=3, x_T=x) for net in (fast, digits_unet)]
+    assert relative(*walks) < 4 * tolerance
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_network_has_its_weights_as_constants(digits_unet, monkeypatch):
+    """Otherwise products of weights are computed at every call and convolutions lay their weights out anew."""
+    monkeypatch.setattr("ddpm_nb.fast.copy.deepcopy", lambda network: network)
+    fast, x, t = optimize_for_sampling(digits_unet, compile=True), torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
+    with torch.inference_mode():
+        before, expected = fast(x, t), digits_unet(x, t)
+        assert relative(before, expected) < 1e-5 and expected.abs().max() > 0
+        digits_unet.conv_out.weight.zero_()
+        digits_unet.conv_out.bias.zero_()
+        assert digits_unet(x, t).abs().max() == 0
+        assert torch.equal(fast(x, t), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((network,), TypeError, "model must be a torch.nn.Module; got function"),
+        ((torch.nn.Identity(), torch.int8), ValueError, "dtype must be torch.float32, torch.bfloat16 or torch.float16; got torch.int8"),
+        ((torch.nn.Identity(), "bfloat16"), ValueError, "dtype must be .* got bfloat16"),
+    ],
+)
+def test_optimizing_refuses_bad_input(arguments, error, words):
+    with pytest.raises(error, match=words):
+        optimize_for_sampling(*arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compile", [False, True])
+def test_optimized_network_on_a_gpu(digits_unet, compile):
+    digits_unet.cuda().eval()
+    schedule, x = make_schedule("cosine", 100).cuda(), torch.randn(4, 1, 8, 8, device="cuda")
+    walks = [
+        sample_ddim(net, schedule, x.shape, n_steps=5, x_T=x)
+        for net in (digits_unet, optimize_for_sampling(digits_unet, torch.bfloat16, compile=compile))
+    ]
+    assert relative(walks[1], walks[0]) < 0.2
