@@ -7,92 +7,49 @@ __all__ = ['PIPELINES', 'MAX_GUIDANCE', 'TextToImage']
 
 # %% ../nbs/22_stable_diffusion.ipynb #from-dataclasses-import-dataclas
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .checks import check_images, check_int, check_number
 from .captions import CaptionRule, Tokenizer, check_prompts
+from .checks import check_generator, check_images, check_int, check_number
 from .clip import TextEncoder
 from .conditioning import TextUNet, encode_words, guided
+from .files import PACKAGE, find_model, load_parts, save_parts
 from .forward import NoiseSchedule, q_sample
 from .gaussian import randn
-from .files import find_model, load_parts, save_parts
 from .latent import Autoencoder, from_latents, to_latents
-from .sampling import ddim_step, respaced_steps
+from .sampling import ddim_step, respaced_steps, walk
 
-# %% ../nbs/22_stable_diffusion.ipynb #parts
-PIPELINES = Path(str(files("ddpm_nb"))) / "pipelines"
-MAX_GUIDANCE = 20.0
+# %% ../nbs/22_stable_diffusion.ipynb #texttoimage
+PIPELINES = PACKAGE / "pipelines"  # where shipped pipelines lie
 _CLASSES = (TextEncoder, TextUNet, Autoencoder)
 
 
 @dataclass(eq=False)
-class _Parts:
-    """Hold the parts of a pipeline, which fit together."""
+class TextToImage:
+    """Make pictures from sentences: a text encoder, a U-Net that hears it, a schedule, a decoder."""
 
     tokenizer: Tokenizer  # sentences -> tokens
     text_encoder: TextEncoder  # tokens -> words (B, L, D)
     unet: TextUNet  # noisy latents, steps, words -> noise
     schedule: NoiseSchedule  # of the latents
-    autoencoder: Autoencoder | None = None  # latents <-> pictures; without, the U-Net works on pixels
+    autoencoder: Autoencoder | None = None  # latents <-> pictures; None: the U-Net draws pixels
     rule: CaptionRule | None = None  # the rule that wrote the captions of the training images
     card: dict = field(default_factory=dict, repr=False)  # what is known about the model
 
     def __post_init__(self):
-        _check_parts(self)
-
-# %% ../nbs/22_stable_diffusion.ipynb #check-parts
-def _check_parts(pipeline):
-    """Refuse parts that do not fit together."""
-    text, unet = pipeline.text_encoder.config, pipeline.unet.config
-    pairs = {"the tokenizer's vocabulary and the text encoder": (len(pipeline.tokenizer), text["n_words"])}
-    pairs["the tokenizer's rows and the text encoder"] = (pipeline.tokenizer.length, text["length"])
-    pairs["the text encoder's words and the U-Net"] = (text["dim"], unet["context_dim"])
-    if pipeline.autoencoder is not None:
-        latent = (unet["in_channels"], unet["image_size"], unet["image_size"])
-        pairs["the autoencoder's latents and the U-Net"] = (pipeline.autoencoder.latent_shape, latent)
-    if pipeline.rule is not None:
-        pairs["the pictures and the caption rule"] = (_picture_shape(pipeline)[1], pipeline.rule.image_size)
-    for names, (one, other) in pairs.items():
-        if one != other:
-            raise ValueError(f"parts must fit together; {names} do not: {one} and {other}")
-
-# %% ../nbs/22_stable_diffusion.ipynb #picture-shape
-def _picture_shape(pipeline):
-    """Return the shape of a picture, (C, H, W)."""
-    config = (pipeline.autoencoder or pipeline.unet).config
-    return config["in_channels"], config["image_size"], config["image_size"]
-
-
-def _assemble_pipeline(kind, name, parts, schedule, config):
-    """Build a pipeline from what a folder holds."""
-    facts = config["facts"]
-    try:
-        tokenizer = Tokenizer.from_dict(facts["tokenizer"])
-        rule = None if facts["rule"] is None else CaptionRule.from_dict(facts["rule"])
-        return kind(tokenizer, parts.pop("text_encoder"), parts.pop("unet"), schedule, rule=rule, card=config["card"], **parts)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{name} does not hold a pipeline: {error}") from None
-
-# %% ../nbs/22_stable_diffusion.ipynb #ondisk
-class _OnDisk(_Parts):
-    """Load and save a pipeline."""
+        _check_fit(self)
 
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path,  # a shipped name: "digits", "digits-pixels" or "mnist"; or a folder such as "./mine"
+        name_or_path,  # a shipped name, such as "mnist", or a folder, such as "./mine"
         *,
         device="cpu",  # where the parts shall live
     ):
-        """Load a pipeline, in evaluation mode; refuse files that were changed or that do not fit together."""
-        folder = find_model(name_or_path, PIPELINES)
-        parts, tensors, config = load_parts(folder, _CLASSES, extra=["schedule.betas"], device=device)
-        schedule = NoiseSchedule(tensors["schedule.betas"]).to(device)
-        return _assemble_pipeline(cls, name_or_path, parts, schedule, config)
+        """Load a pipeline in evaluation mode; refuse files that were changed or do not fit."""
+        return _load(cls, find_model(name_or_path, PIPELINES), device)
 
     def save_pretrained(
         self,
@@ -102,92 +59,135 @@ class _OnDisk(_Parts):
     ):
         """Write all parts as one folder of safetensors, JSON and a readable card."""
         parts = {"text_encoder": self.text_encoder, "unet": self.unet}
-        parts |= {} if self.autoencoder is None else {"autoencoder": self.autoencoder}
+        if self.autoencoder is not None:
+            parts["autoencoder"] = self.autoencoder
         rule = None if self.rule is None else self.rule.to_dict()
         facts = {"tokenizer": self.tokenizer.to_dict(), "rule": rule}
         tensors = {"schedule.betas": self.schedule.exact_betas}
         save_parts(path, parts, tensors=tensors, facts=facts, card=self.card, overwrite=overwrite)
 
-# %% ../nbs/22_stable_diffusion.ipynb #order
-@dataclass(frozen=True, eq=False)
-class _Order:
-    """Hold a checked request for pictures."""
+# %% ../nbs/22_stable_diffusion.ipynb #load
+def _load(cls, path, device):
+    """Build a pipeline from what a folder holds."""
+    parts, tensors, config = load_parts(path, _CLASSES, extra=["schedule.betas"], device=device)
+    facts = config["facts"]
+    try:
+        parts["schedule"] = NoiseSchedule(tensors["schedule.betas"]).to(device)
+        parts["tokenizer"] = Tokenizer.from_dict(facts["tokenizer"])
+        parts["rule"] = None if facts["rule"] is None else CaptionRule.from_dict(facts["rule"])
+        return cls(**parts, card=config["card"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold a pipeline: {error}") from None
 
-    texts: list  # a sentence for each picture; empty strings for any picture
-    guidance: float
-    start: Tensor | None  # (N, C, H, W) pictures to begin with
-    kept: list  # code indices of the steps to take, falling
-    eta: float
+# %% ../nbs/22_stable_diffusion.ipynb #check-fit
+def _check_fit(pipeline):
+    """Refuse parts that do not fit together."""
+    text, unet = pipeline.text_encoder.config, pipeline.unet.config
+    vocabulary = (len(pipeline.tokenizer), text["n_words"])
+    pairs = {"the tokenizer's vocabulary and the text encoder": vocabulary}
+    pairs["the tokenizer's rows and the text encoder"] = (pipeline.tokenizer.length, text["length"])
+    pairs["the text encoder's words and the U-Net"] = (text["dim"], unet["context_dim"])
+    if pipeline.autoencoder is not None:
+        latents = (unet["in_channels"], unet["image_size"], unet["image_size"])
+        names = "the autoencoder's latents and the U-Net"
+        pairs[names] = (pipeline.autoencoder.latent_shape, latents)
+    if pipeline.rule is not None:
+        sizes = (_picture_shape(pipeline)[1], pipeline.rule.image_size)
+        pairs["the pictures and the caption rule"] = sizes
+    for names, (one, other) in pairs.items():
+        if one != other:
+            raise ValueError(f"parts must fit together; {names} do not: {one} and {other}")
 
 
-def _check_order(pipeline, prompt, n, guidance, image, strength, n_steps, eta):
-    """Check the arguments of `generate`."""
-    texts = [""] if prompt is None else check_prompts(prompt, pipeline.tokenizer)
-    texts = [text for text in texts for _ in range(check_int("n", n))]
-    guidance = check_number("guidance", guidance, 0, MAX_GUIDANCE)
-    eta, strength = check_number("eta", eta, 0, 1), check_number("strength", strength, 0, 1, open_low=True)
-    kept = respaced_steps(pipeline.schedule.n_steps, n_steps)
-    if image is not None:
-        shape = _picture_shape(pipeline)
-        if check_images("image", image).shape[1:] != shape or len(image) not in (1, len(texts)):
-            wanted = f"({' or '.join(str(k) for k in sorted({1, len(texts)}))}, {', '.join(map(str, shape))})"
-            raise ValueError(f"image must have shape {wanted}; got {tuple(image.shape)}")
-        image = image.expand(len(texts), *shape)
-        kept = kept[len(kept) - max(1, round(strength * len(kept))) :]  # the last share of the chain
-    return _Order(texts, guidance, image, kept, eta)
+def _picture_shape(pipeline):
+    """Return the shape of a picture, (C, H, W)."""
+    config = (pipeline.autoencoder or pipeline.unet).config
+    return config["in_channels"], config["image_size"], config["image_size"]
 
-# %% ../nbs/22_stable_diffusion.ipynb #text-model
-def _text_model(pipeline, order):
-    """Return the U-Net as a callable model(x_t, t) that is guided by the texts."""
-    device = pipeline.schedule.betas.device
-    context, null = encode_words(pipeline.text_encoder, pipeline.tokenizer.encode(order.texts).to(device))
-    scale = order.guidance if any(order.texts) else 0  # any picture: the empty sentence alone
+# %% ../nbs/22_stable_diffusion.ipynb #patch
+def patch(method):
+    """Make a function a method of the class that its first argument names."""
+    cls = next(iter(method.__annotations__.values()))
+    method.__qualname__ = f"{cls.__name__}.{method.__name__}"
+    setattr(cls, method.__name__, method)
+
+# %% ../nbs/22_stable_diffusion.ipynb #generate
+@patch
+def generate(
+    self: TextToImage,
+    prompt=None,  # a sentence or a list of them; None: any picture
+    n: int = 1,  # pictures for each sentence
+    guidance: float = 4.0,  # 1: as trained; above: closer to the text, less varied; in [0, 20]
+    *,
+    image: Tensor | None = None,  # (1 or n times the sentences, C, H, W) in [-1, 1], to begin with
+    strength: float = 0.7,  # share of the chain that an image goes through, in (0, 1]
+    n_steps: int = 50,  # steps of the whole chain, 1..T
+    eta: float = 0.0,  # 0: DDIM; 1: as noisy as the posterior
+    generator: torch.Generator | None = None,  # source of all noise
+    progress: bool = False,  # show a progress bar on a terminal
+    callback=None,  # called as callback(t, z, z_0_hat) after each step, with latents
+) -> Tensor:
+    """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""
+    check_generator(generator)
+    texts = _check_texts(self, prompt, n, guidance)
+    kept, image = _check_start(self, image, len(texts), strength, n_steps, eta)
+    levels = [-1, *reversed(kept)]  # rising; -1 is the clean latent
+    options = {"eta": eta, "clip_x_0": self.autoencoder is None, "generator": generator}
+
+    def step(z, i, eps_hat):
+        return ddim_step(self.schedule, z, levels[i + 1], levels[i], eps_hat, **options)
+
+    with torch.inference_mode():
+        model = _hear(self, texts, guidance)
+        z = _begin(self, image, len(texts), kept[0], generator)
+        z = walk(model, z, kept, step, progress=progress, callback=callback)
+        pictures = z.clamp(-1, 1) if self.autoencoder is None else from_latents(self.autoencoder, z)
+    return pictures.clone()  # a tensor that autograd may use again
+
+# %% ../nbs/22_stable_diffusion.ipynb #hear
+def _hear(pipeline, texts, guidance):
+    """Return the U-Net as a callable model(z_t, t) that is guided by the texts."""
+    tokens = pipeline.tokenizer.encode(texts).to(pipeline.schedule.betas.device)
+    context, null = encode_words(pipeline.text_encoder, tokens)  # (N, L, D), (1, L, D)
+    scale = guidance if any(texts) else 0  # any picture: the empty sentence alone
     return guided(pipeline.unet, context, null, scale)
 
 
-def _walk_from(pipeline, model, order, generator, callback):
-    """Walk from noise, or from a noisy version of the given pictures, to clean latents."""
-    schedule, kept = pipeline.schedule, order.kept
-    config, device = pipeline.unet.config, schedule.betas.device
-    shape = (len(order.texts), config["in_channels"], config["image_size"], config["image_size"])
-    x = randn(shape, generator=generator, device=device)
-    if order.start is not None:
-        clean = order.start.to(device)
-        clean = clean if pipeline.autoencoder is None else to_latents(pipeline.autoencoder, clean)
-        x = q_sample(schedule, clean, kept[0], x)
-    options = {"eta": order.eta, "clip_x_0": pipeline.autoencoder is None, "generator": generator}
-    for t, t_prev in zip(kept, [*kept[1:], -1], strict=True):
-        eps_hat = model(x, torch.full((len(x),), t, device=device))
-        x, x_0_hat = ddim_step(schedule, x, t, t_prev, eps_hat, **options)
-        if callback is not None:
-            callback(t, x, x_0_hat)
-    return x
+def _begin(pipeline, image, n, k, generator):
+    """Draw noise (n, C, H, W), or noise the given pictures to step k."""
+    config, device = pipeline.unet.config, pipeline.schedule.betas.device
+    shape = (n, config["in_channels"], config["image_size"], config["image_size"])
+    eps = randn(shape, generator=generator, device=device)
+    if image is None:
+        return eps
+    z_0 = image.to(device)
+    if pipeline.autoencoder is not None:
+        z_0 = to_latents(pipeline.autoencoder, z_0)
+    return q_sample(pipeline.schedule, z_0, k, eps)
 
-# %% ../nbs/22_stable_diffusion.ipynb #to-pictures
-def _to_pictures(pipeline, x):
-    """Decode latents; clip pixels."""
-    return x.clamp(-1, 1) if pipeline.autoencoder is None else from_latents(pipeline.autoencoder, x)
+# %% ../nbs/22_stable_diffusion.ipynb #check-texts
+MAX_GUIDANCE = 20.0
 
-# %% ../nbs/22_stable_diffusion.ipynb #texttoimage
-class TextToImage(_OnDisk):
-    """Make pictures from sentences: a text encoder, a U-Net that hears it, a schedule, a decoder."""
 
-    def generate(
-        self,
-        prompt=None,  # a sentence or a list of them; None: any picture
-        n: int = 1,  # pictures for each sentence
-        guidance: float = 4.0,  # 1: as trained; above: closer to the text, less varied; in [0, 20]
-        *,
-        image: Tensor | None = None,  # (1 or n times the sentences, C, H, W) in [-1, 1]: pictures to begin with
-        strength: float = 0.7,  # share of the chain that an image goes through, in (0, 1]
-        n_steps: int = 50,  # steps of the whole chain, 1..T
-        eta: float = 0.0,  # 0: DDIM; 1: as noisy as the posterior
-        generator: torch.Generator | None = None,  # source of all noise
-        callback=None,  # called as callback(t, x, x_0_hat) after each step, with latents
-    ) -> Tensor:
-        """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""
-        order = _check_order(self, prompt, n, guidance, image, strength, n_steps, eta)
-        with torch.inference_mode():
-            model = _text_model(self, order)
-            x = _walk_from(self, model, order, generator, callback)
-        return _to_pictures(self, x).clone()  # a tensor that autograd may use again
+def _check_texts(pipeline, prompt, n, guidance):
+    """Check what is asked for, and return a sentence for each picture; empty ones for any picture."""
+    texts = [""] if prompt is None else check_prompts(prompt, pipeline.tokenizer)
+    check_int("n", n)
+    check_number("guidance", guidance, 0, MAX_GUIDANCE)
+    return [text for text in texts for _ in range(n)]
+
+
+def _check_start(pipeline, image, n, strength, n_steps, eta):
+    """Check where the walk begins; return the falling indices to visit, and a picture for each."""
+    check_number("eta", eta, 0, 1)
+    check_number("strength", strength, 0, 1, open_low=True)
+    kept = respaced_steps(pipeline.schedule.n_steps, n_steps)
+    if image is None:
+        return kept, None
+    shape = _picture_shape(pipeline)
+    if check_images("image", image).shape[1:] != shape or len(image) not in (1, n):
+        counts = " or ".join(str(count) for count in sorted({1, n}))
+        wanted = f"({counts}, {', '.join(map(str, shape))})"
+        raise ValueError(f"image must have shape {wanted}; got {tuple(image.shape)}")
+    n_walked = max(1, round(strength * len(kept)))
+    return kept[-n_walked:], image.expand(n, *shape)  # the last share of the chain

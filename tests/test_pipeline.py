@@ -229,7 +229,7 @@ def test_exchanged_and_damaged_parts_are_refused(pipeline, saved):
 
 def test_other_models_and_unknown_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not describe a model of this kind"):
-        TextToImage.from_pretrained(shutil.copytree(SHIPPED / "digits", tmp_path / "copy"))
+        TextToImage.from_pretrained(shutil.copytree(PACKAGE / "weights" / "digits", tmp_path / "copy"))
     with pytest.raises(FileNotFoundError, match=r"or a shipped name: .*digits.*mnist"):
         TextToImage.from_pretrained("nobody")
     with pytest.raises(FileNotFoundError):
