@@ -11,7 +11,7 @@ from ddpm_nb.captions import TEMPLATES, WORDS, CaptionRule, fit_tokenizer, write
 from ddpm_nb.clip import TextEncoder
 from ddpm_nb.conditioning import TextUNet, encode_words, guided, score_attributes
 from ddpm_nb.evaluation import load_classifier
-from ddpm_nb.files import CONFIG_FILE, WEIGHTS_FILE, checksum
+from ddpm_nb.files import CONFIG_FILE, PACKAGE, WEIGHTS_FILE, checksum
 from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import SHIPPED
