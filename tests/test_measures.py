@@ -1,0 +1,103 @@
+"""The measures count what they say, on a planted notebook."""
+
+import json
+
+import measures
+import pytest
+import rules
+
+CODE = '''#| export
+def visible(x):
+    """Add up."""
+    # why
+    y = x + late  # and so
+
+    return _hidden(y)'''
+HELPERS = '''#| export
+late = 1
+def _hidden(y):
+    """Refuse what is negative."""
+    if y < 0:
+        raise ValueError("no")
+    return y'''
+CHECK = "#| export\ndef check_int(n):\n    return n\ndef save_checkpoint():\n    return 1"
+CELLS = [
+    ("markdown", "# A chapter\n\n> One line with $a + b$ and `code`.\n\n$$\na = b\n$$ (eq-a)"),
+    ("code", "import sys\nif 'google.colab' in sys.modules:\n    pass"),
+    ("code", "#| default_exp training"),
+    ("code", CODE),
+    ("code", HELPERS),
+    ("code", CHECK),
+    ("code", "x = 1\n\n# only words\n" + "y = " + "1" * 90),
+    ("markdown", "## Exercises\n\n```{exercise}\n:label: ex-a\n\nProve it.\n```"),
+    ("code", "assert x"),
+    ("markdown", "## Summary\n\nThe end."),
+]
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    """Write the planted notebook into a small repository and read it."""
+    (tmp_path / "nbs").mkdir()
+    path = tmp_path / "nbs" / "09_training.ipynb"
+    cells = [{"cell_type": kind, "source": source, "metadata": {}} for kind, source in CELLS]
+    cells[6]["outputs"] = [{"data": {"image/png": ""}}]
+    path.write_text(json.dumps({"cells": cells}))
+    return rules.read_notebook(path)
+
+
+def test_chapter_is_counted(chapter):
+    assert measures.measure_chapter(chapter) == {
+        "chapter": "09_training",
+        "words": 2 + 6 + 3 + 3,
+        "in ex.": 3,
+        "code": 4 + 6 + 4 + 2 + 1,
+        "in ex. ": 1,
+        "cells": 10,
+        "longest": 6,
+        "> 88": 1,
+        "> 100": 0,
+        "figure": 8,
+    }
+
+
+def test_module_is_counted(chapter):
+    row, density = measures.measure_module(chapter)
+    # y = x + late: Assign, Name, BinOp, Name, Add, Name; return _hidden(y): Return, Call, Name, Name
+    assert density[0] == pytest.approx((6 + 4) / 2)
+    assert row["functions"] == 4
+    assert (row["private"], row["public"]) == (1, 3)
+    assert row["early"] == 2  # late and _hidden
+    assert row["comments"] == pytest.approx(100 * 2 / (2 + 3 + 1 + 1), abs=0.05)
+
+
+def test_purposes_are_counted(chapter):
+    row = measures.measure_purposes(chapter)
+    assert (row["subject"], row["check"], row["disk"]) == (4 + 3, 2 + 2, 2)
+    assert row["lines"] == 13
+    assert row["share"] == "54 %"
+
+
+def test_methods_and_patches_have_the_purpose_of_their_name(tmp_path):
+    source = (
+        "#| export\nclass TextToImage:\n    def from_pretrained(self):\n        return 1\n"
+        "    def generate(self):\n        return 1\n@patch\ndef save_pretrained(self: TextToImage):\n    pass"
+    )
+    path = tmp_path / "22_planted.ipynb"
+    cells = [
+        {"cell_type": "code", "source": s, "metadata": {}}
+        for s in ("#| default_exp pipeline", source)
+    ]
+    path.write_text(json.dumps({"cells": cells}))
+    row = measures.measure_purposes(rules.read_notebook(path))
+    assert (row["subject"], row["disk"]) == (3, 5)
+
+
+def test_report_holds_three_tables(chapter):
+    text = measures.report(chapter.path.parent.parent)
+    assert [line for line in text.splitlines() if line[:1].isupper()] == [
+        "Chapters",
+        "Modules",
+        "Purposes of exported lines",
+    ]
+    assert text.count("training") == 3
