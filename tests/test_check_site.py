@@ -7,9 +7,18 @@ PAGE = """<!DOCTYPE html><html><head>
 <link rel="stylesheet" href="_static/style.css"><script src="_static/mathjax/tex.js"></script></head>
 <body><h1 id="top-title">A page</h1><p>Then <span class="math">\\(x_t\\)</span>.</p>
 <figure><img src="a.png" alt="a curve"><figcaption>A curve.</figcaption></figure>
-<div class="cell"><pre>print(1)  # | no directive</pre></div>
+<div class="cell"><div class="cell_input"><pre>import math  # | no directive</pre></div></div>
+<div class="cell"><details><div class="cell_input"><pre>%time x = 1
+def f(y):
+    return math.exp(y) + later</pre></div></details></div>
+<div class="cell"><div class="cell_input"><pre>later = x; f(later); display(x)</pre></div></div>
 <a href="other.html#part">other</a> <a href="#top-title">up</a> <a href="https://example.org">elsewhere</a>
 EXTRA</body></html>"""
+
+
+def cell(source):
+    """Write a cell of code as the book does."""
+    return f"<div class='cell'><div class='cell_input'><pre>{source}</pre></div></div>"
 
 
 @pytest.fixture
@@ -17,12 +26,16 @@ def site(tmp_path):
     """Build a small site without faults and return a function that adds to its page and lists the faults."""
     (tmp_path / "_static" / "mathjax").mkdir(parents=True)
     (tmp_path / "_static" / "mathjax" / "tex.js").write_text("")
-    (tmp_path / "_static" / "style.css").write_text("p { background: url(data:image/png;base64,AA) }")
+    (tmp_path / "_static" / "style.css").write_text(
+        "p { background: url(data:image/png;base64,AA) }"
+    )
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "other.html").write_text("<p id='part'>part</p>")
 
     def faults(extra="", old="", new=""):
-        (tmp_path / "index.html").write_text(PAGE.replace(old, new).replace("EXTRA", extra) if old else PAGE.replace("EXTRA", extra))
+        (tmp_path / "index.html").write_text(
+            PAGE.replace(old, new).replace("EXTRA", extra) if old else PAGE.replace("EXTRA", extra)
+        )
         return check(tmp_path)
 
     faults.root = tmp_path
@@ -36,14 +49,23 @@ def test_good_site_has_no_faults(site):
 @pytest.mark.parametrize(
     ("extra", "fault"),
     [
-        ("<script src='https://cdn.example.org/a.js'></script>", "loads https://cdn.example.org/a.js"),
+        (
+            "<script src='https://cdn.example.org/a.js'></script>",
+            "loads https://cdn.example.org/a.js",
+        ),
         ("<script src='//cdn.example.org/a.js'></script>", "loads //cdn.example.org/a.js"),
-        ("<link rel='stylesheet' href='http://example.org/a.css'>", "loads http://example.org/a.css"),
+        (
+            "<link rel='stylesheet' href='http://example.org/a.css'>",
+            "loads http://example.org/a.css",
+        ),
         ("<link rel='icon' href='https://example.org/a.ico'>", "loads https://example.org/a.ico"),
         ("<img alt='x' src='https://example.org/a.png'>", "loads https://example.org/a.png"),
         ("<iframe src='https://example.org'></iframe>", "loads https://example.org"),
         ("<style>@import 'https://example.org/a.css';</style>", "loads https://example.org/a.css"),
-        ("<p style='background: url(https://example.org/a.png)'>x</p>", "loads https://example.org/a.png"),
+        (
+            "<p style='background: url(https://example.org/a.png)'>x</p>",
+            "loads https://example.org/a.png",
+        ),
         ("<img alt='x' src='gone.png'>", "loads gone.png, which does not exist"),
         ("<a href='gone.html'>x</a>", "links to gone.html, which does not exist"),
         ("<a href='other.html#gone'>x</a>", "links to other.html#gone, which has no such anchor"),
@@ -53,7 +75,15 @@ def test_good_site_has_no_faults(site):
         ("<p>and $x_t$ again</p>", "shows raw TeX"),
         ("<img src='a.png'>", "without alternative text"),
         ("<img src='a.png' alt='_images/a.png'>", "without alternative text"),
-        ("<figure id='fig'><img src='a.png' alt='x'></figure>", "has a figure without a caption: fig"),
+        (
+            "<figure id='fig'><img src='a.png' alt='x'></figure>",
+            "has a figure without a caption: fig",
+        ),
+        (cell("print(y)"), "in code cell 4: Undefined name `y`"),
+        (cell("z = z + 1"), "in code cell 4: Undefined name `z`"),
+        (cell("g(1)") + cell("def g(n):\n    return n"), "in code cell 4: Undefined name `g`"),
+        (cell("def g(n):\n    return n + lost"), "in code cell 4: Undefined name `lost`"),
+        (cell("x ="), "in code cell 4: Expected an expression"),
         ("<div class='cell'><pre>#| export\nx = 1</pre></div>", "shows the directive #| export"),
     ],
 )
@@ -66,16 +96,26 @@ def test_planted_fault_is_found(site, extra, fault):
 def test_missing_mathjax_is_found(site):
     (site.root / "_static" / "mathjax" / "tex.js").unlink()
     assert "mathjax/tex.js, which does not exist" in site()[0]
-    assert "has mathematics but no MathJax" in site("", '<script src="_static/mathjax/tex.js"></script>', "")[0]
+    assert (
+        "has mathematics but no MathJax"
+        in site("", '<script src="_static/mathjax/tex.js"></script>', "")[0]
+    )
 
 
 def test_remote_style_sheet_is_found(site):
-    (site.root / "_static" / "style.css").write_text("@font-face { src: url('https://example.org/a.woff') }")
+    (site.root / "_static" / "style.css").write_text(
+        "@font-face { src: url('https://example.org/a.woff') }"
+    )
     assert site() == ["_static/style.css loads https://example.org/a.woff"]
 
 
 def test_code_and_outputs_may_show_tex(site):
-    assert site("<pre>$$x$$</pre><p><code>\\alpha</code></p><div class='output'>$x_t$</div><p>5 $ and 6 $</p>") == []
+    assert (
+        site(
+            "<pre>$$x$$</pre><p><code>\\alpha</code></p><div class='output'>$x_t$</div><p>5 $ and 6 $</p>"
+        )
+        == []
+    )
 
 
 def test_folder_without_pages_is_a_fault(tmp_path):

@@ -1,21 +1,47 @@
-"""Check a built site: it loads nothing remote, has no dead link, and its mathematics and figures are complete.
+"""Check a built site: it loads nothing remote, has no dead link, its mathematics and figures are
+complete, and the code that a reader can see or unfold on a page would run.
 
 Usage: python tools/check_site.py FOLDER
 """
 
+import json
 import re
+import subprocess
 import sys
+import tempfile
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 from bs4 import BeautifulSoup
 
-LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src", "object": "data"}
-LOADING_RELATIONS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "manifest", "preconnect", "dns-prefetch"}
+LOADS = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+}
+LOADING_RELATIONS = {
+    "stylesheet",
+    "icon",
+    "preload",
+    "prefetch",
+    "modulepreload",
+    "manifest",
+    "preconnect",
+    "dns-prefetch",
+}
 CSS_URL = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
 TEX_COMMANDS = "begin|end|frac|sqrt|mathcal|mathbf|bar|hat|tilde|alpha|beta|epsilon|mu|sigma|theta"
 RAW_TEX = re.compile(rf"\$\$|\\[(\[]|\\(?:{TEX_COMMANDS})\b|\$[^$\n]*[\\_^][^$\n]*\$")
+CODE_CELL = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+NOTEBOOK = {"metadata": {"language_info": {"name": "python"}}, "nbformat": 4, "nbformat_minor": 5}
+RUFF = ["--isolated", "--select", "F821", "--output-format", "json"]
+RUFF += ["--config", 'builtins = ["display", "get_ipython"]']
 NOT_PROSE = "script, style, pre, code, textarea, noscript, .math, .output"
 
 
@@ -28,7 +54,9 @@ class Page:
     @cached_property
     def anchors(self):
         """Collect everything that a link with a fragment can point at."""
-        return {tag["id"] for tag in self.soup.find_all(id=True)} | {tag["name"] for tag in self.soup.find_all("a", attrs={"name": True})}
+        return {tag["id"] for tag in self.soup.find_all(id=True)} | {
+            tag["name"] for tag in self.soup.find_all("a", attrs={"name": True})
+        }
 
     def loads(self):
         """Yield every address that a browser loads with the page."""
@@ -37,7 +65,9 @@ class Page:
         for tag in self.soup.find_all("link", href=True):
             if LOADING_RELATIONS & set(tag.get("rel", [])):
                 yield tag["href"]
-        styles = [tag.get_text() for tag in self.soup.find_all("style")] + [tag["style"] for tag in self.soup.find_all(style=True)]
+        styles = [tag.get_text() for tag in self.soup.find_all("style")] + [
+            tag["style"] for tag in self.soup.find_all(style=True)
+        ]
         yield from (address for style in styles for address in CSS_URL.findall(style))
 
 
@@ -63,7 +93,11 @@ def load_faults(page):
 
 def style_faults(path):
     """List what a style sheet loads from elsewhere."""
-    return [f"loads {a}" for a in CSS_URL.findall(path.read_text(encoding="utf-8", errors="replace")) if is_remote(a)]
+    return [
+        f"loads {a}"
+        for a in CSS_URL.findall(path.read_text(encoding="utf-8", errors="replace"))
+        if is_remote(a)
+    ]
 
 
 def link_faults(page, pages):
@@ -75,18 +109,28 @@ def link_faults(page, pages):
         target = (page.path.parent / unquote(address)).resolve() if address else page.path
         if not target.is_file():
             yield f"links to {tag['href']}, which does not exist"
-        elif fragment and target in pages and unquote(fragment) not in pages[target].anchors | {"top"}:
+        elif (
+            fragment
+            and target in pages
+            and unquote(fragment) not in pages[target].anchors | {"top"}
+        ):
             yield f"links to {tag['href']}, which has no such anchor"
 
 
 def math_faults(page):
     """List mathematics that a browser would show as TeX."""
     if page.soup.select_one(".math"):
-        sources = [tag["src"] for tag in page.soup.find_all("script", src=True) if "mathjax" in tag["src"].lower()]
+        sources = [
+            tag["src"]
+            for tag in page.soup.find_all("script", src=True)
+            if "mathjax" in tag["src"].lower()
+        ]
         if not sources:
             yield "has mathematics but no MathJax"
     for text in page.soup.find_all(string=RAW_TEX):
-        if not any(parent.css.match(NOT_PROSE) for parent in text.parents if parent.name != "[document]"):
+        if not any(
+            parent.css.match(NOT_PROSE) for parent in text.parents if parent.name != "[document]"
+        ):
             yield f"shows raw TeX: {' '.join(text.split())[:80]}"
 
 
@@ -105,20 +149,74 @@ def figure_faults(page):
 def directive_faults(page):
     """List nbdev directives that a reader would see."""
     for tag in page.soup.select("div.cell pre"):
-        yield from (f"shows the directive {line}" for line in tag.get_text().splitlines() if line.startswith("#|"))
+        yield from (
+            f"shows the directive {line}"
+            for line in tag.get_text().splitlines()
+            if line.startswith("#|")
+        )
+
+
+def code_of(page):
+    """List the code cells of a page as a reader can copy them, folded ones and solutions too."""
+    cells = page.soup.select("div.cell div.cell_input")
+    # What %time runs is code, too.
+    return [
+        re.sub(r"^%%?time\b *", "", cell.select_one("pre").get_text(), flags=re.M) for cell in cells
+    ]
+
+
+def code_faults(pages):
+    """Yield, with its page, each name in a page's code that nothing before it on the page defines.
+
+    Ruff reads the cells of a page as one notebook. Inside a function, which runs later, a name may
+    also be defined further down.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        written = {}
+        for i, page in enumerate(pages):
+            cells = [
+                CODE_CELL | {"source": source, "id": f"c{n}"}
+                for n, source in enumerate(code_of(page))
+            ]
+            if cells:
+                path = Path(folder).resolve() / f"{i}.ipynb"
+                path.write_text(json.dumps(NOTEBOOK | {"cells": cells}), encoding="utf-8")
+                written[path] = page
+        command = [sys.executable, "-m", "ruff", "check", "--no-cache", *RUFF, folder]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        if found.returncode not in (0, 1):
+            raise RuntimeError(f"ruff could not read the pages' code: {found.stderr}")
+        places = {
+            (f["filename"], f.get("cell") or 0, f["message"]) for f in json.loads(found.stdout)
+        }
+        for name, cell, message in sorted(places):
+            fault = f"shows code that would not run, in code cell {cell}: {message}"
+            yield written[Path(name).resolve()], fault
 
 
 def check(root):
     """List the faults of the site in a folder."""
     root = Path(root).resolve()
     # The theme leaves templates, which are no pages, among the static files.
-    pages = {path: Page(path) for path in sorted(root.rglob("*.html")) if "_static" not in path.relative_to(root).parts}
+    pages = {
+        path: Page(path)
+        for path in sorted(root.rglob("*.html"))
+        if "_static" not in path.relative_to(root).parts
+    }
     if not pages:
         return [f"{root} has no pages"]
     faults = []
     for path, page in pages.items():
-        found = [*load_faults(page), *link_faults(page, pages), *math_faults(page), *figure_faults(page), *directive_faults(page)]
+        found = [
+            *load_faults(page),
+            *link_faults(page, pages),
+            *math_faults(page),
+            *figure_faults(page),
+            *directive_faults(page),
+        ]
         faults += [f"{path.relative_to(root)} {fault}" for fault in found]
+    for page, fault in code_faults(pages.values()):
+        faults.append(f"{page.path.relative_to(root)} {fault}")
     for path in sorted(root.rglob("*.css")):
         faults += [f"{path.relative_to(root)} {fault}" for fault in style_faults(path)]
     return faults
@@ -129,7 +227,9 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     faults = check(sys.argv[1])
-    print("\n".join(faults) or "no remote load, no dead link, mathematics and figures complete")
+    print(
+        "\n".join(faults) or "no remote load, no dead link; mathematics, figures and code complete"
+    )
     sys.exit(bool(faults))
 
 

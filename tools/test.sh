@@ -41,7 +41,7 @@ if [ "${1:-all}" = fast ]; then
     exit
 fi
 step "the book, from the committed outputs" committed_book
-step "the site" python tools/check_site.py _build/committed/_build/html
+step "the site, and that its code would run" python tools/check_site.py _build/committed/_build/html
 # Two processes with one thread each do more than one process with two.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 step "tests and notebooks" pytest -q -n 2 --dist loadfile --durations=10 $NBVAL tests nbs
