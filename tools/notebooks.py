@@ -1,10 +1,22 @@
-"""Edit notebooks as text: `text` writes percent scripts to _text/, `sync` reads them back, `run` also executes and cleans.
+"""Edit notebooks as text: percent scripts in _text/, which git ignores.
 
-Usage: python tools/notebooks.py {text,sync,run,execute} [NAME ...]
-NAME is the beginning of a notebook's name, such as 02; without one the command takes every notebook.
+Usage: python tools/notebooks.py text|sync|run|execute [--force] [NAME ...]
+       python tools/notebooks.py new NUMBER NAME
+
+text     write notebooks as scripts; refused where a script has edits that were not synced
+sync     read scripts back, export the package and clean; refused where a notebook has changed since
+         its script was written. Outputs of unchanged cells stay
+run      sync, then run the notebooks and store their outputs
+execute  run the notebooks as they are and store their outputs
+new      begin a chapter: its notebook and its script
+
+NAME is the beginning of a notebook's name, such as 02; without one a command takes every notebook.
+`--force` does what would be refused.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -12,6 +24,7 @@ import sys
 import time
 from pathlib import Path
 
+import address
 import jupytext
 import nbformat
 from jupytext.combine import combine_inputs_with_outputs
@@ -20,6 +33,19 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 NBS, TEXT = ROOT / "nbs", ROOT / "_text"
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+EXERCISE = """## Exercises
+
+```{exercise}
+:label: ex-chapter-word
+
+A question.
+```
+
+```{solution-start} ex-chapter-word
+:class: dropdown
+```
+
+The answer."""
 
 
 def slug(words):
@@ -28,7 +54,7 @@ def slug(words):
 
 
 def defined_name(source):
-    """Return the first name that code defines: a public function or class, else any, else a constant; None without one."""
+    """Return the first public function or class that code defines, else any, else a constant."""
     names = re.findall(r"^(?:async )?(?:def|class) (\w+)", source, re.M)
     public = [name for name in names if not name.startswith("_")]
     constant = re.search(r"^([A-Z][A-Z0-9_]+)\b.* = ", source, re.M)
@@ -53,7 +79,7 @@ def readable_id(cell):
 
 
 def name_cells(nb, known):
-    """Name each cell that defines something after it, and give new cells a readable id; all unique in their notebook."""
+    """Name each cell that defines something after it, new cells after their words; no two alike."""
     stays = [cell.get("id") in known and own_name(cell) is None for cell in nb.cells]
     taken = {cell.id for cell, stay in zip(nb.cells, stays, strict=True) if stay}
     for cell, stay in zip(nb.cells, stays, strict=True):
@@ -66,19 +92,69 @@ def name_cells(nb, known):
         taken.add(cell.id)
 
 
+def as_text(path):
+    """Write a notebook's text and code, without outputs, as a percent script."""
+    nb = nbformat.read(path, as_version=4)
+    wanted = {"cell_metadata_filter": "tags,mystnb,-all", "notebook_metadata_filter": "-all"}
+    nb.metadata["jupytext"] = wanted
+    return jupytext.writes(nb, "py:percent")
+
+
+def digest(text):
+    """Hash a text, to see later whether it has changed."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def agreed():
+    """Read what each script and its notebook held when they last agreed."""
+    record = TEXT / ".synced.json"
+    return json.loads(record.read_text()) if record.exists() else {}
+
+
+def agree(path):
+    """Note that a notebook and its script hold the same now."""
+    script = TEXT / f"{path.stem}.py"
+    entry = {"notebook": digest(as_text(path)), "script": digest(script.read_text())}
+    (TEXT / ".synced.json").write_text(json.dumps(agreed() | {path.stem: entry}, indent=1))
+
+
+def refusal(path, command):
+    """Say why a command would lose an edit of a notebook or its script; None if it would not."""
+    script = TEXT / f"{path.stem}.py"
+    if not script.exists() or not path.exists():
+        return None
+    noted, notebook, written = agreed().get(path.stem, {}), as_text(path), script.read_text()
+    name = f"_text/{script.name}"
+    if command == "text" and written != notebook and digest(written) != noted.get("script"):
+        way_out = f"sync {path.stem}` reads them back, `text --force {path.stem}` throws them away"
+        return f"{name} has edits that are not in its notebook: `{way_out}"
+    if (
+        command == "sync"
+        and noted
+        and digest(notebook) != noted["notebook"]
+        and written != notebook
+    ):
+        way_out = f"`text --force {path.stem}` writes it anew (keep a copy of what you edited)"
+        return f"{path.name} has changed since {name} was written: {way_out}, `sync --force` undoes"
+    return None
+
+
+def stop_if_refused(paths, command, force):
+    """Leave the program, before anything is written, if a command would lose an edit."""
+    reasons = [refusal(NBS / f"{path.stem}.ipynb", command) for path in paths]
+    if any(reasons) and not force:
+        sys.exit("\n".join(filter(None, reasons)))
+
+
 def to_text(path):
     """Write a notebook as a percent script."""
-    nb = nbformat.read(path, as_version=4)
-    nb.metadata["jupytext"] = {
-        "cell_metadata_filter": "tags,mystnb,-all",
-        "notebook_metadata_filter": "-all",
-    }
     TEXT.mkdir(exist_ok=True)
-    (TEXT / f"{path.stem}.py").write_text(jupytext.writes(nb, "py:percent"))
+    (TEXT / f"{path.stem}.py").write_text(as_text(path))
+    agree(path)
 
 
 def from_text(path):
-    """Read a percent script back into its notebook, keeping the outputs and ids of unchanged cells."""
+    """Read a script back into its notebook, keeping the outputs and ids of unchanged cells."""
     nb, target = jupytext.read(path, fmt="py:percent"), NBS / f"{path.stem}.ipynb"
     nb.nbformat, nb.nbformat_minor, known = 4, 5, set()
     if target.exists():
@@ -92,6 +168,38 @@ def from_text(path):
             cell.setdefault("outputs", [])
             cell.setdefault("execution_count", None)
     nbformat.write(nb, target)
+    agree(target)
+
+
+def begin(number, name):
+    """Begin a chapter: write a script with the cells that every chapter has, and its notebook."""
+    if not re.fullmatch(r"\d\d", number) or not re.fullmatch(r"[a-z]\w*", name):
+        sys.exit("new takes a number of two digits and a name: new 30 consistency")
+    taken = [path.name for path in NBS.glob(f"{number}_*.ipynb")]
+    if taken:
+        sys.exit(f"number {number} is taken by {taken[0]}")
+    cells = [
+        f"# {name.replace('_', ' ').capitalize()}\n\n> What the module {name} holds, in one line.",
+        address.install_cell(ROOT),
+        f"#| default_exp {name}",
+        "#| export\nimport torch",
+        "## Summary",
+        EXERCISE,
+        "assert True",
+        "```{solution-end}\n```",
+        "## References",
+    ]
+    nb = nbformat.v4.new_notebook()
+    for source in cells:
+        code = source.startswith(("#|", "assert"))
+        make = nbformat.v4.new_code_cell if code else nbformat.v4.new_markdown_cell
+        nb.cells.append(make(source))
+    nb.metadata = KERNEL
+    name_cells(nb, set())
+    path = NBS / f"{number}_{name}.ipynb"
+    nbformat.write(nb, path)
+    to_text(path)
+    print(f"begun: _text/{path.stem}.py; list nbs/{path.stem} in _toc.yml, then sync {number}")
 
 
 def execute(path):
@@ -136,21 +244,30 @@ def nbdev(command, *args):
 
 
 def main():
+    """Do what the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["text", "sync", "run", "execute"])
+    parser.add_argument("command", choices=["text", "sync", "run", "execute", "new"])
     parser.add_argument("names", nargs="*", metavar="NAME")
-    args = parser.parse_args()
-    os.environ.pop(
-        "JUPYTER_PATH", None
-    )  # a kernel of another interpreter must not run these notebooks
+    parser.add_argument("--force", action="store_true")
+    args = parser.parse_intermixed_args()
+    os.environ.pop("JUPYTER_PATH", None)  # a kernel of another interpreter must not run these
+    if args.command == "new":
+        if len(args.names) != 2:
+            parser.error("new takes a number and a name")
+        begin(*args.names)
+        return
     if args.command == "text":
-        for path in selected(NBS, ".ipynb", args.names):
+        paths = selected(NBS, ".ipynb", args.names)
+        stop_if_refused(paths, "text", args.force)
+        for path in paths:
             to_text(path)
         return
     if args.command in ("sync", "run"):
-        for path in selected(TEXT, ".py", args.names):
+        paths = selected(TEXT, ".py", args.names)
+        stop_if_refused(paths, "sync", args.force)
+        for path in paths:
             from_text(path)
         nbdev("nbdev_export")
     paths = selected(NBS, ".ipynb", args.names)

@@ -1,0 +1,112 @@
+"""The notebook tool loses no edit, names cells after what they define and begins a chapter."""
+
+import sys
+
+import address
+import nbformat
+import notebooks
+import pytest
+import rules
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Let the tool work in an empty folder, and return a function that runs its commands."""
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nuser = a\nrepo = b\nbranch = main\n")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "NBS", tmp_path / "nbs")
+    monkeypatch.setattr(notebooks, "TEXT", tmp_path / "_text")
+    monkeypatch.setattr(notebooks, "nbdev", lambda *words: None)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["notebooks.py", *words])
+        notebooks.main()
+
+    run.script, run.notebook = tmp_path / "_text/30_trial.py", tmp_path / "nbs/30_trial.ipynb"
+    run("new", "30", "trial")
+    return run
+
+
+def change(path, old, new):
+    """Replace words in a file."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_new_chapter_keeps_the_rules(folder, tmp_path):
+    nb = rules.read_notebook(folder.notebook)
+    assert address.disagreeing(tmp_path) == []
+    assert (nb.number, nb.module) == (30, "trial")
+    found = [*rules.hidden_cells([nb]), *rules.exercise_faults([nb]), *rules.untrue_ids([nb])]
+    assert found == []
+    with pytest.raises(SystemExit, match=r"number 30 is taken by 30_trial\.ipynb"):
+        folder("new", "30", "other")
+    with pytest.raises(SystemExit, match="a number of two digits"):
+        folder("new", "3", "other")
+
+
+def test_edit_is_synced_and_outputs_stay(folder):
+    nb = nbformat.read(folder.notebook, as_version=4)
+    nb.cells[6].outputs = [nbformat.v4.new_output("stream", text="kept")]
+    nbformat.write(nb, folder.notebook)  # what execution does
+    change(folder.script, "import torch", "import torch\n\n\ndef walk():\n    return 1")
+    folder("sync", "30")
+    cells = nbformat.read(folder.notebook, as_version=4).cells
+    assert [cell.id for cell in cells if cell.source.startswith("#| export")] == ["walk"]
+    assert cells[6].outputs[0].text == "kept"
+    folder("sync")  # a second time changes nothing
+    folder("text")
+
+
+def test_text_keeps_unsynced_edits(folder):
+    folder("text", "30")  # nothing to lose
+    change(folder.script, "What the module", "New words on what the module")
+    with pytest.raises(SystemExit, match=r"_text/30_trial\.py has edits .* `sync 30_trial` reads"):
+        folder("text", "30")
+    assert "New words" in folder.script.read_text()
+    folder("text", "--force", "30")
+    assert "New words" not in folder.script.read_text()
+
+
+def test_text_follows_a_notebook_that_has_changed(folder):
+    change(folder.notebook, "What the module", "In Jupyter: what the module")
+    folder("text")
+    assert "In Jupyter" in folder.script.read_text()
+
+
+def test_sync_keeps_a_changed_notebook(folder):
+    change(folder.notebook, "What the module", "In Jupyter: what the module")
+    change(folder.script, "A question.", "Another question.")
+    with pytest.raises(SystemExit, match=r"30_trial\.ipynb has changed since _text/30_trial\.py"):
+        folder("sync", "30")
+    assert "In Jupyter" in folder.notebook.read_text()
+    with pytest.raises(SystemExit, match="has edits"):
+        folder("text")
+    folder("sync", "--force", "30")
+    assert "Another question" in folder.notebook.read_text()
+
+
+def test_script_without_a_record_is_not_overwritten(folder, tmp_path):
+    (tmp_path / "_text/.synced.json").unlink()
+    change(folder.script, "A question.", "Another question.")
+    with pytest.raises(SystemExit, match="has edits"):
+        folder("text")
+    folder("sync")
+    assert "Another question" in folder.notebook.read_text()
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("def _help():\n    pass\ndef walk():\n    pass", "walk"),
+        ("def _help():\n    pass", "_help"),
+        ("LIMIT: int = 3\nx = 1", "LIMIT"),
+        ("x = 1", None),
+        ("if x:\n    def inner(): ...", None),
+        ("@patch\ndef walk(self: UNet): ...", "walk"),
+    ],
+)
+def test_cells_are_called_after_what_they_define(source, name):
+    assert notebooks.defined_name(source) == name
