@@ -38,8 +38,8 @@ check: setup ## the fast part of the tests: export, clean notebooks, lint, the p
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/test.sh fast
 
 bench: setup ## measure the package beside its peers (about an hour on two cores) and write what the book's page on performance shows
-	$(UV) pip install --quiet --python $(BIN)/python --target benchmarks/.peers --no-deps --require-hashes -r requirements-bench.txt
-	PYTHONPATH=$(CURDIR)/benchmarks/.peers $(BIN)/python benchmarks/bench.py --out ddpm_nb/measured/performance-cpu.json
+	$(UV) pip install --quiet --python $(BIN)/python --target studies/.peers --no-deps --require-hashes -r requirements-bench.txt
+	PYTHONPATH=$(CURDIR)/studies/.peers $(BIN)/python studies/bench.py --out ddpm_nb/measured/performance-cpu.json
 
 lab: setup ## open the notebooks in JupyterLab
 	$(UV) pip install --quiet --python $(BIN)/python --constraint requirements-dev.txt jupyterlab

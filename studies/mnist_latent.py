@@ -1,8 +1,8 @@
 """Measure latent diffusion against diffusion of pixels on MNIST and store it in ddpm_nb/measured/mnist_latent.json.
 
-Usage: python experiments/mnist_latent.py --root data --hardware "what it runs on"
+Usage: python studies/mnist_latent.py --root data --hardware "what it runs on"
 
-The network of pixels is the first variant of experiments/mnist_tables.py, whose distances after each number of iterations are in
+The network of pixels is the first variant of studies/mnist_tables.py, whose distances after each number of iterations are in
 ddpm_nb/measured/mnist.json. Here an autoencoder is trained, then the same network on its latents, measured with the same yardstick.
 It predicts v under the cosine schedule, and trains longer, since its steps are cheaper. The autoencoder is kept in --work, so that a
 run that was cut short goes on after it.
@@ -10,30 +10,29 @@ run that was cut short goes on after it.
 
 import argparse
 import copy
-import platform
 import time
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from common import MEASURED, setting, write
 from mnist_tables import CONFIG as TABLES
-from mnist_tables import N_REFERENCE, NETWORK, ROOT, write
+from mnist_tables import N_REFERENCE, NETWORK
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_nb.data import load_images
-from ddpm_nb.evaluation import classifier_features, load_classifier
-from ddpm_nb.gaussian import seeded
-from ddpm_nb.files import replaced_file
-from ddpm_nb.latent import Autoencoder, from_latents, psnr, to_latents, train_autoencoder
 from ddpm_nb.elbo import predict_noise
+from ddpm_nb.evaluation import classifier_features, load_classifier
+from ddpm_nb.files import replaced_file
+from ddpm_nb.gaussian import seeded
+from ddpm_nb.latent import Autoencoder, from_latents, psnr, to_latents, train_autoencoder
 from ddpm_nb.results import Yardstick, measure_images
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import train
 from ddpm_nb.unet import UNet
 
-OUT = ROOT / "ddpm_nb" / "measured" / "mnist_latent.json"
+OUT = MEASURED / "mnist_latent.json"
 AUTOENCODER = {"latent_channels": 4, "base_channels": 8, "n_downs": 2, "padding": 2}
 FITTING = {"n_iterations": 2000, "batch_size": 64, "lr": 2e-3, "kl_weight": 1e-3, "seed": 0}
 PIXELS = replace(TABLES, precision="float32")  # as the tables were computed
@@ -122,8 +121,7 @@ def main():
     model, seconds = fitted_autoencoder(images, args.work)
     study = {"data": "mnist", "T": 1000, "autoencoder": AUTOENCODER, "fitting": FITTING, "network": NETWORK, "training": asdict(CONFIG)}
     study |= {"schedule": SCHEDULE, "reference images": N_REFERENCE, "sampling steps": SAMPLE_STEPS, "eta": ETA}
-    versions = {name: version(name) for name in ("ddpm_nb", "torch", "numpy")} | {"python": platform.python_version()}
-    facts = {"study": study, "hardware": args.hardware, "versions": versions, "threads of a process": torch.get_num_threads()}
+    facts = {"study": study} | setting(args.hardware)
     facts["autoencoder"] = describe_autoencoder(model, seconds, yardstick)
     facts["cost"] = {}
     for name, shape in {"pixels": (1, 28, 28), "latents": model.latent_shape}.items():

@@ -1,30 +1,28 @@
 """Train the digits in float32 and in bfloat16 from the same seeds and store both bounds in ddpm_nb/measured/bfloat16.json.
 
-Usage: python experiments/bfloat16.py --hardware "what it runs on"
+Usage: python studies/bfloat16.py --hardware "what it runs on"
 
 Runs of one seed share the first weights, the order of the data, the steps and the noise. The bound is measured in float32, also for
 the network whose weights are rounded to bfloat16 only for sampling.
 """
 
 import argparse
-import platform
 from dataclasses import asdict, replace
-from importlib.metadata import version
 
 import torch
-from mnist_tables import ROOT, write
+from common import MEASURED, setting, write
 
 from ddpm_nb.data import load_images
 from ddpm_nb.evaluation import bits_per_dim, classifier_features, distance_with_error, frechet_distance, load_classifier
+from ddpm_nb.fast import optimize_for_sampling
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.results import paired_difference
-from ddpm_nb.fast import optimize_for_sampling
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import TrainConfig, train
 from ddpm_nb.unet import make_unet
 
-OUT = ROOT / "ddpm_nb" / "measured" / "bfloat16.json"
+OUT = MEASURED / "bfloat16.json"
 CONFIG, SEEDS, T, N_SAMPLES = TrainConfig(n_iterations=300), (0, 1, 2), 300, 512
 
 
@@ -58,8 +56,8 @@ def main():
     parser.add_argument("--hardware", required=True, help="what this runs on, in words")
     args = parser.parse_args()
     images, held_out = load_images("digits"), load_images("digits", split="test")
-    facts = {"study": "bfloat16 against float32 on the digits", "hardware": args.hardware, "config": asdict(CONFIG), "T": T}
-    facts |= {"versions": {"python": platform.python_version(), "torch": version("torch")}, "threads": torch.get_num_threads()}
+    facts = {"study": "bfloat16 against float32 on the digits", "config": asdict(CONFIG), "T": T}
+    facts |= setting(args.hardware, ("torch",))
     facts |= {"n_samples": N_SAMPLES, "n_held_out": len(held_out), "rows": [seed_row(seed, images, held_out) for seed in SEEDS]}
     write(OUT, facts)
 

@@ -1,6 +1,6 @@
 """Train one library on the digits from a cold start and print, as JSON, how the Frechet distance of its samples falls with time.
 
-Usage: python benchmarks/quality.py LIBRARY {own,ours} DEVICE THREADS
+Usage: python studies/quality.py LIBRARY {own,ours} DEVICE THREADS
 
 With "own" every library trains with the batch size, optimiser, learning rate, objective, schedule and precision of its own training
 script; with "ours" with those of `ddpm-nb train`. The network is the same or the nearest equal one. The clock starts with the process and

@@ -12,7 +12,7 @@ import torch
 from ddpm_nb.results import read_results
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "studies"))
 bench, peers = pytest.importorskip("bench"), pytest.importorskip("peers")
 CPU = torch.device("cpu")
 

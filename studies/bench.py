@@ -1,6 +1,6 @@
 """Measure this package beside its peers, in one run, and write the results as JSON for the book's performance page.
 
-Usage: make bench, or python benchmarks/bench.py --out FILE [--rows train ...] [--device cuda]
+Usage: make bench, or python studies/bench.py --out FILE [--rows train ...] [--device cuda]
 
 Every variant (library, precision, setting) runs in a process of its own. The processes of one row are started together, get their turns
 in an order that changes with each round, and wait without using the processor in between. A row that is measured is written at once;

@@ -1,6 +1,6 @@
 """Measure the papers' tables in small on MNIST and store them in ddpm_nb/measured/mnist.json.
 
-Usage: python experiments/mnist_tables.py --root data --hardware "what it runs on"
+Usage: python studies/mnist_tables.py --root data --hardware "what it runs on"
 
 Each row is written to --work as soon as it is measured, and a row that is there is not measured again, so a run that was cut short
 goes on where it stopped. Two runs may share the work: name the rows of each with --rows. The last to finish collects the table.
@@ -8,28 +8,25 @@ goes on where it stopped. Two runs may share the work: name the rows of each wit
 
 import argparse
 import json
-import platform
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from common import MEASURED, PICTURES, setting, write
 from PIL import Image
 
-from ddpm_nb.data import load_dataset
 from ddpm_nb.bound import rate_distortion
+from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import CLASSIFIERS, classifier_features, load_classifier, save_classifier, train_classifier
 from ddpm_nb.gaussian import seeded
-from ddpm_nb.files import replaced_file
 from ddpm_nb.hub import load_pretrained
 from ddpm_nb.plots import show_images
 from ddpm_nb.results import VARIANTS, Yardstick, measure_bound, measure_images, measure_samples, train_variant
 from ddpm_nb.training import TrainConfig
 from ddpm_nb.unet import UNet
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT, PICTURES = ROOT / "ddpm_nb" / "measured" / "mnist.json", ROOT / "book" / "_static"
+OUT = MEASURED / "mnist.json"
 NETWORK = {"base_channels": 16, "channel_mults": (1, 2, 4), "n_res_blocks": 1, "attn_resolutions": (7,), "norm_groups": 8}
 CONFIG = TrainConfig(n_iterations=1500, batch_size=64, lr=1e-3, warmup=100, ema_decay=0.995)
 SNAPSHOTS = (100, 200, 400, 800, 1500)
@@ -37,13 +34,6 @@ N_BOUND, N_SAMPLES, SAMPLE_STEPS, N_REFERENCE, N_CURVE = 64, 500, 100, 5000, 32
 GRID, N_GRID = [(n, eta) for n in (10, 20, 50) for eta in (0.0, 1.0)], 256
 CURVE = (1, 100, 200, 300, 400, 500, 600, 700, 800, 900, 950, 1000)
 CLASSIFIER = {"n_iterations": 3000, "channels": 32}
-
-
-def write(path, facts):
-    """Write JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(path) as file:
-        file.write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def make_classifier(train_set, test_set):
@@ -125,10 +115,9 @@ def collect(work, names, hardware):
     """Put the rows together, with all that is needed to repeat them."""
     join_pictures(work)
     rows = {name: json.loads((work / f"{name}.json").read_text()) for name in names}
-    versions = {name: version(name) for name in ("ddpm_nb", "torch", "numpy")} | {"python": platform.python_version()}
     study = {"data": "mnist", "T": 1000, "network": NETWORK, "training": asdict(CONFIG), "held-out images": N_BOUND}
     study |= {"reference images": N_REFERENCE}
-    facts = {"study": study, "hardware": hardware, "versions": versions, "threads of a process": torch.get_num_threads()}
+    facts = {"study": study} | setting(hardware)
     facts["minutes of all rows"] = round(sum(row["minutes"] for row in rows.values()), 1)
     facts["objectives"] = [rows[name] for name in VARIANTS]
     facts["training steps"] = facts["objectives"][0].pop("training steps")

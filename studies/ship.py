@@ -1,6 +1,6 @@
 """Measure a finished run and ship its averaged model with the package: weights, configuration and card in ddpm_nb/weights/NAME.
 
-Usage: python tools/ship.py runs/digits digits --hardware "1 thread of an AMD EPYC" [--images 256] [--samples 512]
+Usage: python studies/ship.py runs/digits digits --hardware "1 thread of an AMD EPYC" [--images 256] [--samples 512]
 
 Every figure on the card is computed here or read from the run: nothing is typed but the description of the machine. The classifier
 that judges the samples is trained here, on the same training images, from a fixed seed.

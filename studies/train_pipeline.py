@@ -1,6 +1,6 @@
 """Train a whole text-to-image pipeline and ship it in ddpm_nb/pipelines/NAME, with its measured card.
 
-Usage: python experiments/train_pipeline.py {digits,mnist,digits-pixels} --hardware "what it runs on" [--root data] [--work runs/pipelines]
+Usage: python studies/train_pipeline.py {digits,mnist,digits-pixels} --hardware "what it runs on" [--root data] [--work runs/pipelines]
 
 Each part is written to --work when it is finished, and a part that is there is not trained again. Measuring follows training.
 """
@@ -30,8 +30,8 @@ from ddpm_nb.clip import (
 from ddpm_nb.conditioning import TextUNet, score_attributes, train_conditional
 from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import load_classifier
-from ddpm_nb.gaussian import seeded
 from ddpm_nb.files import replaced_file
+from ddpm_nb.gaussian import seeded
 from ddpm_nb.latent import Autoencoder, from_latents, psnr, to_latents, train_autoencoder
 from ddpm_nb.pipeline import PIPELINES, TextToImage
 from ddpm_nb.sampling import respace
