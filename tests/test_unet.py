@@ -1,31 +1,41 @@
 """The U-Net: its properties for many configurations, its numbers against other forms, and what it refuses."""
 
 import copy
+import inspect
+import itertools
 import json
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.export import Dim, export
 from torch.nn import functional as F
+from torch.nn.utils import parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddpm_nb.unet as unet_module
-from ddpm_nb.gaussian import seeded_init
+from conftest import refuses
 from ddpm_nb.unet import (
     PRESETS,
     Downsample,
+    Level,
     ResBlock,
     ResNetBaseline,
     SelfAttention,
     UNet,
     Upsample,
-    attend,
+    attend_by_products,
+    attend_columns,
+    attend_joined,
     group_norm,
-    join_projections,
+    is_plain,
     make_unet,
     unet_shapes,
+    upsample_joined,
 )
 
 f64 = torch.float64
@@ -43,14 +53,6 @@ VARIANTS = {
     "checkpointing": {"checkpointing": True},
 }
 each_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-each_preset = pytest.mark.parametrize("name", PRESETS)
-
-
-@pytest.fixture(autouse=True)
-def own_seed():
-    """Seed the initial weights, and leave torch's random state as it was."""
-    with seeded_init(0):
-        yield
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
@@ -69,7 +71,7 @@ def perturbed(module, scale=0.1):
 def inputs(unet, batch=3, dtype=torch.float32):
     """Make images and steps for a network."""
     size = unet.image_size
-    return draw(batch, unet.in_channels, size, size, seed=1, dtype=dtype), torch.tensor([0, 7, 150])[:batch]
+    return draw(batch, unet.in_channels, size, size, seed=1, dtype=dtype), (torch.arange(batch) * 71) % 300
 
 
 def on_meta(make):
@@ -78,40 +80,54 @@ def on_meta(make):
         return make()
 
 
+@contextmanager
+def plainly():
+    """Let every layer compute what its formula says."""
+    with (
+        mock.patch.object(Upsample, "forward", Upsample.forward.plain),
+        mock.patch.object(SelfAttention, "forward", SelfAttention.forward.plain),
+    ):
+        yield
+
+
 # What every U-Net does.
 
 
 @each_variant
-def test_starts_at_zero(changes):
+def test_a_new_network_answers_zero_and_its_config_builds_it_again(changes):
     unet = UNet(**{**TINY, **changes})
-    x, t = inputs(unet)
-    y = unet(x, t)
+    y = unet(*inputs(unet))
     assert y.shape == (3, changes.get("out_channels", unet.in_channels), 8, 8)
     assert not y.any()
+    config = json.loads(json.dumps(unet.config))
+    again = UNet(**config)
+    assert again.config == unet.config == config
+    again.load_state_dict(unet.state_dict())
+    assert {name: p.shape for name, p in again.named_parameters()} == {name: p.shape for name, p in unet.named_parameters()}
 
 
 @each_variant
-def test_gradient_reaches_every_parameter(changes):
-    unet = perturbed(UNet(**{**TINY, **changes}))
-    unet(*inputs(unet)).square().mean().backward()
-    assert [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()] == []
-
-
-@each_variant
-def test_images_of_a_batch_keep_to_themselves(changes):
+def test_gradients_images_and_time(changes):
+    """Every parameter gets a gradient, the images of a batch keep to themselves, and each answer depends on its time."""
     unet = perturbed(UNet(**{**TINY, **changes})).double()
     x, t = inputs(unet, dtype=f64)
     y, order = unet(x, t), torch.tensor([2, 0, 1])
+    y.square().mean().backward()
+    assert [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.any()] == []
     torch.testing.assert_close(unet(x[order], t[order]), y[order], rtol=0, atol=1e-12)
     torch.testing.assert_close(unet(x[:1], t[:1]), y[:1], rtol=0, atol=1e-12)
+    assert ((unet(x, t + 20) - y).abs().flatten(1).amax(1) > 1e-3).all()
 
 
 @each_variant
-def test_time_changes_the_output(changes):
-    unet = perturbed(UNet(**{**TINY, **changes}))
-    x, t = inputs(unet)
-    change = (unet(x, t) - unet(x, t + 20)).abs().flatten(1).amax(1)
-    assert (change > 1e-3).all()
+def test_shapes_follow_the_modules(changes):
+    unet = UNet(**{**TINY, **changes})
+    rows = unet_shapes(unet)
+    assert [row[0] for row in rows][:1] + [row[0] for row in rows][-1:] == ["conv_in", "conv_out"]
+    assert rows == unet_shapes(on_meta(lambda: UNet(**{**TINY, **changes})))
+    assert not any(m._forward_hooks for m in unet.modules())
+    blocks = [m for m in unet.modules() if isinstance(m, ResBlock | SelfAttention | Downsample | Upsample)]
+    assert len(rows) == len(blocks) + 2
 
 
 @settings(deadline=None, max_examples=12)
@@ -150,44 +166,50 @@ def test_dropout_acts_in_training_only():
 
 
 def test_epsilon_reaches_every_normalisation():
-    assert {m.eps for m in UNet(**TINY).modules() if isinstance(m, nn.GroupNorm)} == {1e-6}
-    assert {m.eps for m in UNet(**TINY, norm_eps=1e-5).modules() if isinstance(m, nn.GroupNorm)} == {1e-5}
+    for eps, options in ((1e-6, {}), (1e-5, {"norm_eps": 1e-5})):
+        assert {m.eps for m in UNet(**TINY, **options).modules() if isinstance(m, nn.GroupNorm)} == {eps}
 
 
-@each_variant
-def test_config_builds_the_same_network(changes):
-    unet = UNet(**{**TINY, **changes})
-    config = json.loads(json.dumps(unet.config))
-    again = UNet(**config)
-    assert again.config == unet.config == config
-    again.load_state_dict(unet.state_dict())
-    assert {name: p.shape for name, p in again.named_parameters()} == {name: p.shape for name, p in unet.named_parameters()}
+def test_what_the_blocks_are_told_is_passed_on_as_it_is():
+    """A subclass may tell them more than the time."""
+
+    class Told(Level):
+        def step(self, i, h, signal):
+            heard.append(signal)
+            return super().step(i, h, signal[0])
+
+    unet, heard = perturbed(UNet(**TINY)), []
+    x, t = inputs(unet)
+    expected = unet(x, t)
+    for level in (*unet.down, unet.mid, *unet.up):
+        level.__class__ = Told
+    signal = (F.silu(unet.embed_time(x, t)), "words")
+    assert torch.equal(unet.walk(x, signal), expected)
+    assert len(heard) == 2 * 2 + 2 + 2 * 3
+    assert all(each is signal for each in heard)
 
 
 # Presets.
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("ddpm-cifar10", 35_746_307),
-        ("ddpm-lsun", 113_673_219),
-        ("ddpm-celebahq", 113_673_219),
-        ("mnist", 1_623_169),
-        ("digits", 701_345),
-    ],
-)
-def test_parameter_counts(name, count):
-    assert sum(p.numel() for p in on_meta(lambda: make_unet(name)).parameters()) == count
+def test_parameter_counts():
+    counts = {name: sum(p.numel() for p in on_meta(lambda name=name: make_unet(name)).parameters()) for name in PRESETS}
+    assert counts == {
+        "ddpm-cifar10": 35_746_307,
+        "ddpm-lsun": 113_673_219,
+        "ddpm-celebahq": 113_673_219,
+        "mnist": 1_623_169,
+        "digits": 701_345,
+    }
 
 
-@each_preset
-def test_presets_keep_the_image_and_hear_the_time(name):
-    unet = on_meta(lambda: make_unet(name))
-    x = torch.zeros(2, unet.in_channels, unet.image_size, unet.image_size, device="meta")
-    assert unet(x, torch.zeros(2, device="meta")).shape == x.shape
-    groups = [m.num_channels // m.num_groups for m in unet.modules() if isinstance(m, nn.GroupNorm)]
-    assert min(groups) > 1, "a group of one channel takes the time out again"
+def test_presets_keep_the_image_and_hear_the_time():
+    for name in PRESETS:
+        unet = on_meta(lambda name=name: make_unet(name))
+        x = torch.zeros(2, unet.in_channels, unet.image_size, unet.image_size, device="meta")
+        assert unet(x, torch.zeros(2, device="meta")).shape == x.shape
+        groups = [m.num_channels // m.num_groups for m in unet.modules() if isinstance(m, nn.GroupNorm)]
+        assert min(groups) > 1, "a group of one channel takes the time out again"
 
 
 PAPER = {  # appendix B of the paper and its code: sides of the levels, channels, dropout, residual blocks of the network
@@ -223,90 +245,81 @@ def test_zero_layers_are_the_last_of_each_branch_and_no_others():
     assert zero == expected | {"conv_out"}
 
 
-def test_preset_arguments_can_be_replaced():
-    assert make_unet("digits", dropout=0.2).config["dropout"] == 0.2
+def test_options_replace_what_a_preset_says():
+    """Every option that `make_unet` offers reaches the network, also where it counts as false; None changes nothing."""
+    changes = {
+        "image_size": 16,
+        "in_channels": 3,
+        "base_channels": 16,
+        "channel_mults": [1, 1],
+        "attn_resolutions": [],
+        "dropout": 0.2,
+        "norm_groups": 4,
+        "n_heads": 2,
+        "cumulative": True,
+        "checkpointing": True,
+    }
+    assert set(inspect.signature(make_unet).parameters) == {"name", *changes}
+    config = make_unet("digits", **changes).config
+    assert {name: config[name] for name in changes} == changes
+    assert make_unet("digits", **dict.fromkeys(changes)).config == make_unet("digits").config
     assert PRESETS["digits"].get("dropout") is None
+    assert make_unet("ddpm-cifar10", image_size=8, base_channels=32, dropout=0.0).config["dropout"] == 0.0
 
 
 # Blocks.
 
 
-@pytest.mark.parametrize(
-    ("make", "channels"),
-    [
-        (lambda: SelfAttention(4, n_heads=2, norm_groups=2), 4),
-        (lambda: Downsample(2), 2),
-        (lambda: Upsample(2), 2),
-        (lambda: Upsample(2, mode="transposed"), 2),
-        (lambda: group_norm(4, 2), 4),
-    ],
-    ids=["attention", "down", "up", "up transposed", "norm"],
-)
-def test_gradients_of_blocks(make, channels):
-    block = perturbed(make().double())
-    assert torch.autograd.gradcheck(block, draw(2, channels, 4, 4, dtype=f64).requires_grad_())
+BLOCKS = [
+    (lambda: SelfAttention(4, n_heads=2, norm_groups=2), 4),
+    (lambda: SelfAttention(4, norm_groups=2), 4),
+    (lambda: Downsample(2), 2),
+    (lambda: Upsample(2), 2),
+    (lambda: Upsample(2, mode="transposed"), 2),
+    (lambda: group_norm(4, 2), 4),
+]
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 5, 4), (3, 3, 8, 8)])
-def test_upsampling_with_joined_weights_is_repeating_and_convolving(shape):
-    block, x = Upsample(3).double(), draw(*shape, dtype=f64).requires_grad_()
-    plain = block.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    torch.testing.assert_close(block(x), plain, rtol=0, atol=1e-12)
-    weights = draw(*plain.shape, seed=1, dtype=f64)
-    wanted, grads = ((weights * y).sum() for y in (plain, block(x)))
-    inputs = (x, *block.parameters())
-    torch.testing.assert_close(torch.autograd.grad(grads, inputs), torch.autograd.grad(wanted, inputs), rtol=0, atol=1e-12)
-
-
-def test_upsampling_under_autocast_is_as_close_as_the_plain_way():
-    block, x = Upsample(16), draw(4, 16, 8, 8)
-    exact = block.double()(x.double())
-    block.float()
-    with torch.autocast("cpu", torch.bfloat16):
-        joined, plain = block(x), block.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    assert joined.dtype == plain.dtype == torch.bfloat16
-    errors = [(y.double() - exact).square().mean() for y in (joined, plain)]
-    assert errors[0] < 1.5 * errors[1]
+def test_gradients_of_blocks():
+    for make, channels in BLOCKS:
+        block, x = perturbed(make().double()), draw(2, channels, 4, 4, dtype=f64).requires_grad_()
+        assert torch.autograd.gradcheck(block, x)
+        with plainly():
+            assert torch.autograd.gradcheck(block, x)
 
 
 @pytest.mark.parametrize(("a", "b"), [(4, 4), (4, 6)])
-def test_gradients_of_residual_block(a, b):
-    block = perturbed(ResBlock(a, b, 3, norm_groups=2).double())
+def test_residual_block_adds_to_its_skip_and_has_the_right_gradient(a, b):
+    block, image = ResBlock(a, b, 3, norm_groups=2), draw(2, a, 4, 4)
+    assert torch.equal(block(image, draw(2, 3)), block.skip(image))
+    block = perturbed(block.double())
     x, time = draw(2, a, 3, 3, dtype=f64).requires_grad_(), draw(2, 3, seed=1, dtype=f64).requires_grad_()
     assert torch.autograd.gradcheck(block, (x, time))
 
 
-@pytest.mark.parametrize(("a", "b"), [(4, 4), (4, 6)])
-def test_residual_block_adds_to_its_skip(a, b):
-    block = ResBlock(a, b, 3, norm_groups=2)
-    x = draw(2, a, 4, 4)
-    assert torch.equal(block(x, draw(2, 3)), block.skip(x))
-
-
-def test_attention_adds_to_its_input():
-    x = draw(2, 8, 4, 4)
-    assert torch.equal(SelfAttention(8, norm_groups=2)(x), x)
-
-
-# Attention.
+# Attention, and the same with fewer products.
 
 
 def by_einsum(q, k, v):
-    """Attend by the definition; (B, heads, D, S)."""
+    """Attend by the definition; columns (B, heads, D, S)."""
     weights = torch.einsum("bhds,bhdr->bhsr", q, k) / q.shape[2] ** 0.5
     return torch.einsum("bhsr,bhdr->bhds", weights.softmax(-1), v)
 
 
+def self_attention_by_einsum(layer, x):
+    """Compute a self-attention layer by the definition, from its layers."""
+    b, c, h, w = x.shape
+    q, k, v = layer.qkv(layer.norm(x)).reshape(b, 3, layer.n_heads, c // layer.n_heads, h * w).unbind(1)
+    return x + layer.out(by_einsum(q, k, v).reshape(x.shape))
+
+
 @pytest.mark.parametrize(("d", "s", "r"), [(8, 16, 16), (3, 5, 7), (16, 1, 4), (2, 1100, 1100), (2, 1100, 3)])
-def test_attention_is_the_einsum_form(d, s, r):
+def test_attention_in_columns_is_the_einsum_form(d, s, r):
     """Lengths above 1,024 take the fused kernel, the others the plain products; keys may be of another length."""
     q, (k, v) = draw(2, 2, d, s), draw(2, 2, 2, d, r, seed=1)
-    torch.testing.assert_close(attend(q, k, v), by_einsum(q, k, v), rtol=0, atol=1e-6)
-
-
-def test_attention_keeps_double_precision():
-    q, k, v = draw(3, 2, 1, 8, 16, dtype=f64)
-    torch.testing.assert_close(attend(q, k, v), by_einsum(q, k, v), rtol=0, atol=1e-14)
+    torch.testing.assert_close(attend_columns(q, k, v), by_einsum(q, k, v), rtol=0, atol=1e-6)
+    q, k, v = q.double(), k.double(), v.double()
+    torch.testing.assert_close(attend_columns(q, k, v), by_einsum(q, k, v), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("s", [16, 1100])
@@ -315,48 +328,216 @@ def test_gradient_of_attention(s):
     q, k, v = (z.requires_grad_() for z in draw(3, 1, 1, 2, s, dtype=f64))
     weights = draw(1, 1, 2, s, seed=1, dtype=f64)
     steps = draw(3, 1, 1, 2, s, seed=2, dtype=f64)
-    grads = torch.autograd.grad((weights * attend(q, k, v)).sum(), (q, k, v))
+    grads = torch.autograd.grad((weights * attend_columns(q, k, v)).sum(), (q, k, v))
     slope = sum((g * d).sum() for g, d in zip(grads, steps, strict=True))
-    ahead, behind = ((weights * attend(*(z + h * d for z, d in zip((q, k, v), steps, strict=True)))).sum() for h in (1e-5, -1e-5))
+    moved = [[z + h * d for z, d in zip((q, k, v), steps, strict=True)] for h in (1e-5, -1e-5)]
+    ahead, behind = ((weights * attend_columns(*parts)).sum() for parts in moved)
     torch.testing.assert_close(slope, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-6)
 
 
-def with_four_products(block, x):
-    """Compute attention with one head by its layers one after another."""
-    q, k, v = block.qkv(block.norm(x)).flatten(2)[:, None].chunk(3, 2)
-    return x + block.out(attend(q, k, v).reshape(x.shape))
+FORMS = {  # every way to compute a layer: as it comes, as its formula says, and each faster form
+    "as it comes": lambda layer, x: layer(x),
+    "plain": lambda layer, x: type(layer).forward.plain(layer, x),
+    "products": attend_by_products,
+    "joined": attend_joined,
+}
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 4, 4), (1, 8, 3, 4), (5, 4, 1, 1), (1, 2, 33, 32)])  # the last: the fused kernel
-def test_joined_projections_are_the_four_products(shape, monkeypatch):
-    """Values and all gradients; the bias of the keys has no effect and no gradient."""
-    block, x = perturbed(SelfAttention(shape[1], norm_groups=2).double()), draw(*shape, dtype=f64).requires_grad_()
+@pytest.mark.parametrize("n_heads", [1, 2])
+def test_every_form_of_attention_is_the_definition(shape, n_heads):
+    """Values and all gradients; the bias of the keys has no effect and, where the projections are joined, no gradient."""
+    block, x = perturbed(SelfAttention(shape[1], n_heads=n_heads, norm_groups=2).double()), draw(*shape, dtype=f64).requires_grad_()
     weights, given = draw(*shape, seed=1, dtype=f64), [x, *block.parameters()]
-    called = []
-    monkeypatch.setattr(unet_module, "join_projections", lambda *layers: called.append(1) or join_projections(*layers))
-    results = [(y, torch.autograd.grad((weights * y).sum(), given)) for y in (block(x), with_four_products(block, x))]
-    assert called
-    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
-    grad_of_bias = results[0][1][1 + [name for name, _ in block.named_parameters()].index("qkv.bias")]
-    assert torch.equal(grad_of_bias[shape[1] : 2 * shape[1]], torch.zeros(shape[1], dtype=f64))
+    results = {}
+    for name, form in {"definition": self_attention_by_einsum, **FORMS}.items():
+        if name == "joined" and n_heads > 1:
+            continue
+        y = form(block, x)
+        results[name] = (y, torch.autograd.grad((weights * y).sum(), given, allow_unused=True))
+        torch.testing.assert_close(results[name], results["definition"], rtol=1e-10, atol=1e-12)
+    fast = results["joined" if n_heads == 1 else "products"]
+    assert torch.equal(results["as it comes"][0], fast[0]), "on a CPU the faster form is taken, for every batch"
+    if n_heads == 1:
+        grad_of_bias = fast[1][1 + [name for name, _ in block.named_parameters()].index("qkv.bias")]
+        assert torch.equal(grad_of_bias[shape[1] : 2 * shape[1]], torch.zeros(shape[1], dtype=f64))
 
 
-def test_few_positions_take_four_products_and_the_same_values(monkeypatch):
-    """Alone an image has as many positions as channels, where joining would not pay; in a batch it has not."""
-    block, x = perturbed(SelfAttention(16, norm_groups=2).double()), draw(3, 16, 4, 4, dtype=f64)
-    together = block(x)
-    monkeypatch.setattr(unet_module, "join_projections", None)
-    torch.testing.assert_close(torch.cat([block(image[None]) for image in x]), together, rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 5, 4), (3, 3, 8, 8)])
+def test_upsampling_with_joined_weights_is_repeating_and_convolving(shape):
+    block, x = Upsample(3).double(), draw(*shape, dtype=f64).requires_grad_()
+    plain = block.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    assert torch.equal(Upsample.forward.plain(block, x), plain)
+    assert torch.equal(block(x), upsample_joined(block, x)), "on a CPU the faster form is taken"
+    torch.testing.assert_close(block(x), plain, rtol=0, atol=1e-12)
+    weights = draw(*plain.shape, seed=1, dtype=f64)
+    given = (x, *block.parameters())
+    wanted, grads = (torch.autograd.grad((weights * y).sum(), given) for y in (plain, block(x)))
+    torch.testing.assert_close(grads, wanted, rtol=0, atol=1e-12)
 
 
-def test_joined_projections_round_no_worse_in_bfloat16():
-    block, x = perturbed(SelfAttention(64, norm_groups=8), scale=0.2), draw(4, 64, 8, 8)
-    exact = block.double()(x.double()) - x.double()
-    block.float()
-    with torch.autocast("cpu", torch.bfloat16):
-        joined, plain = (y.double() - x.double() for y in (block(x), with_four_products(block, x)))
-    errors = [(y - exact).square().mean() for y in (joined, plain)]
-    assert 0 < errors[0] < 1.2 * errors[1]
+def test_faster_forms_round_no_worse_in_bfloat16():
+    up, x = Upsample(16), draw(4, 16, 8, 8)
+    attention, z = perturbed(SelfAttention(64, norm_groups=8), scale=0.2), draw(4, 64, 8, 8)
+    for block, image, own in ((up, x, 0), (attention, z, z.double())):
+        exact = copy.deepcopy(block).double()(image.double()) - own
+        with torch.autocast("cpu", torch.bfloat16):
+            results = block(image), type(block).forward.plain(block, image)
+        assert {y.dtype for y in results} <= {torch.bfloat16, torch.float32}
+        fast, plain = ((y.double() - own - exact).square().mean() for y in results)
+        assert 0 < fast < 1.5 * plain
+
+
+def test_the_devices_other_than_a_cpu_take_the_plain_forms():
+    unet = on_meta(lambda: UNet(**TINY))
+    x, t = torch.zeros(2, 1, 8, 8, device="meta"), torch.zeros(2, device="meta")
+    with mock.patch.multiple(unet_module, upsample_joined=None, attend_joined=None, attend_by_products=None):
+        assert unet(x, t).shape == x.shape
+
+
+# A shortcut never goes around a layer that does more than its weight and bias say.
+
+
+def leaves(network):
+    """List the names of the layers that have parameters of their own."""
+    return [name for name, m in network.named_modules() if list(m.parameters(recurse=False))]
+
+
+def bend(y):
+    """Change an answer in a way that no linear layer or norm takes back."""
+    return y + y.square()
+
+
+class Adapter(nn.Module):
+    """Wrap a layer as adapters for fine-tuning do: its weight is passed on, its answer changed."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    weight, bias = property(lambda self: self.base.weight), property(lambda self: self.base.bias)
+
+    def forward(self, x):
+        return bend(self.base(x))
+
+
+class Bent(nn.Module):
+    """Change a weight."""
+
+    def forward(self, weight):
+        return bend(weight)
+
+
+def subclassed(layer):
+    """Give a layer a class of its own."""
+    kind = type(layer)
+    layer.__class__ = type("Odd", (kind,), {"forward": lambda self, x: bend(kind.forward(self, x))})
+
+
+def overridden(layer):
+    """Give a layer a forward of its own."""
+    plain = layer.forward
+    layer.forward = lambda x: bend(plain(x))
+
+
+def replace(network, name, layer):
+    """Put another layer in a layer's place."""
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, layer)
+
+
+WRAPPERS = {
+    "forward hook": lambda network, name: network.get_submodule(name).register_forward_hook(lambda m, args, y: bend(y)),
+    "pre-hook": lambda network, name: network.get_submodule(name).register_forward_pre_hook(lambda m, args: bend(args[0])),
+    "subclass": lambda network, name: subclassed(network.get_submodule(name)),
+    "own forward": lambda network, name: overridden(network.get_submodule(name)),
+    "parametrisation": lambda network, name: parametrize.register_parametrization(network.get_submodule(name), "weight", Bent()),
+    "adapter": lambda network, name: replace(network, name, Adapter(network.get_submodule(name))),
+    "pruning": lambda network, name: prune.l1_unstructured(network.get_submodule(name), "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrapper_acts_on_every_layer(wrapper):
+    """At batches 1 and 64, in training and evaluation: the answer changes, and is that of the plain forms."""
+    unet = perturbed(UNet(4, 1, 4, (1, 2), 1, (2,), norm_groups=2), 0.3)
+    everywhere = wrapper in ("forward hook", "subclass", "parametrisation")
+    passed_over = ("mid_attention.qkv", "mid_attention.out", "up.0.resample.conv")
+    given = {batch: inputs(unet, batch) for batch in (1, 64)}
+    with torch.no_grad():
+        before = {batch: unet(*given[batch]) for batch in given}
+    for name in leaves(unet) if everywhere else passed_over:
+        wrapped = copy.deepcopy(unet)
+        WRAPPERS[wrapper](wrapped, name)
+        with torch.no_grad(), plainly():
+            plain = {batch: wrapped(*given[batch]) for batch in given}
+        for batch, training in itertools.product(given, (True, False)):
+            with torch.set_grad_enabled(training):
+                y = wrapped.train(training)(*given[batch])
+            assert (y - before[batch]).abs().max() > 1e-5, f"{wrapper} on {name} is ignored"
+            torch.testing.assert_close(y, plain[batch], rtol=1e-4, atol=1e-5)
+
+
+def test_wrapped_networks_train():
+    """Two steps: a wrapper that computes the weight anew would fail in the second if the first graph were used."""
+    for wrap in (
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+    ):
+        unet = perturbed(UNet(**TINY))
+        for layer in (unet.up[0].resample.conv, unet.mid_attention.qkv, unet.mid_attention.out):
+            wrap(layer)
+        for _ in range(2):
+            unet.zero_grad()
+            unet(*inputs(unet)).square().mean().backward()
+        assert all(p.grad is not None and p.grad.any() for p in unet.parameters())
+
+
+def test_hooks_of_the_backward_pass_and_of_all_modules_are_called():
+    unet, seen = perturbed(UNet(**TINY)), []
+    x, t = inputs(unet)
+    convolutions = [m for m in unet.modules() if isinstance(m, nn.Conv2d)]
+    for m in convolutions:
+        m.register_full_backward_hook(lambda m, given, got: seen.append(m))
+    unet(x.requires_grad_(), t).sum().backward()
+    assert len(seen) == len(convolutions) and set(seen) == set(convolutions)
+
+    unet, seen = perturbed(UNet(**TINY)), []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, args, y: seen.append(m))
+    try:
+        unet(*inputs(unet))
+    finally:
+        handle.remove()
+    assert {m for m in unet.modules() if isinstance(m, nn.Conv2d)} <= set(seen)
+
+
+def test_only_the_convolution_that_a_shortcut_assumes_is_plain():
+    """Other sizes, borders and types of weights are left to the layer."""
+    make = lambda **changes: nn.Conv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1, **changes})
+    assert is_plain(make(), 3) and is_plain(make(kernel_size=1, padding=0), 1)
+    others = [{"padding_mode": "circular"}, {"bias": False}, {"groups": 2}, {"dilation": 2, "padding": 2}, {"kernel_size": 5, "padding": 2}]
+    assert not any(is_plain(make(**changes), 3) for changes in [*others, {"stride": 2}, {"padding": 0}, {"padding": "same"}])
+    assert not is_plain(nn.ConvTranspose2d(4, 4, 3, padding=1), 3)
+    layer = make()
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(type("Quantised", (torch.Tensor,), {})))
+    assert not is_plain(layer, 3)
+
+    up, x = Upsample(4), draw(2, 4, 3, 3)
+    up.conv = make(padding_mode="circular")  # the change that makes pictures tile
+    assert torch.equal(up(x), up.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+    assert inspect.signature(Upsample.forward) == inspect.signature(Upsample.forward.plain)
+
+
+@pytest.mark.slow
+def test_one_exported_program_serves_every_batch():
+    unet = perturbed(UNet(**{**TINY, "n_res_blocks": 1}))
+    x, t = inputs(unet, 16)
+    for batch in (Dim.AUTO, Dim("batch", min=1, max=1024)):
+        program = export(unet, (x, t), dynamic_shapes={"x": {0: batch}, "t": {0: batch}}).module()
+        for n in (1, 2, 5, 64):
+            given = inputs(unet, n)
+            torch.testing.assert_close(program(*given), unet(*given), rtol=1e-4, atol=1e-5)
 
 
 # Precision.
@@ -378,7 +559,7 @@ def test_statistics_of_bfloat16_are_computed_in_float32():
 def test_softmax_of_bfloat16_sums_in_float32():
     """Give every position the same score: 1,000 weights of 1/1000 must add up, which they do not in bfloat16."""
     q, k, v = torch.zeros(1, 1, 4, 1000), torch.zeros(1, 1, 4, 1000), torch.ones(1, 1, 4, 1000)
-    y = attend(*(z.bfloat16() for z in (q, k, v))).float()
+    y = attend_columns(*(z.bfloat16() for z in (q, k, v))).float()
     torch.testing.assert_close(y, torch.ones_like(y), rtol=0, atol=2**-7)
     total = torch.zeros((), dtype=torch.bfloat16)
     for _ in range(1000):
@@ -388,17 +569,16 @@ def test_softmax_of_bfloat16_sums_in_float32():
 
 def test_autocast_reaches_the_products_and_leaves_the_parameters():
     unet, seen = perturbed(make_unet("digits")), {}
+    exact = unet(*inputs(unet))
     for name, m in unet.named_modules():
         if isinstance(m, nn.Conv2d | nn.GroupNorm):
             m.register_forward_hook(lambda m, args, y, name=name: seen.setdefault(type(m), set()).add((m.weight.dtype, y.dtype)))
-    x, t = inputs(unet)
     with torch.autocast("cpu", torch.bfloat16):
-        y = unet(x, t)
+        y = unet(*inputs(unet))
         y.square().mean().backward()
     assert seen[nn.Conv2d] == {(torch.float32, torch.bfloat16)}
     assert {weight for weight, _ in seen[nn.GroupNorm]} == {torch.float32}
     assert {p.grad.dtype for p in unet.parameters()} == {torch.float32}
-    exact = unet(x, t)
     assert (y.float() - exact).norm() < 0.05 * exact.norm()
 
 
@@ -417,10 +597,12 @@ def test_gpu_agrees_with_cpu(channels_last):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_uses_a_fused_attention():
-    q, k, v = draw(3, 2, 1, 64, 256).cuda().half()
-    with nn.attention.sdpa_kernel([nn.attention.SDPBackend.FLASH_ATTENTION, nn.attention.SDPBackend.EFFICIENT_ATTENTION]):
-        y = attend(q, k, v)  # raises if only the plain form would do
-    torch.testing.assert_close(y.float(), by_einsum(q.float(), k.float(), v.float()), rtol=1e-2, atol=1e-2)
+    layer, x = perturbed(SelfAttention(64, norm_groups=8)), draw(3, 64, 16, 16)
+    expected = layer(x)
+    backends = [nn.attention.SDPBackend.FLASH_ATTENTION, nn.attention.SDPBackend.EFFICIENT_ATTENTION]
+    with nn.attention.sdpa_kernel(backends):  # raises if only the plain form would do
+        y = layer.cuda().half()(x.cuda().half())
+    torch.testing.assert_close(y.float().cpu(), expected, rtol=1e-2, atol=2e-2)
 
 
 # Compilation, copies, checkpointing.
@@ -429,22 +611,20 @@ def test_gpu_uses_a_fused_attention():
 COMPILED = {
     "attention at one level": {},
     "attention everywhere": {"n_heads": 2, "attn_resolutions": (8, 4)},
-    "no attention": {"attn_resolutions": (), "mid_attention": False},
-    "transposed, cosines first": {"upsampling": "transposed", "time_layout": "cos_first"},
+    "transposed, no attention": {"upsampling": "transposed", "attn_resolutions": (), "mid_attention": False},
     "dropout": {"dropout": 0.3},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("changes", COMPILED.values(), ids=COMPILED)
-def test_compiles_without_a_graph_break(changes, training):
-    unet = perturbed(UNet(**{**TINY, **changes, "n_res_blocks": 1})).train(training)
-    x, t = inputs(unet)
-    torch._dynamo.reset()
-    with torch.set_grad_enabled(training):
-        found = torch._dynamo.explain(unet)(x, t)
-    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+def test_compiles_without_a_graph_break(changes):
+    for training in (True, False):
+        unet = perturbed(UNet(**{**TINY, **changes, "n_res_blocks": 1})).train(training)
+        torch._dynamo.reset()
+        with torch.set_grad_enabled(training):
+            found = torch._dynamo.explain(unet)(*inputs(unet))
+        assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
 @pytest.mark.slow
@@ -554,20 +734,6 @@ def test_checkpointing_keeps_less():
     assert checkpointed < plain / 2
 
 
-# Shapes.
-
-
-@each_variant
-def test_shapes_follow_the_modules(changes):
-    unet = UNet(**{**TINY, **changes})
-    rows = unet_shapes(unet)
-    assert [row[0] for row in rows][:1] + [row[0] for row in rows][-1:] == ["conv_in", "conv_out"]
-    assert rows == unet_shapes(on_meta(lambda: UNet(**{**TINY, **changes})))
-    assert not any(m._forward_hooks for m in unet.modules())
-    blocks = [m for m in unet.modules() if isinstance(m, ResBlock | SelfAttention | Downsample | Upsample)]
-    assert len(rows) == len(blocks) + 2
-
-
 # The baseline.
 
 
@@ -600,66 +766,52 @@ def test_baseline_config_builds_it_again():
 # What is refused.
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"image_size": 7}, ValueError, "divisible by 2 for 2 levels, such as 6 or 8; got 7"),
-        ({"image_size": 1}, ValueError, "such as 2 or 4; got 1"),
-        ({"image_size": 20, "channel_mults": (1, 1, 1, 1)}, ValueError, "divisible by 8 for 4 levels, such as 16 or 24; got 20"),
-        ({"image_size": 8.0}, TypeError, "image_size must be a whole number"),
-        ({"image_size": 0}, ValueError, "image_size must be at least 1"),
-        ({"in_channels": 0}, ValueError, "in_channels must be at least 1"),
-        ({"out_channels": 0}, ValueError, "out_channels must be at least 1"),
-        ({"base_channels": 2}, ValueError, "base_channels must be at least 4"),
-        ({"channel_mults": ()}, ValueError, "channel_mults must name at least one level"),
-        ({"channel_mults": (1, 0)}, ValueError, "channel_mults must be at least 1"),
-        ({"channel_mults": (1, 1.5)}, TypeError, "channel_mults must be a whole number"),
-        ({"n_res_blocks": 0}, ValueError, "n_res_blocks must be at least 1"),
-        ({"attn_resolutions": (4.5,)}, TypeError, "attn_resolutions must be a whole number"),
-        ({"dropout": 1.0}, ValueError, "dropout must be finite and in"),
-        ({"dropout": -0.1}, ValueError, "dropout must be finite and in"),
-        ({"norm_groups": 3}, ValueError, r"norm_groups must divide the channels of every level, 8 and \[8, 16\]; got 3"),
-        ({"norm_eps": 0.0}, ValueError, "norm_eps must be finite"),
-        ({"n_heads": 0}, ValueError, "n_heads must be at least 1"),
-        ({"n_heads": 3}, ValueError, "n_heads must divide the 16 channels; got 3"),
-        ({"upsampling": "bilinear"}, ValueError, "upsampling must be one of 'nearest', 'transposed'"),
-        ({"time_layout": "sines"}, ValueError, "layout must be one of"),
-    ],
-)
-def test_refused_configurations(changes, error, message):
-    with pytest.raises(error, match=message):
-        UNet(**{**TINY, **changes})
+def test_impossible_configurations_are_refused():
+    for changes, words, *error in (
+        ({"image_size": 7}, "divisible by 2 for 2 levels, such as 6 or 8; got 7"),
+        ({"image_size": 1}, "such as 2 or 4; got 1"),
+        ({"image_size": 20, "channel_mults": (1, 1, 1, 1)}, "divisible by 8 for 4 levels, such as 16 or 24; got 20"),
+        ({"image_size": 8.0}, "image_size must be a whole number", TypeError),
+        ({"image_size": 0}, "image_size must be at least 1"),
+        ({"in_channels": 0}, "in_channels must be at least 1"),
+        ({"out_channels": 0}, "out_channels must be at least 1"),
+        ({"base_channels": 2}, "base_channels must be at least 4"),
+        ({"channel_mults": ()}, "channel_mults must name at least one level"),
+        ({"channel_mults": (1, 0)}, "channel_mults must be at least 1"),
+        ({"channel_mults": (1, 1.5)}, "channel_mults must be a whole number", TypeError),
+        ({"n_res_blocks": 0}, "n_res_blocks must be at least 1"),
+        ({"attn_resolutions": (4.5,)}, "attn_resolutions must be a whole number", TypeError),
+        ({"dropout": 1.0}, "dropout must be finite and in"),
+        ({"dropout": -0.1}, "dropout must be finite and in"),
+        ({"norm_groups": 3}, "norm_groups must divide the channels of every level, 8 and [8, 16]; got 3"),
+        ({"norm_eps": 0.0}, "norm_eps must be finite"),
+        ({"n_heads": 0}, "n_heads must be at least 1"),
+        ({"n_heads": 3}, "n_heads must divide the 16 channels; got 3"),
+        ({"upsampling": "bilinear"}, "upsampling must be one of 'nearest', 'transposed'"),
+        ({"time_layout": "sines"}, "layout must be one of"),
+    ):
+        refuses(lambda changes=changes: UNet(**{**TINY, **changes}), words, error=(*error, ValueError)[0])
 
 
-@pytest.mark.parametrize(
-    ("x", "t", "message"),
-    [
-        (torch.zeros(2, 3, 8, 8), torch.zeros(2), r"x must be a tensor of shape \(B, 1, 8, 8\); got \(2, 3, 8, 8\)"),
-        (torch.zeros(2, 1, 16, 16), torch.zeros(2), r"got \(2, 1, 16, 16\)"),
-        (torch.zeros(1, 8, 8), torch.zeros(1), r"got \(1, 8, 8\)"),
+def test_wrong_inputs_are_refused():
+    unet = UNet(**TINY)
+    for x, t, words in (
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2), "x must be a tensor of shape (B, 1, 8, 8); got (2, 3, 8, 8)"),
+        (torch.zeros(2, 1, 16, 16), torch.zeros(2), "got (2, 1, 16, 16)"),
+        (torch.zeros(1, 8, 8), torch.zeros(1), "got (1, 8, 8)"),
         ([[0.0]], torch.zeros(1), "got list"),
-        (torch.zeros(2, 1, 8, 8), torch.zeros(3), r"t must be a tensor of shape \(2,\), one step for each image; got \(3,\)"),
-        (torch.zeros(2, 1, 8, 8), torch.tensor(5), r"got \(\)"),
+        (torch.zeros(2, 1, 8, 8), torch.zeros(3), "t must be a tensor of shape (2,), one step for each image; got (3,)"),
+        (torch.zeros(2, 1, 8, 8), torch.tensor(5), "got ()"),
         (torch.zeros(2, 1, 8, 8), 5, "got int"),
-    ],
-)
-def test_refused_inputs(x, t, message):
-    with pytest.raises(ValueError, match=message):
-        UNet(**TINY)(x, t)
+    ):
+        refuses(lambda x=x, t=t: unet(x, t), words)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: group_norm(8, 3), "norm_groups must divide the 8 channels; got 3"),
-        (lambda: SelfAttention(8, n_heads=3, norm_groups=2), "n_heads must divide the 8 channels; got 3"),
-        (lambda: Upsample(8, mode="cubic"), "mode must be one of 'nearest', 'transposed'; got 'cubic'"),
-        (lambda: ResNetBaseline(0), "in_channels must be at least 1"),
-        (lambda: ResNetBaseline(1, 0), "channels must be at least 1"),
-        (lambda: ResNetBaseline(1, 8, 0), "n_blocks must be at least 1"),
-        (lambda: make_unet("imagenet"), "name must be one of 'ddpm-cifar10'"),
-    ],
-)
-def test_refused_blocks(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+def test_impossible_blocks_are_refused():
+    refuses(lambda: group_norm(8, 3), "norm_groups must divide the 8 channels; got 3")
+    refuses(lambda: SelfAttention(8, n_heads=3, norm_groups=2), "n_heads must divide the 8 channels; got 3")
+    refuses(lambda: Upsample(8, mode="cubic"), "mode must be one of 'nearest', 'transposed'; got 'cubic'")
+    refuses(lambda: ResNetBaseline(0), "in_channels must be at least 1")
+    refuses(lambda: ResNetBaseline(1, 0), "channels must be at least 1")
+    refuses(lambda: ResNetBaseline(1, 8, 0), "n_blocks must be at least 1")
+    refuses(lambda: make_unet("imagenet"), "name must be one of 'ddpm-cifar10'")
