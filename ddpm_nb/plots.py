@@ -46,17 +46,20 @@ def new_figure(
     n_cols: int = 1,  # columns of axes
     *,
     size: tuple[float, float] = (3.4, 2.6),  # width and height of one panel, inches
-    **kwargs,  # passed to `plt.subplots`
+    sharex: bool = False,  # one horizontal axis for all panels
+    sharey: bool = False,  # one vertical axis for all panels
 ):
     """Create a figure and its axes in the book's style."""
-    plt.draw_if_interactive()  # load the backend here: inside the context, its settings would be undone at the end
+    # Load the backend before the context: what loading sets would be undone with it.
+    plt.draw_if_interactive()
     with plt.rc_context(STYLE):
         return plt.subplots(
             n_rows,
             n_cols,
             figsize=(size[0] * n_cols, size[1] * n_rows),
             layout="constrained",
-            **kwargs,
+            sharex=sharex,
+            sharey=sharey,
         )
 
 # %% ../nbs/92_figures.ipynb #plot-curves
@@ -91,13 +94,14 @@ def _array(x):
 def to_pixels(
     x: Tensor,  # (B, C, H, W) in [-1, 1]; C is 1 or 3
 ) -> np.ndarray:
-    """Convert images to bytes of shape (B, H, W, C) for display, clipping what lies outside [-1, 1]."""
+    """Convert images to bytes (B, H, W, C), clipping what lies outside [-1, 1]."""
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(
-            f"x must be a tensor of shape (B, C, H, W) with 1 or 3 channels; got {getattr(x, 'shape', type(x).__name__)}"
-        )
-    x = x.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round()
-    return x.byte().permute(0, 2, 3, 1).numpy()
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        allowed = "a tensor of shape (B, C, H, W) with 1 or 3 channels"
+        raise ValueError(f"x must be {allowed}; got {got}")
+    x = x.detach().float().cpu().clamp(-1, 1)
+    pixels = ((x + 1) * 127.5).round().byte()
+    return pixels.permute(0, 2, 3, 1).numpy()  # channels last, as image files have them
 
 # %% ../nbs/92_figures.ipynb #tile
 def tile(
@@ -111,7 +115,9 @@ def tile(
     n_rows = -(-b // n_cols)
     sheet = np.full((n_rows * (h + gap) + gap, n_cols * (w + gap) + gap, c), 96, np.uint8)
     for i, image in enumerate(pixels):
-        top, left = gap + (i // n_cols) * (h + gap), gap + (i % n_cols) * (w + gap)
+        row, col = divmod(i, n_cols)
+        top = gap + row * (h + gap)
+        left = gap + col * (w + gap)
         sheet[top : top + h, left : left + w] = image
     return sheet
 
@@ -127,23 +133,27 @@ def show_images(
     title: str = "",  # title of the panel
 ):
     """Draw images as a grid and return the axes."""
-    sheet = tile(x, n_cols := min(n_cols, len(x)))
-    n_rows, (h, w) = -(-len(x) // n_cols), sheet.shape[:2]
-    size = (cell * n_cols, cell * n_rows * x.shape[2] / x.shape[3])
-    ax = new_figure(size=size)[1] if ax is None else ax
+    n_cols = min(n_cols, len(x))
+    n_rows = -(-len(x) // n_cols)  # rounded up
+    sheet = tile(x, n_cols)
+    if ax is None:
+        _, ax = new_figure(size=(cell * n_cols, cell * n_rows * x.shape[2] / x.shape[3]))
     ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     ax.set(xticks=[], yticks=[], title=title)
     ax.grid(False)
     ax.spines[:].set_visible(False)
     if titles is not None:
-        ax.set_xticks([(i + 0.5) * w / n_cols for i in range(n_cols)], list(titles), fontsize=8)
+        ax.set_xticks(_middles(n_cols, sheet.shape[1]), list(titles), fontsize=8)
         ax.xaxis.tick_top()
     if row_titles is not None:
-        ax.set_yticks(
-            [(i + 0.5) * h / n_rows for i in range(n_rows)], list(row_titles), fontsize=8
-        )
+        ax.set_yticks(_middles(n_rows, sheet.shape[0]), list(row_titles), fontsize=8)
     ax.tick_params(length=0)
     return ax
+
+
+def _middles(n, length):
+    """List the middles of `n` equal parts of a side of a picture."""
+    return [(i + 0.5) * length / n for i in range(n)]
 
 # %% ../nbs/92_figures.ipynb #html
 @dataclass(frozen=True)
@@ -180,14 +190,24 @@ def image_slider(
 ) -> Html:
     """Build a slider over frames as self-contained HTML."""
     if not frames or len(frames) != len(labels):
-        raise ValueError(
-            f"frames and labels must have the same length, at least 1; got {len(frames)} and {len(labels)}"
-        )
+        got = f"{len(frames)} and {len(labels)}"
+        raise ValueError(f"frames and labels must have one length, at least 1; got {got}")
     sheets = [tile(frame, n_cols) for frame in frames]
+    height, width, channels = sheets[0].shape
+    strip = np.concatenate(sheets, 1).repeat(3 // channels, 2)  # side by side, in colour
     png = io.BytesIO()
-    plt.imsave(png, np.concatenate(sheets, 1).repeat(3 // sheets[0].shape[2], 2), format="png")
-    h, w = (side * scale for side in sheets[0].shape[:2])
-    fields = {"png": base64.b64encode(png.getvalue()).decode(), "labels": json.dumps([str(label) for label in labels])}
-    fields |= {"key": key, "alt": alt, "name": name, "first": labels[0]}
-    fields |= {"w": w, "h": h, "n": len(frames), "last": len(frames) - 1}
-    return Html(SLIDER.format(**fields))
+    plt.imsave(png, strip, format="png")
+    return Html(
+        SLIDER.format(
+            key=key,
+            alt=alt,
+            name=name,
+            png=base64.b64encode(png.getvalue()).decode(),
+            w=width * scale,
+            h=height * scale,
+            n=len(frames),
+            last=len(frames) - 1,
+            first=labels[0],
+            labels=json.dumps([str(label) for label in labels]),
+        )
+    )
