@@ -204,7 +204,11 @@ def plan_module(
     config: dict,  # its arguments, perhaps a stranger's
     n_tensors: int,  # how many tensors there are for it
 ) -> nn.Module:
-    """Build a network without memory, and stop when it asks for many more tensors than there are."""
+    """Build a network without memory, unless it asks for more of anything than a file can hold."""
+    levels = len(config.get("channel_mults", "1"))
+    for name, count in config.items():
+        if name.startswith("n_") and isinstance(count, int | float) and levels * count > 10**6:
+            raise ValueError(f"{levels} levels with {name}={count} need more than {n_tensors} tensors")
     with torch.device("meta"), _OnPaper(n_tensors):
         return kind(**config)
 
