@@ -255,24 +255,30 @@ def save_parts(
     overwrite: bool = False,  # replace a model that is already there
 ):
     """Write modules as one model: safetensors, JSON and a readable card, all three or none."""
-    described = {name: _describe(name, part) for name, part in parts.items()}
+    described = _describe(parts)
     card = _check_card(card or {})
     config = _FORMAT | {"parts": described, "facts": facts or {}, "card": card}
     json.dumps(config, allow_nan=False)  # refuses what JSON cannot hold, before anything is written
-    weights = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+    weights = dict(tensors or {})
+    for name, part in parts.items():
+        weights |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
     texts = {CARD_FILE: model_card(card.get("name", "model"), card, described)}
     folder = _prepare_folder(Path(path), overwrite)
-    weights |= tensors or {}
     write_sealed(folder / CONFIG_FILE, folder / WEIGHTS_FILE, config, weights, texts=texts)
 
 # %% ../nbs/93_files.ipynb #describe
-def _describe(name, part):
-    """Return the class and the arguments of a part."""
-    config = getattr(part, "config", None)
-    if not isinstance(name, str) or not name or "." in name or not isinstance(config, dict):
+def _describe(parts):
+    """Return the class and the arguments of each part."""
+    described = {}
+    for name, part in parts.items():
+        config = getattr(part, "config", None)
+        if isinstance(name, str) and name and "." not in name and isinstance(config, dict):
+            described[name] = {"class": type(part).__name__, "config": config}
+    if len(described) < max(len(parts), 1):
+        got = {name: type(part).__name__ for name, part in parts.items()}
         needed = "names without dots to modules that have a .config"
-        raise TypeError(f"parts must map {needed}; got {name!r}: {type(part).__name__}")
-    return {"class": type(part).__name__, "config": config}
+        raise TypeError(f"parts must map {needed}; got {got}")
+    return described
 
 
 def _check_card(card):
