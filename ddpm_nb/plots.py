@@ -121,6 +121,11 @@ def tile(
         sheet[top : top + h, left : left + w] = image
     return sheet
 
+# %% ../nbs/92_figures.ipynb #middles
+def _middles(n, length):
+    """List the middles of `n` equal parts of a side of a picture."""
+    return [(i + 0.5) * length / n for i in range(n)]
+
 # %% ../nbs/92_figures.ipynb #show-images
 def show_images(
     x: Tensor,  # (B, C, H, W) in [-1, 1]
@@ -149,11 +154,6 @@ def show_images(
         ax.set_yticks(_middles(n_rows, sheet.shape[0]), list(row_titles), fontsize=8)
     ax.tick_params(length=0)
     return ax
-
-
-def _middles(n, length):
-    """List the middles of `n` equal parts of a side of a picture."""
-    return [(i + 0.5) * length / n for i in range(n)]
 
 # %% ../nbs/92_figures.ipynb #html
 @dataclass(frozen=True)

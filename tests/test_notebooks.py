@@ -89,7 +89,7 @@ def test_sync_keeps_a_changed_notebook(folder):
 
 
 def test_script_without_a_record_is_not_overwritten(folder, tmp_path):
-    (tmp_path / "_text/.synced.json").unlink()
+    (tmp_path / "_text/.agreed.json").unlink()
     change(folder.script, "A question.", "Another question.")
     with pytest.raises(SystemExit, match="has edits"):
         folder("text")

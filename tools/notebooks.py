@@ -100,22 +100,34 @@ def as_text(path):
     return jupytext.writes(nb, "py:percent")
 
 
-def digest(text):
-    """Hash a text, to see later whether it has changed."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest(nb):
+    """Hash what an author writes in a notebook, to see later whether it has changed."""
+    kept = ("tags", "mystnb")
+    cells = [
+        [c.cell_type, c.source.strip(), {k: c.metadata[k] for k in kept if c.metadata.get(k)}]
+        for c in nb.cells
+    ]
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()
+
+
+def digests(path):
+    """Hash a notebook and its script, which agree if the two are equal."""
+    script = TEXT / f"{path.stem}.py"
+    return digest(nbformat.read(path, as_version=4)), digest(
+        jupytext.read(script, fmt="py:percent")
+    )
 
 
 def agreed():
-    """Read what each script and its notebook held when they last agreed."""
-    record = TEXT / ".synced.json"
+    """Read the hash that each notebook and its script had when they last agreed."""
+    record = TEXT / ".agreed.json"
     return json.loads(record.read_text()) if record.exists() else {}
 
 
 def agree(path):
     """Note that a notebook and its script hold the same now."""
-    script = TEXT / f"{path.stem}.py"
-    entry = {"notebook": digest(as_text(path)), "script": digest(script.read_text())}
-    (TEXT / ".synced.json").write_text(json.dumps(agreed() | {path.stem: entry}, indent=1))
+    entry = {path.stem: digests(path)[0]}
+    (TEXT / ".agreed.json").write_text(json.dumps(agreed() | entry, indent=1))
 
 
 def refusal(path, command):
@@ -123,17 +135,12 @@ def refusal(path, command):
     script = TEXT / f"{path.stem}.py"
     if not script.exists() or not path.exists():
         return None
-    noted, notebook, written = agreed().get(path.stem, {}), as_text(path), script.read_text()
-    name = f"_text/{script.name}"
-    if command == "text" and written != notebook and digest(written) != noted.get("script"):
+    notebook, written = digests(path)
+    noted, name = agreed().get(path.stem), f"_text/{script.name}"
+    if command == "text" and written not in (notebook, noted):
         way_out = f"sync {path.stem}` reads them back, `text --force {path.stem}` throws them away"
         return f"{name} has edits that are not in its notebook: `{way_out}"
-    if (
-        command == "sync"
-        and noted
-        and digest(notebook) != noted["notebook"]
-        and written != notebook
-    ):
+    if command == "sync" and noted and notebook not in (noted, written):
         way_out = f"`text --force {path.stem}` writes it anew (keep a copy of what you edited)"
         return f"{path.name} has changed since {name} was written: {way_out}, `sync --force` undoes"
     return None
