@@ -17,8 +17,8 @@ from .checks import check_choice, check_int, check_number
 LAYOUTS = ("concat", "cos_first", "interleaved")
 
 
-def _check_waves(dim, layout="concat", max_period=10_000.0, freq_shift=None):
-    """Refuse bad options; return how many frequencies there are and how the logarithm falls from one to the next."""
+def _check_waves(dim, layout, max_period, freq_shift):
+    """Refuse bad options; return the number of frequencies and the slope of their logarithm."""
     check_choice("layout", layout, LAYOUTS)
     dim = check_int("dim", dim, 2)
     max_period = check_number("max_period", max_period, 1, open_low=True)
@@ -47,7 +47,7 @@ def wave_frequencies(
 
 # %% ../nbs/06_time_embedding.ipynb #sinusoidal-embedding-2
 def sinusoidal_embedding(
-    t: Tensor,  # (B,) code indices of steps; integers, float32, or float64 for a result in float64
+    t: Tensor,  # (B,) code indices of steps: integers, float32, or float64 for a result in float64
     dim: int,  # d, length of a vector: at least 2, or 4 for "concat"
     *,
     layout: str = "concat",  # "concat": sines, then cosines; "cos_first"; "interleaved": in turn
@@ -56,16 +56,17 @@ def sinusoidal_embedding(
 ) -> Tensor:
     """Embed step numbers as sines and cosines of many frequencies; (B, dim), float32 or float64."""
     t = _check_steps(t)
-    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32  # never less
     options = {"layout": layout, "max_period": max_period, "freq_shift": freq_shift}
-    angles = t.to(dtype)[:, None] * wave_frequencies(dim, **options, device=t.device).to(dtype)
+    omega = wave_frequencies(dim, **options, device=t.device).to(dtype)
+    angles = t.to(dtype)[:, None] * omega  # (B, h)
     sin, cos = angles.sin(), angles.cos()
     if layout == "interleaved":
         return torch.stack([sin, cos], -1).flatten(1)[:, :dim]
     waves = torch.cat([sin, cos] if layout == "concat" else [cos, sin], 1)
     return nn.functional.pad(waves, (0, dim % 2))
 
-
+# %% ../nbs/06_time_embedding.ipynb #check-steps
 def _check_steps(t):
     """Return `t` if it is a batch of steps that were not rounded to half precision."""
     if not isinstance(t, Tensor):
@@ -87,12 +88,12 @@ class TimeEmbedding(nn.Module):
         *,
         layout: str = "concat",  # layout of the waves, see `sinusoidal_embedding`
         max_period: float = 10_000.0,  # P, above 1
-        freq_shift: float | None = None,  # s, at least 0; the layout's own if left to us
+        freq_shift: float | None = None,  # s, at least 0; the layout's own without
     ):
         super().__init__()
-        self.dim = check_int("dim", dim, 2)
+        _check_waves(dim, layout, max_period, freq_shift)  # refuse at once
+        self.dim = dim
         self.waves = {"layout": layout, "max_period": max_period, "freq_shift": freq_shift}
-        _check_waves(dim, **self.waves)  # refuse bad options now, not in the first forward pass
         self.linear_1 = nn.Linear(dim, check_int("out_dim", out_dim))
         self.linear_2 = nn.Linear(out_dim, out_dim)
 
@@ -102,4 +103,5 @@ class TimeEmbedding(nn.Module):
     ) -> Tensor:
         """Return the time vectors, (B, out_dim), in the type of the weights."""
         waves = sinusoidal_embedding(t, self.dim, **self.waves)
-        return self.linear_2(nn.functional.silu(self.linear_1(waves.to(self.linear_1.weight.dtype))))
+        waves = waves.to(self.linear_1.weight.dtype)  # rounded here, if at all
+        return self.linear_2(nn.functional.silu(self.linear_1(waves)))

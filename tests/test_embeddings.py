@@ -1,5 +1,6 @@
 """Test the embedding of time against exact values, peers and its own identities."""
 
+import itertools
 import math
 
 import mpmath
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import refuses
 from ddpm_nb.embeddings import LAYOUTS, TimeEmbedding, sinusoidal_embedding, wave_frequencies
 from ddpm_nb.unet import UNet
 
@@ -49,53 +51,44 @@ def test_table_to_nine_digits():
     torch.testing.assert_close(waves, table(), rtol=0, atol=5.01e-10)
 
 
-@pytest.mark.parametrize("layout", ["concat", "cos_first"])
-def test_table_is_not_another_layout(layout):
-    waves = sinusoidal_embedding(torch.arange(10, dtype=torch.float64), 11, layout=layout)
-    assert (waves - table()).abs().max() > 0.5
+def test_table_is_not_another_layout():
+    for layout in ("concat", "cos_first"):
+        waves = sinusoidal_embedding(torch.arange(10, dtype=torch.float64), 11, layout=layout)
+        assert (waves - table()).abs().max() > 0.5
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("dim", "max_period", "freq_shift"), [(4, 10_000, 1), (11, 10_000, 0), (32, 100, 0.5), (128, 10_000, 1)])
-@pytest.mark.parametrize("t", [0, 1, 37, 999, 0.25])
-def test_exact_values(layout, dim, max_period, freq_shift, t):
+def test_exact_values(layout, dim, max_period, freq_shift):
     options = {"layout": layout, "max_period": max_period, "freq_shift": freq_shift}
-    expected = torch.tensor([exact(t, dim, layout, max_period, freq_shift)], dtype=torch.float64)
-    double = sinusoidal_embedding(torch.tensor([t], dtype=torch.float64), dim, **options)
-    assert double.dtype == torch.float64
+    t = torch.tensor([0, 1, 37, 999, 0.25], dtype=torch.float64)
+    expected = torch.tensor([exact(float(x), dim, layout, max_period, freq_shift) for x in t], dtype=torch.float64)
+    double, single = (sinusoidal_embedding(x, dim, **options) for x in (t, t.float()))
+    assert (double.dtype, single.dtype) == (torch.float64, torch.float32)
     torch.testing.assert_close(double, expected, rtol=0, atol=1e-12)
-    single = sinusoidal_embedding(torch.tensor([t]), dim, **options)
-    assert single.dtype == torch.float32
-    torch.testing.assert_close(single.double(), expected, rtol=0, atol=2 * 2**-24 * (t + 1))
+    assert ((single.double() - expected).abs() <= 2 * 2**-24 * (t[:, None] + 1)).all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_default_shift_belongs_to_the_layout(layout):
-    t, shift = torch.arange(50), 1.0 if layout == "concat" else 0.0
-    torch.testing.assert_close(sinusoidal_embedding(t, 16, layout=layout), sinusoidal_embedding(t, 16, layout=layout, freq_shift=shift))
-    assert (sinusoidal_embedding(t, 16, layout=layout) - sinusoidal_embedding(t, 16, layout=layout, freq_shift=1 - shift)).abs().max() > 0.1
+def test_default_shift_belongs_to_the_layout():
+    t = torch.arange(50)
+    for layout in LAYOUTS:
+        shift = 1.0 if layout == "concat" else 0.0
+        given = {s: sinusoidal_embedding(t, 16, layout=layout, freq_shift=s) for s in (shift, 1 - shift)}
+        assert torch.equal(sinusoidal_embedding(t, 16, layout=layout), given[shift])
+        assert (given[shift] - given[1 - shift]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("shift", [0, 1, 0.5])
-@pytest.mark.parametrize("dim", [4, 5, 32, 33, 128, 320])
-@pytest.mark.parametrize("max_period", [10_000, 500])
-def test_parity_with_diffusers(flip, shift, dim, max_period):
+def test_parity_with_diffusers(flip, shift):
+    """Whole steps, and a few between them."""
     embeddings = pytest.importorskip("diffusers.models.embeddings")
-    t = torch.cat([torch.arange(0, 1000, 7), torch.tensor([999])])
-    theirs = embeddings.get_timestep_embedding(t, dim, flip_sin_to_cos=flip, downscale_freq_shift=shift, max_period=max_period)
-    ours = sinusoidal_embedding(t, dim, layout="cos_first" if flip else "concat", freq_shift=shift, max_period=max_period)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1.2e-4)  # both are off by up to 6e-5 at t = 999
-    torch.testing.assert_close(ours[:10], theirs[:10], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_fractional_steps_agree_with_diffusers(flip):
-    embeddings = pytest.importorskip("diffusers.models.embeddings")
-    t = torch.tensor([0.0, 0.5, 3.25, 17.125])
-    theirs = embeddings.get_timestep_embedding(t, 64, flip_sin_to_cos=flip, downscale_freq_shift=1)
-    ours = sinusoidal_embedding(t, 64, layout="cos_first" if flip else "concat", freq_shift=1)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)
+    t = torch.cat([torch.tensor([0.0, 0.5, 3.25, 17.125]), torch.arange(0, 1000, 7), torch.tensor([999])])
+    for dim, max_period in itertools.product((4, 5, 32, 33, 128, 320), (10_000, 500)):
+        theirs = embeddings.get_timestep_embedding(t, dim, flip_sin_to_cos=flip, downscale_freq_shift=shift, max_period=max_period)
+        ours = sinusoidal_embedding(t, dim, layout="cos_first" if flip else "concat", freq_shift=shift, max_period=max_period)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1.2e-4)  # both are off by up to 6e-5 at t = 999
+        torch.testing.assert_close(ours[:10], theirs[:10], rtol=0, atol=1e-5)
 
 
 def test_time_network_agrees_with_diffusers():
@@ -109,8 +102,8 @@ def test_time_network_agrees_with_diffusers():
 
 BAD = [
     ({"t": 3}, TypeError, "t must be a torch.Tensor; got int"),
-    ({"t": torch.tensor(3)}, ValueError, r"t must have shape \(B,\), one step for each image; got \(\)"),
-    ({"t": torch.zeros(2, 1)}, ValueError, r"t must have shape \(B,\).*got \(2, 1\)"),
+    ({"t": torch.tensor(3)}, ValueError, "t must have shape (B,), one step for each image; got ()"),
+    ({"t": torch.zeros(2, 1)}, ValueError, "got (2, 1)"),
     ({"t": torch.tensor([True])}, TypeError, "t must have an integer dtype, float32 or float64; got torch.bool"),
     ({"t": torch.zeros(2, dtype=torch.complex64)}, TypeError, "got torch.complex64"),
     ({"t": torch.zeros(2).half()}, TypeError, "got torch.float16"),
@@ -121,7 +114,7 @@ BAD = [
     ({"dim": 3}, ValueError, "dim // 2 must be above freq_shift = 1"),
     ({"dim": 4, "layout": "interleaved", "freq_shift": 2}, ValueError, "dim / 2 must be above freq_shift = 2 for layout 'interleaved'"),
     ({"layout": "sin_first"}, ValueError, "layout must be one of 'concat', 'cos_first', 'interleaved'; got 'sin_first'"),
-    ({"max_period": 1}, ValueError, r"max_period must be finite and in \(1, inf\]; got 1"),
+    ({"max_period": 1}, ValueError, "max_period must be finite and in (1, inf]; got 1"),
     ({"max_period": 0.5}, ValueError, "max_period must be finite"),
     ({"max_period": math.inf}, ValueError, "max_period must be finite"),
     ({"max_period": "long"}, TypeError, "max_period must be a number"),
@@ -130,29 +123,23 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_are_refused(change, error, message):
-    arguments = {"t": torch.arange(2), "dim": 8} | change
-    with pytest.raises(error, match=message):
-        sinusoidal_embedding(**arguments)
+def test_bad_arguments_are_refused():
+    for change, error, message in BAD:
+        refuses(lambda change=change: sinusoidal_embedding(**{"t": torch.arange(2), "dim": 8, **change}), message, error=error)
 
 
-@pytest.mark.parametrize("change", [change for change, *_ in BAD if "t" not in change])
-def test_bad_options_are_refused_when_the_network_is_built(change):
-    with pytest.raises((TypeError, ValueError)):
-        TimeEmbedding(**{"dim": 8, "out_dim": 16} | change)
+def test_bad_options_are_refused_when_the_network_is_built():
+    for change, error, message in BAD:
+        if "t" not in change:
+            refuses(lambda change=change: TimeEmbedding(**{"dim": 8, "out_dim": 16, **change}), message, error=error)
+    refuses(lambda: TimeEmbedding(8, 0), "out_dim must be at least 1; got 0")
 
 
-def test_bad_out_dim_is_refused():
-    with pytest.raises(ValueError, match="out_dim must be at least 1; got 0"):
-        TimeEmbedding(8, 0)
-
-
-@pytest.mark.parametrize(("layout", "dim"), [("concat", 4), ("cos_first", 2), ("cos_first", 3), ("interleaved", 2), ("interleaved", 3)])
-def test_smallest_lengths(layout, dim):
-    waves = sinusoidal_embedding(torch.arange(5), dim, layout=layout)
-    assert waves.shape == (5, dim)
-    assert bool(waves.isfinite().all())
+def test_smallest_lengths():
+    for layout, dim in (("concat", 4), ("cos_first", 2), ("cos_first", 3), ("interleaved", 2), ("interleaved", 3)):
+        waves = sinusoidal_embedding(torch.arange(5), dim, layout=layout)
+        assert waves.shape == (5, dim)
+        assert bool(waves.isfinite().all())
 
 
 def test_a_peer_divides_by_zero_where_ours_refuses():
@@ -160,10 +147,10 @@ def test_a_peer_divides_by_zero_where_ours_refuses():
     assert bool(embeddings.get_timestep_embedding(torch.arange(3), 2).isnan().any())
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float32])
-def test_type_of_steps_does_not_matter(dtype):
+def test_type_of_steps_does_not_matter():
     t = torch.tensor([0, 3, 200])
-    assert torch.equal(sinusoidal_embedding(t.to(dtype), 32), sinusoidal_embedding(t, 32))
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64, torch.float32):
+        assert torch.equal(sinusoidal_embedding(t.to(dtype), 32), sinusoidal_embedding(t, 32))
 
 
 def test_empty_batch():
@@ -263,23 +250,24 @@ def test_autocast_leaves_the_waves_alone():
     assert torch.equal(waves, sinusoidal_embedding(t, 64))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_network_in_any_precision(dtype):
-    embed, t = TimeEmbedding(64, 128), torch.arange(0, 1000, 37)
-    reference = embed(t)
-    assert not list(embed.buffers())  # there is nothing that a cast of the network could round
-    result = embed.to(dtype)(t)
-    assert result.dtype == dtype
-    torch.testing.assert_close(result.float(), reference, rtol=0, atol=1e-5 if dtype.itemsize > 2 else 0.03)
+def test_network_in_any_precision():
+    t = torch.arange(0, 1000, 37)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        embed = TimeEmbedding(64, 128)
+        reference = embed(t)
+        assert not list(embed.buffers())  # there is nothing that a cast of the network could round
+        result = embed.to(dtype)(t)
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.float(), reference, rtol=0, atol=1e-5 if dtype.itemsize > 2 else 0.03)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradient_reaches_every_parameter(layout):
-    embed = TimeEmbedding(9, 20, layout=layout)
-    embed(torch.arange(1, 30)).sin().sum().backward()
-    for name, parameter in embed.named_parameters():
-        reached = parameter.grad != 0
-        assert bool(reached[:, :8].all() if name == "linear_1.weight" else reached.all()), name
+def test_gradient_reaches_every_parameter():
+    for layout in LAYOUTS:
+        embed = TimeEmbedding(9, 20, layout=layout)
+        embed(torch.arange(1, 30)).sin().sum().backward()
+        for name, parameter in embed.named_parameters():
+            reached = parameter.grad != 0
+            assert bool(reached[:, :8].all() if name == "linear_1.weight" else reached.all()), name
 
 
 def test_gradient_with_respect_to_the_network_is_right():
@@ -317,22 +305,14 @@ def test_options_are_used():
     torch.testing.assert_close(seen[0], sinusoidal_embedding(torch.arange(9), 16, layout="cos_first", max_period=50, freq_shift=0.5))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_compiles_without_graph_breaks(layout):
-    embed = TimeEmbedding(16, 8, layout=layout)
-    compiled = torch.compile(embed, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(torch.arange(5)), embed(torch.arange(5)))
-
-
-@pytest.mark.parametrize(("groups", "blind"), [(8, True), (4, False)])
-def test_one_channel_a_group_makes_the_unet_blind(groups, blind):
-    torch.manual_seed(0)
-    net = UNet(8, 1, base_channels=8, channel_mults=(1, 1), n_res_blocks=1, attn_resolutions=(), norm_groups=groups)
-    for parameter in net.parameters():  # the last convolutions begin at zero
-        torch.nn.init.normal_(parameter, std=0.2)
-    x, early, late = torch.randn(2, 1, 8, 8), torch.tensor([0, 0]), torch.tensor([900, 900])
-    change = (net(x, early) - net(x, late)).abs().max() / net(x, early).abs().max()
-    assert (change < 1e-4) == blind
+def test_one_channel_a_group_makes_the_unet_blind():
+    for groups, blind in ((8, True), (4, False)):
+        net = UNet(8, 1, base_channels=8, channel_mults=(1, 1), n_res_blocks=1, attn_resolutions=(), norm_groups=groups)
+        for parameter in net.parameters():  # the last convolutions begin at zero
+            torch.nn.init.normal_(parameter, std=0.2)
+        x, early, late = torch.randn(2, 1, 8, 8), torch.tensor([0, 0]), torch.tensor([900, 900])
+        change = (net(x, early) - net(x, late)).abs().max() / net(x, early).abs().max()
+        assert (change < 1e-4) == blind
 
 
 @pytest.mark.gpu

@@ -611,8 +611,8 @@ def test_gpu_uses_a_fused_attention():
 COMPILED = {
     "attention at one level": {},
     "attention everywhere": {"n_heads": 2, "attn_resolutions": (8, 4)},
-    "transposed, no attention": {"upsampling": "transposed", "attn_resolutions": (), "mid_attention": False},
-    "dropout": {"dropout": 0.3},
+    "transposed, no attention": {"upsampling": "transposed", "attn_resolutions": (), "mid_attention": False, "time_layout": "cos_first"},
+    "dropout": {"dropout": 0.3, "time_layout": "interleaved"},
 }
 
 
