@@ -149,6 +149,24 @@ def test_every_size_that_can_be_halved_works(mults, quarters, n_res_blocks, atte
     assert [down[f"down.{i}.blocks.0"] for i in range(len(mults))] == [4 * m for m in factors]
 
 
+def test_copies_of_the_way_down_come_back_in_reverse_order():
+    """The last channels of what each block of the way up is given are a copy of what the way down made."""
+    unet = perturbed(UNet(16, 1, 16, (1, 2, 2), attn_resolutions=(8,), norm_groups=4))
+    makers = [unet.conv_in]  # `attentions` holds the identity where a level does not attend
+    for level in unet.down:
+        makers += [*level.attentions, *([level.resample] if level.resample else [])]
+    takers = [block for level in unet.up for block in level.blocks]
+    copies, taken = [], []
+    for layer in makers:
+        layer.register_forward_hook(lambda layer, args, out: copies.append(out))
+    for block in takers:
+        block.register_forward_hook(lambda block, args, out: taken.append(args[0]))
+    unet(*inputs(unet))
+    assert len(copies) == len(taken) == len(makers)
+    for h, made in zip(taken, reversed(copies), strict=True):
+        assert torch.equal(h[:, -made.shape[1] :], made)
+
+
 def test_attends_where_it_is_told_to():
     unet = UNet(**{**TINY, "image_size": 16, "channel_mults": (1, 1, 1), "attn_resolutions": (16, 4), "mid_attention": False})
     attended = [(name, side) for name, kind, _, side in unet_shapes(unet) if kind == "SelfAttention"]
