@@ -54,12 +54,12 @@ class IndexTerms(SphinxTransform):
     def apply(self, **kwargs):
         """Put an index entry before each section that explains a term."""
         terms = terms_of(self.env.srcdir).get(self.env.docname)
-        sections = list(self.document.findall(nodes.section))
+        sections = [s for s in self.document.findall(nodes.section) if isinstance(s[0], nodes.title)]
         if not terms or not sections:
             return
         self.env.note_dependency(GLOSSARY)
         for term in terms:
-            named = [s for s in sections if plain(term) in plain(s.next_node(nodes.title).astext())]
+            named = [s for s in sections if plain(term) in plain(s[0].astext())]
             target = (named or sections)[0]["ids"][0]
             entries = [("single", words, target, "main", None) for words in spellings(term)]
             self.document.insert(0, addnodes.index(entries=entries))
