@@ -1,7 +1,9 @@
 """The site check finds each kind of fault when it is planted in a small site."""
 
+import json
+
 import pytest
-from check_site import check
+from check_site import SEARCHED, check
 
 PAGE = """<!DOCTYPE html><html><head>
 <link rel="stylesheet" href="_static/style.css"><script src="_static/mathjax/tex.js"></script></head>
@@ -120,3 +122,18 @@ def test_code_and_outputs_may_show_tex(site):
 
 def test_folder_without_pages_is_a_fault(tmp_path):
     assert "has no pages" in check(tmp_path)[0]
+
+
+def test_search_that_finds_another_page_first_is_found(site):
+    pages = list(dict.fromkeys(SEARCHED.values()))
+    entries = {words: [[pages.index(page), "part", True]] for words, page in SEARCHED.items()}
+    index = {"docnames": pages, "indexentries": entries}
+    path = site.root / "searchindex.js"
+    path.write_text(f"Search.setIndex({json.dumps(index)})")
+    assert site() == []
+    entries["elbo"][0][2] = False  # mentioned, not explained
+    entries["u-net"].append([0, "", True])
+    del entries["noise schedule"]
+    path.write_text(f"Search.setIndex({json.dumps(index)})")
+    found = [fault.split("'")[1] for fault in site()]
+    assert found == ["elbo", "noise schedule", "u-net"]

@@ -54,7 +54,9 @@ class IndexTerms(SphinxTransform):
     def apply(self, **kwargs):
         """Put an index entry before each section that explains a term."""
         terms = terms_of(self.env.srcdir).get(self.env.docname)
-        sections = [s for s in self.document.findall(nodes.section) if isinstance(s[0], nodes.title)]
+        sections = [
+            s for s in self.document.findall(nodes.section) if isinstance(s[0], nodes.title)
+        ]
         if not terms or not sections:
             return
         self.env.note_dependency(GLOSSARY)
