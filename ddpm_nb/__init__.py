@@ -19,10 +19,11 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from .pictures import FolderDataset
     from .pipeline import TextToImage
     from .plots import image_slider, plot_curves, show_images
+    from .runs import train
     from .sampling import ddim_invert, ddim_step, ddpm_step, inpaint, p_sample
     from .sampling import sample_ddim, sample_ddpm, sample_dpm_solver
     from .schedules import cosine_betas, linear_betas, make_schedule, sigmoid_betas
-    from .training import EMA, TrainConfig, TrainResult, train
+    from .training import EMA, TrainConfig, TrainResult, fit
     from .unet import UNet, make_unet
 
 # module -> the names that it offers here; a test compares this with the imports above
@@ -40,9 +41,10 @@ _OFFERED = {
     "pictures": "FolderDataset",
     "pipeline": "TextToImage",
     "plots": "image_slider plot_curves show_images",
+    "runs": "train",
     "sampling": "ddim_invert ddim_step ddpm_step inpaint p_sample sample_ddim sample_ddpm sample_dpm_solver",
     "schedules": "cosine_betas linear_betas make_schedule sigmoid_betas",
-    "training": "EMA TrainConfig TrainResult train",
+    "training": "EMA TrainConfig TrainResult fit",
     "unet": "UNet make_unet",
 }
 _HOME = {name: module for module, names in _OFFERED.items() for name in names.split()}

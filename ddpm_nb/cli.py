@@ -29,8 +29,9 @@ from .pipeline import TextToImage
 from .fast import keep_freed_memory, optimize_for_sampling
 from .sampling import sample_ddim, sample_ddpm
 from .schedules import SCHEDULES, make_schedule
-from .training import CHECKPOINTS, LOG_FILE, PRECISIONS, TrainConfig, pick_precision, read_log, read_settings
-from .training import refuse_other_run, train
+from .processes import Processes
+from .runs import CHECKPOINTS, LOG_FILE, read_log, read_settings, refuse_other_run, train
+from .training import PRECISIONS, TrainConfig, pick_precision
 from .unet import PRESETS, make_unet
 
 # %% ../nbs/28_command_line.ipynb #devices
@@ -254,7 +255,7 @@ def _sampler(options):
     every, folder = check_int("--sample-every", options["sample_every"], 0), Path(options["out"], "samples")
 
     def draw(trainer):
-        if every and trainer.n_steps % every == 0 and trainer.accelerator.is_main_process:
+        if every and trainer.n_steps % every == 0 and trainer.processes.is_main:
             folder.mkdir(exist_ok=True)
             c, s = trainer.network.config["in_channels"], trainer.network.config["image_size"]
             generator = torch.Generator().manual_seed(0)
@@ -307,20 +308,19 @@ def _train(options, config, data, going_on):
     card, origin = _facts(options, data)
     wanted = {name: options[name] for name in ("out", "tensorboard", "resume")}
     wanted |= {"n_workers": check_int("--workers", options["workers"], 0), "held_out": _held_out(options)}
-    from accelerate import PartialState
-
-    device = pick_device(options["device"])
-    place = PartialState(cpu=device.type == "cpu")
-    device = place.device if place.num_processes > 1 else device  # of one process it may remember an earlier run's
+    processes = Processes(pick_device(options["device"]))
     if going_on:
-        place.print(f"resuming {options['out']}")
+        _say(f"resuming {options['out']}", processes)
     wanted |= {"card": card, "origin": origin, "callback": _sampler(options)}
-    result = train(model.to(device), schedule, data, config, **wanted)
+    model = model.to(processes.device)
+    result = train(model, schedule, data, config, processes=processes, **wanted)
     skipped = f", {result.n_skipped} of them skipped" if result.n_skipped else ""
-    _say(f"trained {config.n_iterations} iterations{skipped} in {result.seconds:.0f} s, loss {result.losses[-50:].mean():.4f}")
+    loss = result.losses[-50:].mean()
+    done = f"trained {config.n_iterations} iterations{skipped} in {result.seconds:.0f} s"
+    _say(f"{done}, loss {loss:.4f}", processes)
     run = str(options["out"])
     run = shlex.quote(run if find_model(run, SHIPPED) == Path(run) else f"./{run}")  # a shipped model may have that name
-    _say(f"saved in {options['out']}; next: ddpm-nb sample --run {run} --out samples.png")
+    _say(f"saved in {options['out']}; next: ddpm-nb sample --run {run} --out samples.png", processes)
 
 # %% ../nbs/28_command_line.ipynb #held-out
 def _held_out(options):
@@ -335,11 +335,10 @@ def _test_images(options, n):
     return torch.stack([data[i][0] for i in range(min(n, len(data)))]), data.n_levels
 
 
-def _say(text):
+def _say(text, processes):
     """Print a line, once however many processes there are."""
-    from accelerate import PartialState
-
-    PartialState().print(text, flush=True)
+    if processes.is_main:
+        print(text, flush=True)
 
 # %% ../nbs/28_command_line.ipynb #run-sample
 def _run_sample(args):

@@ -19,7 +19,7 @@ from ddpm_nb.gaussian import seeded
 from ddpm_nb.results import paired_difference
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
-from ddpm_nb.training import TrainConfig, train
+from ddpm_nb.training import TrainConfig, fit
 from ddpm_nb.unet import make_unet
 
 OUT = MEASURED / "bfloat16.json"
@@ -39,7 +39,7 @@ def seed_row(seed, images, held_out):
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(seed)
         config = replace(CONFIG, precision=precision, seed=seed)
-        result = train(make_unet("digits"), schedule, images, config, progress=False)
+        result = fit(make_unet("digits"), schedule, images, config, progress=False)
         bounds[precision] = bits_per_dim(result.ema, schedule, held_out, n_levels=17, generator=seeded(0))
         drawn = {"frechet": distance(result.ema, schedule, reference, classifier)}
         rounded = optimize_for_sampling(result.ema, torch.bfloat16)

@@ -29,7 +29,7 @@ from ddpm_nb.latent import Autoencoder, from_latents, psnr, to_latents, train_au
 from ddpm_nb.results import Yardstick, measure_images
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
-from ddpm_nb.training import train
+from ddpm_nb.training import fit
 from ddpm_nb.unet import UNet
 
 OUT = MEASURED / "mnist_latent.json"
@@ -59,7 +59,7 @@ def seconds_per_step(shape):
     data, marks = torch.rand(256, *shape, generator=seeded(0)) * 2 - 1, []
     config = replace(PIXELS, n_iterations=N_TIMED + 3)
     callback = lambda trainer: marks.append(time.process_time())
-    train(new_network(shape), make_schedule("linear", 1000), data, config, callback=callback, progress=False)
+    fit(new_network(shape), make_schedule("linear", 1000), data, config, callback=callback, progress=False)
     return (marks[-1] - marks[2]) / N_TIMED
 
 
@@ -104,7 +104,7 @@ def train_on_latents(images, model, yardstick):
         if trainer.n_steps in SNAPSHOTS:
             kept[trainer.n_steps] = predict_noise(copy.deepcopy(trainer.ema.model), schedule, CONFIG.objective)
 
-    train(new_network(model.latent_shape), schedule, latents, CONFIG, callback=keep, range_check=False, progress=False)
+    fit(new_network(model.latent_shape), schedule, latents, CONFIG, callback=keep, range_check=False, progress=False)
     return [{"iteration": i, **sample_row(network, model, schedule, yardstick)} for i, network in kept.items()]
 
 

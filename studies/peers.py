@@ -57,7 +57,7 @@ class Case:
 
 
 class Ours:
-    """Train and sample as `ddpm_nb.training.train` and `ddpm_nb.sampling` do."""
+    """Train and sample as `ddpm_nb.training.fit` and `ddpm_nb.sampling` do."""
 
     def __init__(self, case, *, compiled=False, tried=None):
         from ddpm_nb.schedules import make_schedule
@@ -72,15 +72,14 @@ class Ours:
 
     def step(self, x_0, without=()):
         """Train once, without some of the means of `WITHOUT`."""
-        from ddpm_nb.training import TrainConfig, Trainer, make_accelerator, take_step
+        from ddpm_nb.training import TrainConfig, Trainer
 
         fused = "fused optimiser" not in without
         with replaced(without):
             if fused not in self.trainers:
                 config = TrainConfig(batch_size=len(x_0), precision=self.case.precision)
-                accelerator = make_accelerator(config, self.case.device)
-                self.trainers[fused] = Trainer(self.network, self.schedule, config, accelerator)
-            take_step(self.trainers[fused], x_0)
+                self.trainers[fused] = Trainer(self.network, self.schedule, config)
+            self.trainers[fused].step(x_0)
 
     def chain(self, batch, n_steps, hook):
         from ddpm_nb.fast import optimize_for_sampling

@@ -82,7 +82,7 @@ def train_ours(case, judge):
     from ddpm_nb.data import load_images
     from ddpm_nb.sampling import sample_ddim
     from ddpm_nb.schedules import make_schedule
-    from ddpm_nb.training import train
+    from ddpm_nb.training import fit
     from ddpm_nb.unet import make_unet
 
     def watch(trainer):
@@ -93,7 +93,7 @@ def train_ours(case, judge):
 
     options = default_options()
     schedule = make_schedule(options["schedule"], options["n_steps"])
-    train(make_unet("digits").to(case.device), schedule, load_images("digits"), callback=watch, progress=False)
+    fit(make_unet("digits").to(case.device), schedule, load_images("digits"), callback=watch, progress=False)
 
 
 def prepare_own(peer, name):
