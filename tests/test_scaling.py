@@ -14,8 +14,12 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from ddpm_nb.data import batch_order
+from ddpm_nb.data import batch_order, load_images
+from ddpm_nb.gaussian import seeded_init
+from ddpm_nb.runs import train
+from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import TrainConfig, lr_factor
+from ddpm_nb.unet import make_unet
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "examples" / "accelerate"
@@ -37,6 +41,25 @@ for _ in range(10):
     adamw.step()
     scheduler.step()
 tensors["wrong"] = torch.tensor(wrong, dtype=torch.float64)
+
+# a run that dies after three of six steps
+from ddpm_nb.runs import train
+
+class Stop(Exception):
+    pass
+
+def die(trainer):
+    if trainer.n_steps == 3:
+        raise Stop
+
+torch.manual_seed(0)
+model = make_unet("digits", base_channels=8, norm_groups=2)
+settings = dict(n_iterations=6, batch_size=8, n_accumulate=2, checkpoint_every=2, log_every=2, precision="float32")
+options = {"out": "run", "callback": die, "progress": False, "processes": processes}
+try:
+    train(model, make_schedule("cosine", 300), load_images("digits"), TrainConfig(**settings), **options)
+except Stop:
+    pass
 save_file(tensors, f"{path}-{os.environ.get('RANK', 0)}.safetensors")
 """
 
@@ -60,7 +83,7 @@ def one(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two_folder(tmp_path_factory):
     """Run the script in two processes, started as a user starts them."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "train.py").write_text(SCRIPT + WRONG)
@@ -71,7 +94,13 @@ def two(tmp_path_factory):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(folder.glob("*.safetensors"))) == 2, "a configuration that starts one process is no test of two"
-    return [load_file(folder / f"two-{rank}.safetensors") for rank in range(2)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(two_folder):
+    """Return the tensors that two processes wrote."""
+    return [load_file(two_folder / f"two-{rank}.safetensors") for rank in range(2)]
 
 
 def assert_same_run(actual, expected):
@@ -95,6 +124,20 @@ def test_accumulated_parts_give_the_run_of_the_whole_batch(one, tmp_path):
 def test_another_seed_gives_another_run(one, tmp_path):
     other = run_here(tmp_path, SCRIPT.replace("batch_size=32,", "batch_size=32, seed=1,"))
     assert (other["losses"] - one["losses"]).abs().max() > 1e-2, "the tolerance tells runs apart"
+
+
+def test_a_run_of_two_processes_goes_on_in_one(two_folder):
+    """Two processes died after step 3 of 6; their folder is a run like any other."""
+
+    def finish(**options):
+        with seeded_init(0):
+            model = make_unet("digits", base_channels=8, norm_groups=2)
+        config = TrainConfig(n_iterations=6, batch_size=8, n_accumulate=2, checkpoint_every=2, log_every=2, precision="float32")
+        return train(model, make_schedule("cosine", 300), load_images("digits"), config, progress=False, **options)
+
+    assert {p.name for p in (two_folder / "run" / "checkpoints").glob("*.json")} == {"step-00000000.json", "step-00000002.json"}
+    resumed, whole = finish(out=two_folder / "run", resume=True), finish()
+    torch.testing.assert_close(resumed.losses, whole.losses, rtol=0, atol=1e-5)
 
 
 def test_the_rate_counts_optimiser_steps(one, two):

@@ -24,8 +24,9 @@ def work(out, mode="", number=0, after=0, pause=0.0):
     import torch
 
     from ddpm_nb.data import ImageDataset
+    from ddpm_nb.runs import Interrupted, train
     from ddpm_nb.schedules import make_schedule
-    from ddpm_nb.training import Interrupted, TrainConfig, train
+    from ddpm_nb.training import TrainConfig
     from ddpm_nb.unet import make_unet
 
     settings = {"n_iterations": N_ITERATIONS, "batch_size": 8, "n_accumulate": 2, "warmup": 2, "ema_decay": 0.9, "precision": "float32"}
@@ -101,7 +102,7 @@ def serve():
     """Read jobs from standard input, a line of JSON each; run each in a process forked from this one, which has torch loaded."""
     import torch
 
-    import ddpm_nb.training
+    import ddpm_nb.runs
     import ddpm_nb.unet  # noqa: F401
 
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # loads the rest of torch
@@ -196,7 +197,7 @@ def wait_for(condition, seconds=60):
 
 def state_of(out):
     from ddpm_nb.hub import load_pretrained
-    from ddpm_nb.training import load_checkpoint, read_log
+    from ddpm_nb.runs import load_checkpoint, read_log
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -266,7 +267,7 @@ def test_killed_while_it_writes_a_checkpoint(server, undisturbed, tmp_path, whic
 @pytest.mark.parametrize(("after", "numbers"), [(0, range(1, 15, 3)), (EVERY - 1, range(1, 13)), (N_ITERATIONS - 1, range(2, 13, 3))])
 def test_killed_at_changes_of_files(server, undisturbed, tmp_path, after, numbers):
     """The writes (after half of them), moves and removals of files at the start, of a checkpoint, and at the end."""
-    from ddpm_nb.training import load_checkpoint
+    from ddpm_nb.runs import load_checkpoint
 
     for number in numbers:
         out = tmp_path / str(number) / "run"
@@ -306,7 +307,7 @@ def test_a_second_signal_has_its_usual_effect(server, undisturbed, tmp_path, nam
 
 def test_a_file_that_cannot_grow_leaves_the_previous_checkpoint(server, undisturbed, tmp_path):
     """A limit of 150 kB on the size of files stands for the full disk; a checkpoint has 340 kB."""
-    from ddpm_nb.training import load_checkpoint
+    from ddpm_nb.runs import load_checkpoint
 
     out = tmp_path / "run"
     assert server.run(out, mode="limit", number=EVERY + 1) == 1
