@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checks import check_choice, check_floating, check_int, check_number
-from .checks import check_generator, check_same_shape
+from .checks import check_choice, check_floating, check_generator, check_int
+from .checks import check_number, check_same_shape
 from .elbo import VARIANCES, reverse_log_variance
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
 from .gaussian import randn
@@ -40,14 +40,7 @@ def ddpm_step(
     z = randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
     return mean + (0.5 * log_variances[t]).exp() * z, x_0_hat
 
-# %% ../nbs/10_sampling.ipynb #check-index
-def _check_index(name, t, schedule, low=0):
-    """Return one index of the schedule as an int; a tensor without dimensions will do."""
-    if isinstance(t, Tensor) and t.ndim == 0:
-        t = t.item()
-    return check_int(name, t, low, schedule.n_steps - 1)
-
-# %% ../nbs/10_sampling.ipynb #p-sample-2
+# %% ../nbs/10_sampling.ipynb #p-sample
 def p_sample(
     model,  # callable model(x_t, t) -> eps_hat
     schedule: NoiseSchedule,  # the noise schedule
@@ -65,43 +58,42 @@ def p_sample(
     options = {"variance": variance, "clip_x_0": clip_x_0, "generator": generator}
     return ddpm_step(schedule, x_t, t, eps_hat, **options)
 
+# %% ../nbs/10_sampling.ipynb #check-index
+def _check_index(name, t, schedule, low=0):
+    """Return one index of the schedule as an int; a tensor without dimensions will do."""
+    if isinstance(t, Tensor) and t.ndim == 0:
+        t = t.item()
+    return check_int(name, t, low, schedule.n_steps - 1)
+
 # %% ../nbs/10_sampling.ipynb #respaced-steps-2
 def respaced_steps(
     n_steps: int,  # T, the number of steps of the schedule
     n_kept: int | None = None,  # how many to keep, 1..T; all without
     *,
-    spacing: str = "linspace",  # "linspace": from T-1 to 0; "trailing": equal strides from T-1 to -1
+    spacing: str = "linspace",  # "linspace": T-1 to 0; "trailing": equal strides, T-1 to -1
 ) -> list[int]:
     """Choose the code indices to visit, evenly spaced from T-1 down (one step: T-1 only)."""
+    check_choice("spacing", spacing, ("linspace", "trailing"))
     n_kept = check_int("n_steps", n_steps if n_kept is None else n_kept, 1, n_steps)
-    if check_choice("spacing", spacing, ("linspace", "trailing")) == "linspace":
-        return torch.linspace(n_steps - 1, 0, n_kept, dtype=torch.float64).round().long().tolist()
-    ends = n_steps - n_steps * torch.arange(n_kept, dtype=torch.float64) / n_kept  # T, T - T/S, ...
-    return (ends.round().long() - 1).tolist()
+    if spacing == "linspace":
+        kept = torch.linspace(n_steps - 1, 0, n_kept, dtype=torch.float64).round()
+    else:
+        stride = n_steps * torch.arange(n_kept, dtype=torch.float64) / n_kept
+        kept = (n_steps - stride).round() - 1  # T - 1, T - T/S - 1, ...
+    return kept.long().tolist()
 
 # %% ../nbs/10_sampling.ipynb #respace
 def respace(
     schedule: NoiseSchedule,  # the noise schedule of the network
     kept: list[int],  # code indices to keep, in any order
 ) -> NoiseSchedule:
-    """Build the schedule of the chain that visits the kept steps only (Nichol and Dhariwal 2021, section 4)."""
+    """Build the schedule of the chain that visits kept steps only (Improved DDPM, section 4)."""
     kept = sorted({check_int("kept", t, 0, schedule.n_steps - 1) for t in kept})
     if len(kept) == schedule.n_steps:
         return schedule
     log_alpha_bars = torch.log1p(-schedule.exact_betas).cumsum(0)[kept]
     betas = -torch.expm1(log_alpha_bars.diff(prepend=torch.zeros(1, dtype=torch.float64)))
     return NoiseSchedule(betas, dtype=schedule.betas.dtype).to(schedule.betas.device)
-
-# %% ../nbs/10_sampling.ipynb #start
-def _start(schedule, shape, x_T, generator):
-    """Return the noise to start from, drawn if it is not given."""
-    check_generator(generator)
-    shape = tuple(check_int("shape", side) for side in shape)
-    if x_T is None:
-        return randn(shape, generator=generator, device=schedule.betas.device, dtype=schedule.betas.dtype)
-    if tuple(check_floating("x_T", x_T).shape) != shape:
-        raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x_T.shape)}")
-    return x_T.to(schedule.betas.device)
 
 # %% ../nbs/10_sampling.ipynb #walk
 def walk(
@@ -151,6 +143,18 @@ def sample_ddpm(
     x = _start(schedule, shape, x_T, generator)
     return walk(model, x, kept, step, progress=progress, callback=callback)
 
+# %% ../nbs/10_sampling.ipynb #start-2
+def _start(schedule, shape, x_T, generator):
+    """Return the noise to start from, drawn if it is not given."""
+    check_generator(generator)
+    shape = tuple(check_int("shape", side) for side in shape)
+    like = {"device": schedule.betas.device, "dtype": schedule.betas.dtype}
+    if x_T is None:
+        return randn(shape, generator=generator, **like)
+    if tuple(check_floating("x_T", x_T).shape) != shape:
+        raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x_T.shape)}")
+    return x_T.to(like["device"])
+
 # %% ../nbs/10_sampling.ipynb #ddim-step-2
 def ddim_step(
     schedule: NoiseSchedule,  # the noise schedule
@@ -175,12 +179,13 @@ def ddim_step(
     noise, noise_prev = schedule.one_minus_alpha_bars[t], schedule.one_minus_alpha_bars[t_prev]
     fresh = noise - schedule.alpha_bars[t] / schedule.alpha_bars[t_prev] * noise_prev  # beta'
     sigma = eta * (noise_prev / noise * fresh.clamp(min=0)).sqrt()
-    x = schedule.sqrt_alpha_bars[t_prev] * x_0_hat + (noise_prev - sigma**2).clamp(min=0).sqrt() * eps_hat
+    old = (noise_prev - sigma**2).clamp(min=0).sqrt()  # how much of the noise of x_t stays
+    x = schedule.sqrt_alpha_bars[t_prev] * x_0_hat + old * eps_hat
     if eta:
         x = x + sigma * randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return x, x_0_hat
 
-# %% ../nbs/10_sampling.ipynb #sample-ddim-2
+# %% ../nbs/10_sampling.ipynb #sample-ddim
 def sample_ddim(
     model,  # callable model(x_t, t) -> eps_hat
     schedule: NoiseSchedule,  # the noise schedule
@@ -207,7 +212,7 @@ def sample_ddim(
     x = _start(schedule, shape, x_T, generator)
     return walk(model, x, kept, step, progress=progress, callback=callback)
 
-# %% ../nbs/10_sampling.ipynb #sample-dpm-solver
+# %% ../nbs/10_sampling.ipynb #sample-dpm-solver-2
 def sample_dpm_solver(
     model,  # callable model(x_t, t) -> eps_hat
     schedule: NoiseSchedule,  # the noise schedule
@@ -221,7 +226,7 @@ def sample_dpm_solver(
     progress: bool = False,  # show a progress bar on a terminal
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
-    """Solve the flow of DDIM to second order with one call a step (Lu et al. 2022, DPM-Solver++ 2M)."""
+    """Solve the flow of DDIM to second order, one call a step (Lu et al. 2022, DPM-Solver++ 2M)."""
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     levels = [-1, *reversed(kept)]  # rising; -1 is the clean image
     x_0_last = None  # the guess of the step before
@@ -309,7 +314,7 @@ def inpaint(
     progress: bool = False,  # show a progress bar on a terminal
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
-    """Draw the unknown pixels of images, given the known ones (Lugmayr et al. 2022, Algorithm 1)."""
+    """Draw the unknown pixels of images, given the known ones (RePaint, Algorithm 1)."""
     known, mask = _check_known(schedule, known, mask)
     n_repeats = check_int("n_repeats", n_repeats)
     check_choice("variance", variance, VARIANCES)
@@ -334,7 +339,7 @@ def inpaint(
 
 # %% ../nbs/10_sampling.ipynb #check-known
 def _check_known(schedule, known, mask):
-    """Return images and mask of one shape on the schedule's device, or say what is wrong with them."""
+    """Return images and mask of one shape on the schedule's device, or say what is wrong."""
     device, shape = schedule.betas.device, check_floating("known", known).shape
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = getattr(mask, "dtype", type(mask).__name__)
