@@ -21,14 +21,14 @@ from .gaussian import randn
 from .latent import Autoencoder, from_latents, to_latents
 from .sampling import ddim_step, respaced_steps, walk
 
-# %% ../nbs/22_stable_diffusion.ipynb #texttoimage
+# %% ../nbs/22_stable_diffusion.ipynb #texttoimage-2
 PIPELINES = PACKAGE / "pipelines"  # where shipped pipelines lie
 _CLASSES = (TextEncoder, TextUNet, Autoencoder)
 
 
 @dataclass(eq=False)
 class TextToImage:
-    """Make pictures from sentences: a text encoder, a U-Net that hears it, a schedule, a decoder."""
+    """Make pictures from sentences: a text encoder, a U-Net that hears it, a decoder."""
 
     tokenizer: Tokenizer  # sentences -> tokens
     text_encoder: TextEncoder  # tokens -> words (B, L, D)
@@ -170,7 +170,7 @@ MAX_GUIDANCE = 20.0
 
 
 def _check_texts(pipeline, prompt, n, guidance):
-    """Check what is asked for, and return a sentence for each picture; empty ones for any picture."""
+    """Check what is asked for; return a sentence for each picture, empty ones for any picture."""
     texts = [""] if prompt is None else check_prompts(prompt, pipeline.tokenizer)
     check_int("n", n)
     check_number("guidance", guidance, 0, MAX_GUIDANCE)
