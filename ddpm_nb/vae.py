@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, check_floating, check_images, check_int, check_number, check_square_images
+from .checks import check_batch, check_floating, check_images, check_int, check_number
+from .checks import check_square_images
 from .data import scale_levels
-from .gaussian import discretized_gaussian_log_likelihood, normal_kl, randn, reparameterize, seeded_init
+from .gaussian import discretized_gaussian_log_likelihood, normal_kl, randn
+from .gaussian import reparameterize, seeded
+from .training import TrainConfig, descend
 
 # %% ../nbs/16_vae.ipynb #make-mlp
 def make_mlp(
@@ -23,12 +26,12 @@ def make_mlp(
     n_out: int,  # numbers that come out
 ) -> nn.Sequential:
     """Build a network with two hidden layers."""
-    first, second, last = nn.Linear(n_in, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, n_out)
-    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
+    first, second = nn.Linear(n_in, hidden), nn.Linear(hidden, hidden)
+    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Linear(hidden, n_out))
 
-# %% ../nbs/16_vae.ipynb #vae
+# %% ../nbs/16_vae.ipynb #vae-2
 class VAE(nn.Module):
-    """Encode an image as a Gaussian over a short vector, and decode a vector to the means of the pixels."""
+    """Encode an image as a Gaussian over a short vector, and decode a vector to pixels' means."""
 
     def __init__(
         self,
@@ -38,22 +41,29 @@ class VAE(nn.Module):
         hidden: int = 256,  # units of each hidden layer
     ):
         super().__init__()
-        self.config = {"image_size": image_size, "in_channels": in_channels, "latent_dim": latent_dim, "hidden": hidden}
+        self.config = {
+            "image_size": image_size,
+            "in_channels": in_channels,
+            "latent_dim": latent_dim,
+            "hidden": hidden,
+        }
         for name, value in self.config.items():
             check_int(name, value)
-        self.encoder = make_mlp(in_channels * image_size**2, hidden, 2 * latent_dim)
-        self.decoder = make_mlp(latent_dim, hidden, in_channels * image_size**2)
+        self.image_shape = (in_channels, image_size, image_size)
+        n_pixels = math.prod(self.image_shape)
+        self.encoder = make_mlp(n_pixels, hidden, 2 * latent_dim)
+        self.decoder = make_mlp(latent_dim, hidden, n_pixels)
         self.log_scale = nn.Parameter(torch.tensor(-1.0))  # log of the pixels' standard deviation s
 
     def encode(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance of q(z | x_0) for images (B, C, H, W); (B, latent_dim) each."""
-        check_batch("x_0", x_0, (self.config["in_channels"], *[self.config["image_size"]] * 2))
+        """Return mean and log-variance (B, latent_dim) of q(z | x_0) for images (B, C, H, W)."""
+        check_batch("x_0", x_0, self.image_shape)
         return self.encoder(x_0.flatten(1)).chunk(2, 1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the means of p(x_0 | z) for latent vectors (B, latent_dim); (B, C, H, W) in [-1, 1]."""
+        """Return the means of p(x_0 | z), (B, C, H, W) in [-1, 1], for vectors (B, latent_dim)."""
         check_batch("z", z, (self.config["latent_dim"],))
-        return self.decoder(z).tanh().view(-1, self.config["in_channels"], *[self.config["image_size"]] * 2)
+        return self.decoder(z).tanh().view(-1, *self.image_shape)
 
 # %% ../nbs/16_vae.ipynb #vaebound
 @dataclass(frozen=True)
@@ -76,54 +86,47 @@ def vae_bound(
     n_levels: int,  # grey levels of the images
     generator: torch.Generator | None = None,  # source of the noise
 ) -> VAEBound:
-    """Compute the bound for each image with one draw of z, differentiable (Kingma and Welling 2014, equation 10)."""
+    """Compute the bound with one draw of z, differentiable (Kingma and Welling 2014, eq. 10)."""
     if check_images("x_0", x_0).numel() == 0:
         raise ValueError(f"x_0 must hold at least one image; got shape {tuple(x_0.shape)}")
     mean, log_var = vae.encode(x_0)
     z = reparameterize(mean, torch.exp(0.5 * log_var), generator=generator)
-    log_mass = discretized_gaussian_log_likelihood(x_0, vae.decode(z), vae.log_scale, n_levels=n_levels)
-    zero, per_dim = torch.zeros_like(mean), x_0[0].numel() * math.log(2)
-    rate = normal_kl(mean, log_var, zero, zero).sum(1)
-    return VAEBound(rate / per_dim, -log_mass.flatten(1).sum(1) / per_dim)
+    x_0_hat = vae.decode(z)
+    log_mass = discretized_gaussian_log_likelihood(x_0, x_0_hat, vae.log_scale, n_levels=n_levels)
+    zero = torch.zeros_like(mean)
+    rate = normal_kl(mean, log_var, zero, zero).sum(1)  # over the entries of z
+    decoder = -log_mass.flatten(1).sum(1)  # over the pixels
+    per_dim = x_0[0].numel() * math.log(2)
+    return VAEBound(rate / per_dim, decoder / per_dim)
 
 # %% ../nbs/16_vae.ipynb #train-vae
 def train_vae(
-    images: Tensor,  # (N, C, H, W) square training images in [-1, 1], on the device to train on
+    vae: VAE,  # trained in place, on the device of the images
+    images: Tensor,  # (N, C, H, W) square training images in [-1, 1]
     *,
     n_levels: int,  # grey levels of the images
     n_iterations: int = 2000,  # optimiser steps
     batch_size: int = 128,  # images in a step
     lr: float = 2e-3,  # learning rate at the start
-    kl_weight: float = 1.0,  # weight of the rate; 1: the bound
-    seed: int = 0,  # of the first weights, the batches and the noise
+    kl_weight: float = 1.0,  # weight of the rate, at least 0; 1: the bound
+    seed: int = 0,  # of the batches and the noise
     callback=None,  # called with the number of steps taken and the VAE after every step
-    **options,  # of `VAE`, such as latent_dim
 ) -> VAE:
     """Minimise the bound over images; return the VAE frozen, in evaluation mode."""
-    _check_training(images, n_iterations, batch_size, lr, kl_weight)
-    shape = {"image_size": images.shape[-1], "in_channels": images.shape[1]}
-    with seeded_init(seed):
-        vae = VAE(**shape, **options).to(images.device)
-    optimizer, g = torch.optim.Adam(vae.parameters(), lr), torch.Generator(images.device).manual_seed(seed)
-    for i in range(n_iterations):
-        optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * i / n_iterations)) / 2
+    check_square_images("images", images)
+    check_number("kl_weight", kl_weight, 0)
+    config = TrainConfig(n_iterations, batch_size, lr=lr, warmup=0, grad_clip=math.inf, seed=seed)
+    g = seeded(seed, images.device)
+
+    def loss_of(i):
         chosen = torch.randint(len(images), (batch_size,), generator=g, device=g.device)
         bound = vae_bound(vae, images[chosen], n_levels=n_levels, generator=g)
-        optimizer.zero_grad()
-        (bound.decoder + kl_weight * bound.kl).mean().backward()
-        optimizer.step()
+        return (bound.decoder + kl_weight * bound.kl).mean()
+
+    for i, _ in descend(vae.train(), config, loss_of):
         if callback is not None:
             callback(i + 1, vae)
     return vae.eval().requires_grad_(False)
-
-# %% ../nbs/16_vae.ipynb #check-training
-def _check_training(images, n_iterations, batch_size, lr, kl_weight):
-    """Refuse arguments that cannot be trained with."""
-    check_square_images("images", images)
-    check_int("n_iterations", n_iterations)
-    check_int("batch_size", batch_size)
-    check_number("lr", lr, 0, open_low=True)
-    check_number("kl_weight", kl_weight, 0)
 
 # %% ../nbs/16_vae.ipynb #sample-vae
 @torch.no_grad()
@@ -135,14 +138,16 @@ def sample_vae(
     generator: torch.Generator | None = None,  # source of the noise
 ) -> Tensor:
     """Draw latent vectors from the prior and decode them; (n, C, H, W) in [-1, 1]."""
-    shape, device = (check_int("n", n), vae.config["latent_dim"]), vae.log_scale.device
-    mean = vae.decode(randn(shape, generator=generator, device=device))
+    device = vae.log_scale.device
+    z = randn((check_int("n", n), vae.config["latent_dim"]), generator=generator, device=device)
+    mean = vae.decode(z)
     if n_levels is None:
         return mean
     top = check_int("n_levels", n_levels, 2) - 1
     noise = randn(mean.shape, generator=generator, device=device)
     x_0 = reparameterize(mean, vae.log_scale.exp(), noise)
-    return scale_levels(((x_0 + 1) * top / 2).round().clamp(0, top), n_levels)
+    levels = ((x_0 + 1) * top / 2).round().clamp(0, top)  # 0 .. top
+    return scale_levels(levels, n_levels)
 
 # %% ../nbs/16_vae.ipynb #latent-rates
 @torch.no_grad()
@@ -150,7 +155,7 @@ def latent_rates(
     vae: VAE,  # the model
     images: Tensor,  # (N, C, H, W) images in [-1, 1]
 ) -> Tensor:
-    """Compute what each entry of z carries, its mean divergence from the prior; (latent_dim,), in nats."""
+    """Compute what each entry of z carries, its mean divergence from the prior; (d,) in nats."""
     mean, log_var = vae.encode(check_images("images", images))
     zero = torch.zeros_like(mean)
     return normal_kl(mean, log_var, zero, zero).mean(0)
