@@ -24,7 +24,7 @@ from ddpm_nb.data import load_images
 from ddpm_nb.elbo import predict_noise
 from ddpm_nb.evaluation import classifier_features, load_classifier
 from ddpm_nb.files import replaced_file
-from ddpm_nb.gaussian import seeded
+from ddpm_nb.gaussian import seeded, seeded_init
 from ddpm_nb.latent import Autoencoder, from_latents, psnr, to_latents, train_autoencoder
 from ddpm_nb.results import Yardstick, measure_images
 from ddpm_nb.sampling import sample_ddim
@@ -67,7 +67,9 @@ def fitted_autoencoder(images, work):
     """Train the autoencoder, or read the one that an earlier run left; return it and the seconds it took."""
     if not (path := work / "autoencoder.pt").is_file():
         started = time.process_time()
-        model = train_autoencoder(images, **FITTING, **AUTOENCODER)
+        with seeded_init(FITTING["seed"]):
+            model = Autoencoder(28, **AUTOENCODER)
+        train_autoencoder(model, images, **FITTING)
         with replaced_file(path) as file:
             torch.save({"weights": model.state_dict(), "seconds": time.process_time() - started}, file)
     kept, model = torch.load(path, weights_only=True), Autoencoder(28, **AUTOENCODER)

@@ -31,7 +31,7 @@ from ddpm_nb.conditioning import TextUNet, score_attributes, train_conditional
 from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.files import replaced_file
-from ddpm_nb.gaussian import seeded
+from ddpm_nb.gaussian import seeded, seeded_init
 from ddpm_nb.latent import Autoencoder, from_latents, psnr, to_latents, train_autoencoder
 from ddpm_nb.pipeline import PIPELINES, TextToImage
 from ddpm_nb.sampling import respace
@@ -52,7 +52,7 @@ class Recipe:
 
     dataset: str
     clip: dict  # of `train_clip`
-    autoencoder: dict | None  # of `train_autoencoder`
+    autoencoder: dict | None  # of `Autoencoder` and `train_autoencoder`
     unet: dict  # of `TextUNet`
     config: TrainConfig  # of `train_conditional`
 
@@ -128,11 +128,18 @@ def train_text(recipe, x, rows, work, clock):
 
 def train_compression(recipe, x, work, clock):
     """Train the autoencoder."""
-    options = dict(recipe.autoencoder)
-    shape = {k: v for k, v in options.items() if k in ("latent_channels", "base_channels", "n_downs", "padding")}
+    names = ("latent_channels", "base_channels", "n_downs", "padding")
+    shape = {k: v for k, v in recipe.autoencoder.items() if k in names}
+    options = {k: v for k, v in recipe.autoencoder.items() if k not in names}
     log = lambda i, parts: clock.say(f"autoencoder {i + 1}: mse {parts['mse']:.4f}") if (i + 1) % 250 == 0 else None
     build = lambda: Autoencoder(x.shape[-1], x.shape[1], **shape)
-    return kept_or_made(work / "autoencoder.safetensors", build, lambda: train_autoencoder(x, callback=log, **options))
+
+    def fitted():
+        with seeded_init(0):
+            model = build()
+        return train_autoencoder(model, x, callback=log, **options)
+
+    return kept_or_made(work / "autoencoder.safetensors", build, fitted)
 
 
 def train_unet(recipe, z, rows, clip, tokenizer, work, clock, snapshot):

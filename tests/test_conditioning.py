@@ -35,9 +35,9 @@ from ddpm_nb.conditioning import (
 )
 from ddpm_nb.data import load_dataset
 from ddpm_nb.elbo import simple_loss
+from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.files import load_parts, save_parts
 from ddpm_nb.forward import NoiseSchedule
-from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.gaussian import seeded_init
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule

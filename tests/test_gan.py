@@ -7,28 +7,30 @@ import torch
 import torch.nn.functional as F
 
 import ddpm_nb.gan as gan
-from ddpm_nb.data import load_dataset
+from conftest import refuses
 from ddpm_nb.evaluation import classifier_report, load_classifier
 from ddpm_nb.gan import (
     Discriminator,
     Generator,
-    gan_losses,
+    discriminator_loss,
+    gan_step,
     generator_loss,
     optimal_discriminator,
     r1_penalty,
     sample_gan,
     train_gan,
 )
-from ddpm_nb.gaussian import seeded
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_dataset("digits", split="train").images()
+from ddpm_nb.gaussian import seeded, seeded_init
 
 
 def weights(model):
     return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def players_of_digits(hidden=16, latent_dim=16):
+    """Build both players for 8 x 8 images from one seed."""
+    with seeded_init(0):
+        return Generator(8, hidden=hidden, latent_dim=latent_dim), Discriminator(8, hidden=hidden)
 
 
 def small(seed=0):
@@ -64,26 +66,26 @@ def test_optimal_discriminator_solves_a_discrete_game():
 
 def test_losses_are_those_of_a_classifier():
     real, fake = torch.randn(7, generator=seeded(0)), torch.randn(5, generator=seeded(1))
-    d_loss, g_loss = gan_losses(real, fake)
+    d_loss, g_loss = discriminator_loss(real, fake), generator_loss(fake)
     by_torch = F.binary_cross_entropy_with_logits(real, torch.ones(7)) + F.binary_cross_entropy_with_logits(fake, torch.zeros(5))
     assert torch.allclose(d_loss, by_torch)
     assert torch.allclose(g_loss, F.binary_cross_entropy_with_logits(fake, torch.ones(5)))
-    assert torch.allclose(gan_losses(real, fake, kind="minimax")[1], (1 - fake.sigmoid()).log().mean())
+    assert torch.allclose(generator_loss(fake, kind="minimax"), (1 - fake.sigmoid()).log().mean())
 
 
 @pytest.mark.parametrize("kind", gan.GENERATOR_LOSSES)
 def test_losses_stay_finite_for_a_sure_discriminator(kind):
     """The logarithm of a rounded probability would be infinite here."""
     sure = torch.tensor([-200.0, 200.0], requires_grad=True)
-    losses = gan_losses(sure, sure, kind=kind)
+    losses = discriminator_loss(sure, sure), generator_loss(sure, kind=kind)
     (slope,) = torch.autograd.grad(sum(losses), sure)
     assert all(bool(x.isfinite().all()) for x in (*losses, slope))
 
 
 def test_losses_are_level_at_the_equilibrium():
     blind = torch.zeros(9)
-    assert [float(x) for x in gan_losses(blind, blind)] == pytest.approx([2 * math.log(2), math.log(2)])
-    assert float(gan_losses(blind, blind, kind="minimax")[1]) == pytest.approx(-math.log(2))
+    assert [float(discriminator_loss(blind, blind)), float(generator_loss(blind))] == pytest.approx([2 * math.log(2), math.log(2)])
+    assert float(generator_loss(blind, kind="minimax")) == pytest.approx(-math.log(2))
 
 
 def test_r1_penalty_is_the_squared_slope_per_image():
@@ -118,12 +120,12 @@ def test_networks_have_the_shapes_of_their_settings():
 def test_each_step_moves_its_own_player():
     """A rate of zero for one player freezes it; the other one moves. A detached generator would not move at all."""
     images = torch.rand(20, 1, 4, 4, generator=seeded(0)) * 2 - 1
-    settings = {"batch_size": 8, "gamma": 1.0, "kind": "non-saturating", "generator_steps": 1}
+    settings = {"gamma": 1.0}
     for still, moving in ((0, 1), (1, 0)):
         players, moves = small()
         moves[still].param_groups[0]["lr"] = 0.0
         before = [weights(player) for player in players]
-        gan._play(players, moves, images, generator=seeded(1), **settings)
+        gan_step(*players, moves, images[:8], generator=seeded(1), **settings)
         assert torch.equal(weights(players[still]), before[still])
         assert not torch.equal(weights(players[moving]), before[moving])
 
@@ -131,13 +133,13 @@ def test_each_step_moves_its_own_player():
 def test_the_discriminator_forgets_the_slopes_of_the_generators_steps():
     """The generator's loss leaves gradients in the discriminator, which its own step must clear."""
     images = torch.rand(20, 1, 4, 4, generator=seeded(0)) * 2 - 1
-    settings = {"batch_size": 8, "gamma": 0.0, "kind": "non-saturating", "generator_steps": 1}
+    settings = {"gamma": 0.0}
     after = []
     for dirt in (None, 1e3):
         players, moves = small()
         for p in players[1].parameters():
             p.grad = None if dirt is None else torch.full_like(p, dirt)
-        gan._play(players, moves, images, generator=seeded(1), **settings)
+        gan_step(*players, moves, images[:8], generator=seeded(1), **settings)
         after.append(weights(players[1]))
     assert torch.equal(*after)
 
@@ -150,17 +152,17 @@ def test_a_step_raises_the_generators_chances():
         players, moves = small()
         moves[1].param_groups[0]["lr"] = 0.0
         before = players[1](players[0](noise)).mean()
-        settings = {"batch_size": 64, "gamma": 0.0, "kind": kind, "generator_steps": 30}
-        gan._play(players, moves, images, generator=seeded(1), **settings)
+        settings = {"gamma": 0.0, "kind": kind, "generator_steps": 30}
+        gan_step(*players, moves, images[:8], generator=seeded(1), **settings)
         assert players[1](players[0](noise)).mean() > before
 
 
 def test_training_repeats_itself_and_leaves_no_trace(digits):
-    options = {"n_iterations": 3, "hidden": 16, "batch_size": 8}
+    options = {"n_iterations": 3, "batch_size": 8}
     torch.manual_seed(5)
     untouched = torch.rand(3)
     torch.manual_seed(5)
-    first, second, other = (train_gan(digits, seed=seed, **options) for seed in (0, 0, 1))
+    first, second, other = (train_gan(*players_of_digits(), digits, seed=seed, **options) for seed in (0, 0, 1))
     assert torch.equal(torch.rand(3), untouched), "torch's own random stream must not move"
     assert torch.equal(weights(first.generator), weights(second.generator)) and torch.equal(first.losses, second.losses)
     assert not torch.equal(first.losses, other.losses)
@@ -168,20 +170,22 @@ def test_training_repeats_itself_and_leaves_no_trace(digits):
 
 def test_training_returns_frozen_networks_and_a_history(digits):
     seen = []
-    result = train_gan(digits, n_iterations=4, hidden=16, latent_dim=3, callback=lambda i, model: seen.append((i, weights(model))))
+    note = lambda i, model: seen.append((i, weights(model)))
+    result = train_gan(*players_of_digits(latent_dim=3), digits, n_iterations=4, callback=note)
     assert [i for i, _ in seen] == [1, 2, 3, 4]
     assert result.losses.shape == (4, 2) and not result.losses.requires_grad
     for model in (result.generator, result.discriminator):
         assert not model.training and not any(p.requires_grad for p in model.parameters())
-    assert result.generator.config["latent_dim"] == 3 and result.discriminator.config["hidden"] == 16
+    assert result.generator.config["latent_dim"] == 3
     assert not torch.equal(weights(result.generator), seen[-1][1]), "the result is averaged, the callback's generator is not"
-    plain = train_gan(digits, n_iterations=4, hidden=16, latent_dim=3, ema_decay=0.0)
+    plain = train_gan(*players_of_digits(latent_dim=3), digits, n_iterations=4, ema_decay=0.0)
     assert torch.allclose(weights(plain.generator), seen[-1][1])
 
 
 def test_training_needs_no_square_of_a_power_of_two():
     images = torch.rand(9, 3, 5, 5, generator=seeded(0)) * 2 - 1
-    result = train_gan(images, n_iterations=1, batch_size=4, hidden=8)
+    players = Generator(5, in_channels=3, hidden=8), Discriminator(5, in_channels=3, hidden=8)
+    result = train_gan(*players, images, n_iterations=1, batch_size=4)
     assert sample_gan(result.generator, 2, generator=seeded(0)).shape == (2, 3, 5, 5)
 
 
@@ -193,8 +197,8 @@ def test_samples_follow_the_generator_of_random_numbers():
 
 def test_a_slow_discriminator_lets_the_generator_collapse(digits):
     """The same number of steps of the discriminator: one image for all noise, and losses as if the game were won."""
-    balanced = train_gan(digits, n_iterations=200)
-    slow = train_gan(digits, n_iterations=200, generator_steps=10)
+    balanced = train_gan(*players_of_digits(hidden=256), digits, n_iterations=200)
+    slow = train_gan(*players_of_digits(hidden=256), digits, n_iterations=200, generator_steps=10)
     fair, poor = (sample_gan(result.generator, 200, generator=seeded(1)) for result in (balanced, slow))
     assert poor.std(0).mean() < 0.5 * fair.std(0).mean()
     assert classifier_report(load_classifier("digits"), poor).imbalance > 0.5
@@ -204,37 +208,31 @@ def test_a_slow_discriminator_lets_the_generator_collapse(digits):
 
 def test_bad_arguments_are_refused(digits):
     make, judge = small()[0]
-    logits = torch.zeros(3)
-    cases = [
-        (lambda: optimal_discriminator(logits, torch.zeros(2)), "log_q must have the shape of log_p"),
-        (lambda: generator_loss(logits, kind="hinge"), "kind must be one of 'non-saturating', 'minimax'; got 'hinge'"),
-        (lambda: gan_losses(logits, logits, kind="hinge"), "kind must be one of"),
-        (lambda: gan_losses(logits.view(3, 1), logits), r"real must have shape \(B,\).*got \(3, 1\)"),
-        (lambda: gan_losses(logits, torch.zeros(0)), r"fake must have shape \(B,\) with B at least 1"),
-        (lambda: gan_losses(logits / 0, logits), "real must be finite"),
-        (lambda: r1_penalty(judge, torch.zeros(1, 1, 4, 4), gamma=-1.0), "gamma must be finite and in"),
-        (lambda: Generator(0), "image_size must be at least 1; got 0"),
-        (lambda: Discriminator(4, hidden=0), "hidden must be at least 1"),
-        (lambda: make(torch.zeros(2, 5)), r"z must have shape \(B, 4\); got \(2, 5\)"),
-        (lambda: judge(torch.zeros(2, 1, 4, 5)), r"x must have shape \(B, 1, 4, 4\); got \(2, 1, 4, 5\)"),
-        (lambda: sample_gan(make, 0), "n must be at least 1"),
-        (lambda: train_gan(digits[:, :, :4]), "images must be square"),
-        (lambda: train_gan(digits[:0]), "images must be square and at least one"),
-        (lambda: train_gan(2 * digits), r"images must be scaled to \[-1, 1\]"),
-        (lambda: train_gan(digits, lr=0.0), "lr must be finite and in"),
-        (lambda: train_gan(digits, gamma=-0.5), "gamma must be finite and in"),
-        (lambda: train_gan(digits, ema_decay=1.0), "ema_decay must be finite and in"),
-        (lambda: train_gan(digits, seed=-1), "seed must be at least 0"),
-        (lambda: train_gan(digits, kind="wasserstein"), "kind must be one of"),
-        *(
-            (lambda name=name: train_gan(digits, **{name: 0}), f"{name} must be at least 1")
-            for name in ("n_iterations", "generator_steps", "batch_size")
-        ),
-    ]
-    for call, message in cases:
-        with pytest.raises(ValueError, match=message):
-            call()
-    with pytest.raises(TypeError, match="log_p must have a floating-point dtype"):
-        optimal_discriminator(torch.zeros(2, dtype=torch.int64), torch.zeros(2))
-    with pytest.raises(TypeError, match="n_iterations must be a whole number"):
-        train_gan(digits, n_iterations=2.5)
+    logits, players = torch.zeros(3), players_of_digits()
+    before = [weights(player) for player in players]
+    train = lambda images=digits, **options: train_gan(*players, images, **options)
+    whole = torch.zeros(2, dtype=torch.int64)
+    refuses(lambda: optimal_discriminator(logits, torch.zeros(2)), "log_q must have the shape of log_p")
+    refuses(lambda: optimal_discriminator(whole, logits[:2]), "log_p must have a floating-point dtype", error=TypeError)
+    refuses(lambda: generator_loss(logits, kind="hinge"), "kind must be one of 'non-saturating', 'minimax'; got 'hinge'")
+    refuses(lambda: discriminator_loss(logits.view(3, 1), logits), "real must have shape (B,)", "got (3, 1)")
+    refuses(lambda: discriminator_loss(logits, torch.zeros(0)), "fake must have shape (B,) with B at least 1")
+    refuses(lambda: discriminator_loss(logits / 0, logits), "real must be finite")
+    refuses(lambda: r1_penalty(judge, torch.zeros(1, 1, 4, 4), gamma=-1.0), "gamma must be finite and in")
+    refuses(lambda: Generator(0), "image_size must be at least 1; got 0")
+    refuses(lambda: Discriminator(4, hidden=0), "hidden must be at least 1")
+    refuses(lambda: make(torch.zeros(2, 5)), "z must be a tensor of shape (B, 4); got (2, 5)")
+    refuses(lambda: judge(torch.zeros(2, 1, 4, 5)), "x must be a tensor of shape (B, 1, 4, 4); got (2, 1, 4, 5)")
+    refuses(lambda: sample_gan(make, 0), "n must be at least 1")
+    refuses(lambda: train(digits[:, :, :4]), "images must be square")
+    refuses(lambda: train(digits[:0]), "images must be square and at least one")
+    refuses(lambda: train(2 * digits), "images must be scaled to [-1, 1]")
+    refuses(lambda: train(lr=0.0), "lr must be finite and in")
+    refuses(lambda: train(gamma=-0.5), "gamma must be finite and in")
+    refuses(lambda: train(ema_decay=1.0), "ema_decay must be finite and in")
+    refuses(lambda: train(seed=-1), "seed must be at least 0")
+    refuses(lambda: train(kind="wasserstein"), "kind must be one of")
+    refuses(lambda: train(n_iterations=2.5), "n_iterations must be a whole number", error=TypeError)
+    for name in ("n_iterations", "generator_steps", "batch_size"):
+        refuses(lambda name=name: train(**{name: 0}), f"{name} must be at least 1")
+    assert all(torch.equal(weights(player), kept) for player, kept in zip(players, before, strict=True))
