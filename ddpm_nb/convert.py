@@ -162,8 +162,9 @@ def _options_to_diffusers(unet):
     }
 
 # %% ../nbs/29_diffusers.ipynb #schedule-from-diffusers
+_PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x_0": "sample"}
 _SCHEDULER_ONLY = {
-    "prediction_type": ["epsilon"],
+    "prediction_type": list(_PREDICTIONS.values()),
     "variance_type": ["fixed_small", "fixed_large", "fixed_small_log", "fixed_large_log"],
     "rescale_betas_zero_snr": [False],
 }
@@ -218,25 +219,30 @@ def _import_diffusers():
 
 # %% ../nbs/29_diffusers.ipynb #unet-to-diffusers
 def unet_to_diffusers(
-    unet: UNet,  # any U-Net that predicts the noise
+    unet,  # a `UNet`, or what `load_pretrained` returned: a `NoisePredictor` around one
     schedule: NoiseSchedule,  # the schedule it was trained with
 ) -> tuple:
     """Convert to a UNet2DModel and a DDPMScheduler of diffusers, weights equal to the last bit."""
-    for name, value, kind in (("unet", unet, UNet), ("schedule", schedule, NoiseSchedule)):
+    wrapped = isinstance(unet, NoisePredictor)
+    network, objective = (unet.network, unet.objective) if wrapped else (unet, "eps")
+    for name, value, kind in (("unet", network, UNet), ("schedule", schedule, NoiseSchedule)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
+    if objective not in _PREDICTIONS:
+        problem = "cannot be expressed by a scheduler of diffusers"
+        raise ValueError(f"objective={objective!r} {problem}")
     library = _import_diffusers()
     with torch.device("meta"):
-        model = library.UNet2DModel(**_options_to_diffusers(unet))
+        model = library.UNet2DModel(**_options_to_diffusers(network))
     shapes, tensors = {k: v.shape for k, v in model.state_dict().items()}, {}
-    for name, tensor in unet.state_dict().items():
+    for name, tensor in network.state_dict().items():
         theirs = diffusers_names(name)
         for new, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
             part = part.clone(memory_format=torch.contiguous_format)
             tensors[new] = part.reshape(shapes[new])
     model.load_state_dict(tensors, assign=True)
-    scheduler = library.DDPMScheduler(**_schedule_to_diffusers(schedule))
-    return model.train(unet.training), scheduler
+    options = _schedule_to_diffusers(schedule) | {"prediction_type": _PREDICTIONS[objective]}
+    return model.train(network.training), library.DDPMScheduler(**options)
 
 # %% ../nbs/29_diffusers.ipynb #diffusers-folder
 def _diffusers_folder(name):
@@ -297,8 +303,8 @@ def unet_from_diffusers(
     model_or_path,  # UNet2DModel, DDPMPipeline, folder with one, or name on the Hub, "owner/name"
     *,
     scheduler=None,  # of diffusers; by default the one beside the model, or else linear, T = 1000
-) -> tuple[UNet, NoiseSchedule]:
-    """Convert a UNet2DModel to a `UNet`: the same function, weights equal to the last bit."""
+) -> tuple:
+    """Convert a UNet2DModel to a `UNet` that predicts the noise, weights equal to the last bit, and its schedule."""
     library = _import_diffusers()
     model, found = model_or_path, None
     if isinstance(model_or_path, str | os.PathLike):
@@ -308,10 +314,16 @@ def unet_from_diffusers(
     if not isinstance(model, library.UNet2DModel):
         allowed = "a UNet2DModel, a pipeline with one, or a path"
         raise TypeError(f"model_or_path must be {allowed}; got {type(model).__name__}")
-    schedule = _schedule_from_diffusers(scheduler or found or library.DDPMScheduler())
+    scheduler = scheduler or found or library.DDPMScheduler()
+    schedule = _schedule_from_diffusers(scheduler)
     theirs = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     unet, ours = plan_module(UNet, _options_from_diffusers(model.config), len(theirs)), {}
     for name, tensor in unet.state_dict().items():
         ours[name] = torch.cat([theirs[n] for n in diffusers_names(name)]).reshape(tensor.shape)
     unet.load_state_dict(ours, assign=True)
-    return unet.train(model.training), schedule
+    unet.train(model.training)
+    predicted = scheduler.config.get("prediction_type", "epsilon")
+    objective = next(name for name, word in _PREDICTIONS.items() if word == predicted)
+    if objective == "eps":
+        return unet, schedule
+    return NoisePredictor(unet, schedule, objective).train(model.training), schedule
