@@ -54,7 +54,7 @@ def replaced_file(
     finally:
         temporary.unlink(missing_ok=True)
 
-
+# %% ../nbs/93_files.ipynb #flush
 def _flush(path):
     """Wait until a file, or the list of names of a folder, is on the disk itself."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
@@ -74,7 +74,7 @@ def write_json(
     with replaced_file(path) as file:
         file.write_text(text, "utf-8")
 
-
+# %% ../nbs/93_files.ipynb #read-json
 def read_json(
     path,  # a JSON file in UTF-8
     *,
@@ -94,7 +94,7 @@ def _refuse_constant(name):
     """Refuse NaN and the infinities, which Python reads and JSON does not have."""
     raise ValueError(f"{name} is no number")
 
-# %% ../nbs/93_files.ipynb #checksum
+# %% ../nbs/93_files.ipynb #checksum-2
 def checksum(
     facts: dict,  # the contents of the JSON file, with or without the checksum
     weights: bytes,  # the contents of the safetensors file
@@ -103,7 +103,7 @@ def checksum(
     text = json.dumps({k: v for k, v in facts.items() if k != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode() + hashlib.sha256(weights).digest()).hexdigest()
 
-
+# %% ../nbs/93_files.ipynb #write-sealed
 def write_sealed(
     path,  # the JSON file
     weights_path,  # the safetensors file beside it
@@ -124,7 +124,7 @@ def write_sealed(
         for file, content in contents.items():
             stack.enter_context(replaced_file(file)).write_bytes(content)
 
-
+# %% ../nbs/93_files.ipynb #read-sealed
 def read_sealed(
     path,  # the JSON file
     weights_path,  # the safetensors file beside it
@@ -229,7 +229,7 @@ def build_parts(
         module.load_state_dict(own, assign=True)
     return modules
 
-
+# %% ../nbs/93_files.ipynb #compare-shapes
 def _compare_shapes(modules, tensors):
     """Raise `ValueError` for the first tensor that is missing, too many, or of another shape."""
     planned = {f"{name}.{k}": v for name, part in modules.items() for k, v in part.state_dict().items()}

@@ -230,7 +230,7 @@ def test_save_refuses_wrong_arguments_before_it_writes(network, schedule, tmp_pa
 
 
 def test_another_kind_of_folder_is_refused(tmp_path, network, schedule):
-    save_parts(tmp_path / "pair", {"model": network, "second": network}, tensors={"schedule.betas": schedule.exact_betas})
+    save_parts(tmp_path / "pair", {"model": network, "second": UNet(**SMALL)}, tensors={"schedule.betas": schedule.exact_betas})
     refuses(lambda: load_pretrained(tmp_path / "pair"), "does not describe a model of this kind", "its parts are ['model', 'second']")
     refuses(lambda: load_pretrained(hub.PACKAGE / "pipelines" / "digits"), "must name a class among UNet, ResNetBaseline")
     refuses(lambda: load_pretrained("nobody"), "no model at nobody", "a shipped name: digits, mnist", error=FileNotFoundError)
