@@ -110,9 +110,9 @@ def write_sealed(
     facts: dict,  # what JSON can hold; the checksum is added
     tensors: dict,  # name -> tensor
     *,
-    texts: dict | None = None,  # further files of the same folder: name of the file -> its text
+    texts: dict | None = None,  # further files of the folder: name -> text
 ):
-    """Write facts and tensors; nothing is renamed before all files are written, the JSON file last."""
+    """Write facts and tensors under one checksum; rename no file before all are written."""
     path = Path(path)
     weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     facts = json.loads(json.dumps(facts, allow_nan=False))  # as a reader will see it
@@ -129,7 +129,7 @@ def read_sealed(
     path,  # the JSON file
     weights_path,  # the safetensors file beside it
 ) -> tuple[dict, dict]:
-    """Return facts and tensors; raise `ValueError` or `OSError` if a byte is not as it was written."""
+    """Return facts and tensors; refuse them if a byte is not as it was written."""
     facts, weights = read_json(path), Path(weights_path).read_bytes()
     if not isinstance(facts, dict) or facts.get("sha256") != checksum(facts, weights):
         names = f"{Path(weights_path).name} or {Path(path).name}"
@@ -195,7 +195,8 @@ class _OnPaper(TorchFunctionMode):
             return args[0] if args else kwargs["tensor"]
         self.n_made += func in _MAKERS
         if self.n_made > 2 * self.n_tensors + 100:  # some are only used on the way
-            raise ValueError(f"the architecture needs more tensors than the {self.n_tensors} there are")
+            there_are = f"than the {self.n_tensors} there are"
+            raise ValueError(f"the architecture needs more tensors {there_are}")
         return func(*args, **kwargs or {})
 
 
