@@ -16,17 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ddpm_nb.clip import (
-    TEMPLATES,
-    WORDS,
-    attributes,
-    fit_caption_rule,
-    fit_tokenizer,
-    make_clip,
-    train_clip,
-    write_captions,
-    zero_shot,
-)
+from ddpm_nb.captions import TEMPLATES, WORDS, attributes, fit_caption_rule, fit_tokenizer, write_captions
+from ddpm_nb.clip import CLIP_CONFIG, make_clip, train_clip, zero_shot
 from ddpm_nb.conditioning import TextUNet, score_attributes, train_conditional
 from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import load_classifier
@@ -51,7 +42,7 @@ class Recipe:
     """Hold the settings of one pipeline."""
 
     dataset: str
-    clip: dict  # of `train_clip`
+    clip: dict  # steps of `train_clip`, and the dimension of all vectors
     autoencoder: dict | None  # of `Autoencoder` and `train_autoencoder`
     unet: dict  # of `TextUNet`
     config: TrainConfig  # of `train_conditional`
@@ -122,8 +113,15 @@ def train_text(recipe, x, rows, work, clock):
     shape = {"image_size": x.shape[-1], "in_channels": x.shape[1], "channels": 32, "dim": recipe.clip["dim"]}
     text = {"n_words": len(tokenizer), "length": tokenizer.length, "dim": recipe.clip["dim"]}
     build = lambda: make_clip(shape, text, recipe.clip["dim"])
+    config = replace(CLIP_CONFIG, n_iterations=recipe.clip["n_iterations"])
+
+    def make():
+        with seeded_init(0):
+            clip = build().to(x.device)
+        return train_clip(clip, x, rows, tokenizer, config, callback=log)
+
     log = lambda clip, i, loss: clock.say(f"clip {i}: {loss:.3f}") if i % 250 == 0 else None
-    return kept_or_made(work / "clip.safetensors", build, lambda: train_clip(x, rows, tokenizer, callback=log, **recipe.clip)), tokenizer
+    return kept_or_made(work / "clip.safetensors", build, make), tokenizer
 
 
 def train_compression(recipe, x, work, clock):
