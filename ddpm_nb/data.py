@@ -122,8 +122,8 @@ def check_data(
         return  # its levels were checked when it was made
     images = data if isinstance(data, Tensor) else _image_of(data, 0)[None]
     if not images.is_floating_point():
-        wanted = f"scaled to [-1, 1], in floating point; got {images.dtype}"
-        raise TypeError(f"data must be {wanted}: ImageDataset(levels, n_levels=256) scales bytes")
+        wanted = f"have a floating-point dtype, in [-1, 1]; got {images.dtype}"
+        raise TypeError(f"data must {wanted}: ImageDataset(levels, n_levels=256) scales bytes")
     check_floating("data", images)
     if range_check or (range_check is None and images is not data):
         shape = tuple(check_images("data", images).shape[1:])

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checks import check_choice, check_floating, check_images, check_int, check_number
-from .data import mix_seeds, train_batches
+from .checks import check_choice, check_int, check_number
+from .data import check_data, mix_seeds, train_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
 
@@ -416,6 +416,7 @@ def _batches(trainer, data, n_workers):
         flip=not isinstance(data, Tensor) and getattr(data, "flip", False),
         rank=trainer.processes.rank,
         n_processes=trainer.processes.n,
+        range_check=False,  # `_check_run` has looked
     )
 
 
@@ -431,8 +432,7 @@ def _check_processes(processes):
 def _check_run(config, data, range_check, n_workers, processes):
     """Refuse what the run could not work with, before anything is done."""
     check_int("n_workers", n_workers, 0)
-    if isinstance(data, Tensor):
-        (check_images if range_check else check_floating)("data", data)
+    check_data(data, range_check)
     if config.batch_size > len(data):
         allowed = f"at most the number of images, {len(data)}"
         raise ValueError(f"batch_size must be {allowed}; got {config.batch_size}")
