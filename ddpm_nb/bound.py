@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_floating, check_images, check_int, check_timesteps
-from .elbo import VARIANCES, check_clean_batch, decoder_log_likelihood, prior_divergence, reverse_mean_variance
+from .checks import check_choice, check_floating, check_images
+from .checks import check_int, check_timesteps
+from .elbo import VARIANCES, check_clean_batch, decoder_log_likelihood
+from .elbo import prior_divergence, reverse_mean_variance
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
 from .gaussian import GaussianMixture, normal_kl, randn
 
@@ -32,33 +34,6 @@ class VLBTerms:
         """Sum the parts; (B,)."""
         return self.prior + self.kl.sum(1) + self.decoder
 
-# %% ../nbs/05_bound.ipynb #step-losses
-def _step_losses(model, schedule, x_0, steps, eps, *, n_levels, clip_x_0, variance):
-    """Compute the losses in nats and the squared errors of x_0_hat at a few steps; (len(steps), B)."""
-    n, b = len(steps), len(x_0)
-    t = steps.to(x_0.device).repeat_interleave(b)
-    x = x_0.repeat(n, *[1] * (x_0.ndim - 1))  # (n * B, ...): the batch once for each step
-    x_t = q_sample(schedule, x, t, eps.flatten(0, 1))
-    options = {"clip_x_0": clip_x_0, "variance": variance}
-    mean, log_variance, x_0_hat = reverse_mean_variance(model, schedule, x_t, t, **options)
-    true_mean, _, true_log_variance = q_posterior(schedule, x, x_t, t)
-    losses = normal_kl(true_mean, true_log_variance, mean, log_variance)
-    if steps[0] == 0:  # the paper's t = 1 has no posterior to compare with
-        losses[:b] = -decoder_log_likelihood(x_0, mean[:b], log_variance[:b], n_levels)
-    errors = (x_0_hat - x).square().flatten(1).mean(1)
-    return losses.flatten(1).sum(1).view(n, b), errors.view(n, b)
-
-
-@torch.inference_mode()
-def _all_losses(model, schedule, x_0, *, eps, chunk_size, generator, **options):
-    """Compute the losses in nats and the squared errors of x_0_hat at every step; (T, B)."""
-    parts, source = [], {"generator": generator, "device": x_0.device, "dtype": x_0.dtype}
-    for steps in torch.arange(schedule.n_steps).split(max(1, chunk_size // len(x_0))):
-        noise = eps[steps] if eps is not None else torch.stack([randn(x_0.shape, **source) for _ in steps])
-        parts.append(_step_losses(model, schedule, x_0, steps, noise, **options))
-    losses, errors = zip(*parts, strict=True)
-    return torch.cat(losses), torch.cat(errors)
-
 # %% ../nbs/05_bound.ipynb #vlb-terms
 def vlb_terms(
     model,  # callable model(x_t, t) -> eps_hat
@@ -72,14 +47,41 @@ def vlb_terms(
     chunk_size: int = 512,  # images through the model at once, at least one step's
     generator: torch.Generator | None = None,  # source of the noise
 ) -> VLBTerms:
-    """Compute the parts of the bound for each image, with one noise draw a step (DDPM, equation 5)."""
+    """Compute the parts of the bound for each image, with one draw a step (DDPM, equation 5)."""
     _check_bound(schedule, x_0, n_levels, variance, eps, chunk_size)
+    source = {"generator": generator, "device": x_0.device, "dtype": x_0.dtype}
     options = {"n_levels": n_levels, "clip_x_0": clip_x_0, "variance": variance}
-    options |= {"eps": eps, "chunk_size": chunk_size, "generator": generator}
-    nats, errors = _all_losses(model, schedule, x_0, **options)
+    losses, errors = [], []
+    for steps in torch.arange(schedule.n_steps).split(max(1, chunk_size // len(x_0))):
+        if eps is None:
+            noise = torch.stack([randn(x_0.shape, **source) for _ in steps])
+        else:
+            noise = eps[steps]
+        with torch.no_grad():
+            loss, error = _step_losses(model, schedule, x_0, steps, noise, **options)
+        losses.append(loss)
+        errors.append(error)
     per_dim = x_0[0].numel() * math.log(2)
+    bits = torch.cat(losses).T / per_dim  # (B, T), L_0 first
     prior = prior_divergence(schedule, x_0) / per_dim
-    return VLBTerms(prior, nats[1:].T / per_dim, nats[0] / per_dim, errors.T.clone())
+    return VLBTerms(prior, bits[:, 1:], bits[:, 0], torch.cat(errors).T)
+
+# %% ../nbs/05_bound.ipynb #step-losses
+def _step_losses(model, schedule, x_0, steps, eps, *, n_levels, clip_x_0, variance):
+    """Compute the losses in nats and the squared errors of x_0_hat; (len(steps), B) each."""
+    n, b = len(steps), len(x_0)
+    t = steps.to(x_0.device).repeat_interleave(b)
+    x = x_0.repeat(n, *[1] * (x_0.ndim - 1))  # (n * B, ...): the batch once for each step
+    x_t = q_sample(schedule, x, t, eps.flatten(0, 1))
+    mean, log_variance, x_0_hat = reverse_mean_variance(
+        model, schedule, x_t, t, clip_x_0=clip_x_0, variance=variance
+    )
+    true_mean, _, true_log_variance = q_posterior(schedule, x, x_t, t)
+    losses = normal_kl(true_mean, true_log_variance, mean, log_variance)
+    if steps[0] == 0:  # the paper's t = 1 has no posterior to compare with
+        losses[:b] = -decoder_log_likelihood(x_0, mean[:b], log_variance[:b], n_levels)
+    errors = (x_0_hat - x).square().flatten(1).mean(1)
+    return losses.flatten(1).sum(1).view(n, b), errors.view(n, b)
 
 # %% ../nbs/05_bound.ipynb #check-bound
 def _check_bound(schedule, x_0, n_levels, variance, eps, chunk_size):
@@ -89,33 +91,38 @@ def _check_bound(schedule, x_0, n_levels, variance, eps, chunk_size):
     check_int("chunk_size", chunk_size)
     if n_levels is not None:
         scale = (check_int("n_levels", n_levels, 2) - 1) / 2
-        index = (check_images("x_0", x_0) + 1) * scale
-        if bool((index - index.round()).abs().max() > 0.01):
-            raise ValueError(f"x_0 must lie on the grid of n_levels={n_levels} levels of [-1, 1]; it does not")
+        level = (check_images("x_0", x_0) + 1) * scale  # 0 .. n_levels - 1
+        if bool((level - level.round()).abs().max() > 0.01):
+            grid = f"the grid of n_levels={n_levels} levels of [-1, 1]"
+            raise ValueError(f"x_0 must lie on {grid}; it does not")
     shape = (schedule.n_steps, *x_0.shape)
     if eps is not None and check_floating("eps", eps).shape != shape:
-        raise ValueError(f"eps must have shape {shape}, one noise for each step; got {tuple(eps.shape)}")
+        got = tuple(eps.shape)
+        raise ValueError(f"eps must have shape {shape}, one noise for each step; got {got}")
 
 # %% ../nbs/05_bound.ipynb #optimal-denoiser
 def optimal_denoiser(
     mixture: GaussianMixture,  # the data, q(x_0), in d dimensions
     schedule: NoiseSchedule,  # the noise schedule
 ):
-    """Build model(x_t, t) that returns E[eps | x_t], for x_t of shape (B, ...) with d values each."""
+    """Build model(x_t, t) that returns E[eps | x_t], for x_t (B, ...) with d values each."""
     spread, axes = torch.linalg.eigh(mixture.covariances)  # (K, d) and (K, d, d)
+    d = mixture.means.shape[1]
 
     def model(x_t, t):
-        x, t = check_floating("x_t", x_t).flatten(1), check_timesteps(t, schedule.n_steps, len(x_t))
-        if x.shape[1] != (d := mixture.means.shape[1]):
-            raise ValueError(f"x_t must have {d} values for each image; got shape {tuple(x_t.shape)}")
-        signal = extract(schedule.sqrt_alpha_bars, t, 3)
+        x = check_floating("x_t", x_t).flatten(1)  # (B, d)
+        t = check_timesteps(t, schedule.n_steps, len(x_t))
+        if x.shape[1] != d:
+            shape = tuple(x_t.shape)
+            raise ValueError(f"x_t must have {d} values for each image; got shape {shape}")
+        signal = extract(schedule.sqrt_alpha_bars, t, 3)  # (B, 1, 1)
         noise = extract(schedule.sqrt_one_minus_alpha_bars, t, 3)
-        centred = x[:, None] - signal * mixture.means
-        along = torch.einsum("bki,kij->bkj", centred, axes)  # (B, K, d)
+        centred = x[:, None] - signal * mixture.means  # (B, K, d)
+        along = torch.einsum("bki,kij->bkj", centred, axes)  # in the eigenvectors' coordinates
         precision = 1 / (signal.square() * spread + noise.square())
-        exponent = 0.5 * (precision.log() - precision * along.square()).sum(2)
-        share = (mixture.weights.log() + exponent).softmax(1)  # (B, K)
-        eps_hat = torch.einsum("bk,bkj,kij->bi", share, noise * precision * along, axes)
+        log_density = 0.5 * (precision.log() - precision * along.square()).sum(2)
+        r = (mixture.weights.log() + log_density).softmax(1)  # (B, K)
+        eps_hat = torch.einsum("bk,bkj,kij->bi", r, noise * precision * along, axes)
         return eps_hat.view_as(x_t).to(x_t.dtype)
 
     return model
@@ -126,9 +133,10 @@ def rate_distortion(
     *,
     n_levels: int = 256,  # grey levels of the images
 ) -> tuple[Tensor, Tensor]:
-    """Return the bits per dimension sent down to x_t and the RMSE of x_0_hat in grey levels; (T,) each."""
+    """Return the rate down to x_t, bits per dimension, and x_0_hat's RMSE in grey levels; (T,)."""
     if terms.mse is None:
         raise ValueError("terms must hold the errors of x_0_hat, terms.mse; they are None")
     scale = (check_int("n_levels", n_levels, 2) - 1) / 2  # from [-1, 1] to grey levels
     messages = torch.cat([terms.kl, terms.prior[:, None]], 1).mean(0)  # entry t: the price of x_t
-    return messages.flip(0).cumsum(0).flip(0), scale * terms.mse.mean(0).sqrt()
+    rate = messages.flip(0).cumsum(0).flip(0)  # sum from the end of the chain
+    return rate, scale * terms.mse.mean(0).sqrt()
