@@ -132,8 +132,8 @@ def rate_distortion(
     terms: VLBTerms,  # what `vlb_terms` returned
     *,
     n_levels: int = 256,  # grey levels of the images
-) -> tuple[Tensor, Tensor]:
-    """Return the rate down to x_t, bits per dimension, and x_0_hat's RMSE in grey levels; (T,)."""
+) -> tuple[Tensor, Tensor]:  # (T,) each
+    """Return the bits per dimension sent down to x_t, and x_0_hat's RMSE in grey levels."""
     if terms.mse is None:
         raise ValueError("terms must hold the errors of x_0_hat, terms.mse; they are None")
     scale = (check_int("n_levels", n_levels, 2) - 1) / 2  # from [-1, 1] to grey levels

@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_floating, check_int, check_same_shape
+from .checks import check_choice, check_floating, check_generator
+from .checks import check_int, check_same_shape
 from .forward import NoiseSchedule, extract, predict_eps, predict_x_0
 from .forward import q_mean_variance, q_posterior, q_sample
 from .gaussian import GaussianMixture, discretized_gaussian_log_likelihood
@@ -177,6 +178,7 @@ def simple_loss(
     check_choice("weighting", weighting, WEIGHTINGS)
     check_choice("variance", variance, VARIANCES)
     check_choice("reduction", reduction, ("mean", "none"))
+    check_generator(generator)
     if t is None:
         t = _draw_timesteps(schedule.n_steps, x_0, generator)
     if eps is None:

@@ -373,6 +373,7 @@ def test_bound_refuses_bad_arguments_before_any_work():
         "eps must have shape (5, 2, 1, 3, 3)": {"eps": torch.zeros(2, 1, 3, 3)},
         "eps must be finite": {"eps": torch.full((5, 2, 1, 3, 3), math.nan)},
         "chunk_size must be at least 1": {"chunk_size": 0},
+        "generator must be a torch.Generator": {"generator": 3},
     }.items():
         arguments = {"x_0": IMAGES + 1, **change}
         refuses(lambda a=arguments: vlb_terms(never, schedule, **a), words, error=(ValueError, TypeError))

@@ -227,6 +227,7 @@ def test_loss_refuses_bad_arguments_before_any_work():
         "t must be in 0..4; got values from -1 to 0": {"t": torch.tensor([-1, 0])},
         "eps must have the shape": {"eps": torch.zeros(2, 1, 3, 4)},
         "eps must be finite": {"eps": IMAGES * math.inf},
+        "generator must be a torch.Generator": {"generator": 3},
         "x_0 must have shape": {"x_0": IMAGES[:0]},
         "x_0 must have a floating-point dtype": {"x_0": IMAGES.int()},
     }.items():
