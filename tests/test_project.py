@@ -197,6 +197,16 @@ def test_links_and_contents():
     none([*rules.dead_links(BOOK, sorted((ROOT / "book").glob("*.md"))), *rules.contents_faults()])
 
 
+def test_contributing_lists_the_chapters():
+    rows = re.findall(
+        r"^\|[^|]*\| (`\d\d_[^|]+) \|([^|]*)\|", (ROOT / "CONTRIBUTING.md").read_text(), re.M
+    )
+    names = [name for notebooks, _ in rows for name in re.findall(r"`(\w+)`", notebooks)]
+    modules = [name for _, modules in rows for name in re.findall(r"`(\w+)`", modules)]
+    assert names == [nb.name for nb in BOOK]
+    assert modules == [nb.module for nb in BOOK if nb.module]
+
+
 # The package.
 
 
