@@ -7,7 +7,9 @@ __all__ = ['DEVICES', 'default_options', 'make_parser', 'read_options', 'pick_de
 
 # %% ../nbs/28_command_line.ipynb #import-argparse-import-sys-from
 import argparse
+import inspect
 import json
+import re
 import shlex
 import signal
 import sys
@@ -17,20 +19,21 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from .checks import check_choice, check_int
-from .data import load_dataset
-from .data import DATASETS
+from .data import DATASETS, load_dataset
+from .elbo import OBJECTIVES, WEIGHTINGS, predict_noise
 from .evaluation import bits_per_dim
-from .elbo import predict_noise
-from .files import find_model, replaced_file
+from .fast import keep_freed_memory, optimize_for_sampling
+from .files import find_model, replaced_file, write_json
 from .hub import SHIPPED, describe_model, load_pretrained
 from .pipeline import TextToImage
-from .fast import keep_freed_memory, optimize_for_sampling
-from .sampling import sample_ddim, sample_ddpm
-from .schedules import SCHEDULES, make_schedule
+from .plots import tile
 from .processes import Processes
 from .runs import CHECKPOINTS, LOG_FILE, read_log, read_settings, refuse_other_run, train
+from .sampling import sample_ddim, sample_ddpm
+from .schedules import SCHEDULES, make_schedule
 from .training import PRECISIONS, TrainConfig, pick_precision
 from .unet import PRESETS, make_unet
 
@@ -47,7 +50,7 @@ _DATA = {  # option: (default, help)
     "network": (None, "preset of the network; the one that fits the data set without"),
     "schedule": ("cosine", "noise schedule"),
     "n_steps": (1000, "diffusion steps T"),
-    "held_out": (0, "test images whose loss picks the best checkpoint; the training loss picks it with 0"),
+    "held_out": (0, "test images whose loss picks the best checkpoint; 0: the training loss does"),
 }
 _MACHINE = {
     "out": (None, "folder for the run; must not hold a run yet"),
@@ -57,37 +60,39 @@ _MACHINE = {
     "tensorboard": (False, "also write TensorBoard's files to OUT/tensorboard"),
     "resume": (False, "go on with the run in OUT, or start one if there is none"),
 }
-_CHOICES = {"dataset": DATASETS, "schedule": SCHEDULES, "device": DEVICES, "network": tuple(PRESETS), "unreadable": ("refuse", "skip")}
+_CHOICES = {
+    "dataset": DATASETS,
+    "schedule": SCHEDULES,
+    "device": DEVICES,
+    "network": tuple(PRESETS),
+    "unreadable": ("refuse", "skip"),
+    "objective": OBJECTIVES,
+    "weighting": WEIGHTINGS,
+    "precision": PRECISIONS,
+    "lr_decay": ("cosine", "constant"),
+}
 
 # %% ../nbs/28_command_line.ipynb #default-options
-_TRAINING = {
-    "n_iterations": "optimiser steps",
-    "batch_size": "images in each optimiser step, over all processes",
-    "n_accumulate": "parts in which a process works through its share of a batch",
-    "lr": "largest learning rate",
-    "warmup": "iterations over which the learning rate rises",
-    "lr_decay": "how the learning rate falls: cosine or constant",
-    "weight_decay": "weight decay of AdamW",
-    "grad_clip": "largest norm of the gradient",
-    "ema_decay": "decay of the averaged weights",
-    "objective": "what the network predicts: eps, x_0, v or mu",
-    "weighting": "weights of the steps: simple or vlb",
-    "precision": "auto (bfloat16 where the device has it), float32, bfloat16 or float16",
-    "seed": "seed of weights, data order and noise",
-    "log_every": "iterations between two lines of the log",
-    "checkpoint_every": "iterations between two checkpoints",
-    "keep": "newest checkpoints to keep, besides the best",
-}
+def _training_helps():
+    """Read the help of each training option from its comment in `TrainConfig`."""
+    lines = inspect.getsource(TrainConfig).splitlines()
+    found = [re.match(r"    (\w+): .+?  # (.+)", line) for line in lines]
+    return {m[1]: m[2] for m in found if m}
+
+
+_TRAINING = _training_helps()
 
 
 def default_options() -> dict:
     """Return every option of `ddpm-nb train` with its default."""
-    return {name: default for name, (default, _) in (_DATA | _MACHINE).items()} | asdict(TrainConfig())
+    here = {name: default for name, (default, _) in (_DATA | _MACHINE).items()}
+    return here | asdict(TrainConfig())
 
 # %% ../nbs/28_command_line.ipynb #add-options
 def _add_options(add, names):
     """Add options to a parser, each with its help and its default."""
-    helps, defaults = {name: text for name, (_, text) in (_DATA | _MACHINE).items()} | _TRAINING, default_options()
+    helps = {name: text for name, (_, text) in (_DATA | _MACHINE).items()} | _TRAINING
+    defaults = default_options()
     for name in names:
         default = defaults[name]
         kind = {"action": "store_true"} if isinstance(default, bool) else {"type": int}
@@ -98,13 +103,15 @@ def _add_options(add, names):
         elif default is None and name != "image_size":
             kind = {}
         shown = "" if default is None or default is False else f" (default: {default})"
-        flags = ["--iterations"] if name == "n_iterations" else []
-        add("--" + name.replace("_", "-"), *flags, dest=name, help=helps[name] + shown, default=argparse.SUPPRESS, **kind)
+        flags = ["--" + name.replace("_", "-")] + ["--iterations"] * (name == "n_iterations")
+        text = helps[name] + shown
+        add(*flags, dest=name, help=text, default=argparse.SUPPRESS, **kind)
 
 
 def _add_train(parser):
     """Add the options of `ddpm-nb train`."""
-    parser.add_argument("--config", metavar="FILE", help="JSON file with options, such as a run's train.json")
+    text = "JSON file with options, such as a run's train.json"
+    parser.add_argument("--config", metavar="FILE", help=text)
     _add_options(parser.add_argument_group("data and network").add_argument, _DATA)
     _add_options(parser.add_argument_group("training").add_argument, _TRAINING)
     _add_options(parser.add_argument_group("run").add_argument, _MACHINE)
@@ -116,7 +123,8 @@ def _add_resume(parser):
     _add_options(parser.add_argument, ("root", "device", "workers", "sample_every", "tensorboard"))
 
 # %% ../nbs/28_command_line.ipynb #add-sample
-_RUN = {"required": True, "help": "a run folder, or a shipped name such as 'digits' (a folder of that name is ./digits)"}
+_RUN_HELP = "a run folder, or a shipped name such as 'digits' (a folder of that name is ./digits)"
+_RUN = {"required": True, "help": _RUN_HELP}
 
 
 def _add_sample(parser):
@@ -125,13 +133,18 @@ def _add_sample(parser):
     add("--run", **_RUN)
     add("--out", required=True, help="PNG file to write")
     add("--n", type=int, default=64, help="number of images (default: 64)")
-    add("--sampler", default="ddim", choices=("ddim", "ddpm"), help="ddim: few steps; ddpm: all of them (default: ddim)")
-    add("--steps", type=int, help="steps of ddim (default: 50, or all if there are fewer)")
+    text = "ddim: few steps; ddpm: all of them unless --steps says otherwise (default: ddim)"
+    add("--sampler", default="ddim", choices=("ddim", "ddpm"), help=text)
+    add("--steps", type=int, help="steps to walk (default: 50 of ddim, all of ddpm)")
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
-    add("--scale", type=int, default=4, help="screen pixels for each image pixel (default: 4)")
-    add("--batch-size", type=int, default=256, help="images drawn at once; bounds the memory (default: 256)")
-    add("--precision", default="float32", choices=PRECISIONS, help="of weights and arithmetic (default: float32)")
-    add("--compile", action="store_true", help="compile the network first; pays after some thousand steps")
+    text = "screen pixels for each image pixel (default: at least 512 on the longer side)"
+    add("--scale", type=int, help=text)
+    text = "images drawn at once; bounds the memory (default: 256)"
+    add("--batch-size", type=int, default=256, help=text)
+    text = "of weights and arithmetic (default: float32)"
+    add("--precision", default="float32", choices=PRECISIONS, help=text)
+    text = "compile the network first; pays after some thousand steps"
+    add("--compile", action="store_true", help=text)
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
 
@@ -139,9 +152,11 @@ def _add_evaluate(parser):
     """Add the options of `ddpm-nb evaluate`."""
     add = parser.add_argument
     add("--run", **_RUN)
-    add("--dataset", choices=DATASETS, help="what to measure on; what the model was trained on without")
+    text = "what to measure on; what the model was trained on without"
+    add("--dataset", choices=DATASETS, help=text)
     add("--root", default="data", help="folder with the data files (default: data)")
-    add("--n", type=int, default=64, help="held-out images, from the beginning of the test part (default: 64)")
+    text = "held-out images, from the beginning of the test part (default: 64)"
+    add("--n", type=int, default=64, help=text)
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     add("--out", help="JSON file to write the figures to as well")
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
@@ -152,12 +167,15 @@ def _add_generate(parser):
     add = parser.add_argument
     add("prompt", help="a sentence such as 'a bold seven leaning right'")
     add("--out", required=True, help="PNG file to write")
-    add("--model", default="digits", help="a shipped pipeline, digits or mnist, or the folder of one (default: digits)")
+    text = "a shipped pipeline, digits or mnist, or the folder of one (default: mnist)"
+    add("--model", default="mnist", help=text)
     add("--n", type=int, default=16, help="number of pictures (default: 16)")
-    add("--guidance", type=float, default=4.0, help="how closely to follow the sentence, 0 to 20 (default: 4)")
+    text = "how closely to follow the sentence, 0 to 20 (default: 4)"
+    add("--guidance", type=float, default=4.0, help=text)
     add("--steps", type=int, default=50, help="steps of the walk (default: 50)")
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
-    add("--scale", type=int, default=4, help="screen pixels for each picture pixel (default: 4)")
+    text = "screen pixels for each picture pixel (default: at least 512 on the longer side)"
+    add("--scale", type=int, help=text)
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
 # %% ../nbs/28_command_line.ipynb #make-parser-2
@@ -172,7 +190,7 @@ def make_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
 
     _add_train(add("train", "train a model and keep the run in a folder"))
-    _add_resume(add("resume", "go on with a run that stopped, exactly where its last checkpoint is"))
+    _add_resume(add("resume", "go on with a run that stopped, exactly at its last checkpoint"))
     _add_sample(add("sample", "draw images from a trained model into one PNG"))
     _add_evaluate(add("evaluate", "measure bits per dimension on held-out images"))
     _add_generate(add("generate", "draw pictures for a sentence into one PNG"))
@@ -192,10 +210,13 @@ def read_options(
     if nested and set(values) == {"config", "data"}:
         values = {k: v for part in values.values() for k, v in part.items() if k != "n_images"}
     if not isinstance(values, dict):
-        raise ValueError(f"--config {path} must hold an object of options; got {type(values).__name__}")
+        given = type(values).__name__
+        raise ValueError(f"--config {path} must hold an object of options; got {given}")
     defaults = default_options()
-    if unknown := [name for name in values if name not in defaults]:
-        raise ValueError(f"--config {path}: unknown {', '.join(unknown)}; allowed are {', '.join(defaults)}")
+    unknown = [name for name in values if name not in defaults]
+    if unknown:
+        allowed = f"allowed are {', '.join(defaults)}"
+        raise ValueError(f"--config {path}: unknown {', '.join(unknown)}; {allowed}")
     for name, value in values.items():
         _check_type(f"--config {path}: {name}", name, value, defaults[name])
     return values
@@ -221,7 +242,9 @@ def pick_device(
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     available = {"cuda": cuda, "mps": mps, "cpu": True}
     first = next(device for device, there in available.items() if there)
-    if not available[name := first if name == "auto" else name]:
+    if name == "auto":
+        return torch.device(first)
+    if not available[name]:
         raise ValueError(f"--device {name} is not available on this machine; try --device {first}")
     return torch.device(name)
 
@@ -231,7 +254,9 @@ _NETWORKS = {"digits": "digits", "mnist": "mnist", "fashion-mnist": "mnist"}
 
 def _where(options):
     """Return the options of `load_dataset`: where the files are and how to read them."""
-    names = ["root", "image_size"] + ["grey", "flip", "unreadable"] * (options["dataset"] == "folder")
+    names = ["root", "image_size"]
+    if options["dataset"] == "folder":
+        names += ["grey", "flip", "unreadable"]
     return {name: options[name] for name in names}
 
 
@@ -240,45 +265,53 @@ def _build_network(options, data):
     channels, size = data[0][0].shape[:2]
     torch.manual_seed(options["seed"])
     preset = options["network"] or _NETWORKS.get(options["dataset"], "ddpm-cifar10")
-    return make_unet(preset, image_size=size, in_channels=channels), make_schedule(options["schedule"], options["n_steps"])
+    network = make_unet(preset, image_size=size, in_channels=channels)
+    return network, make_schedule(options["schedule"], options["n_steps"])
 
 # %% ../nbs/28_command_line.ipynb #facts
 def _facts(options, data):
     """Return what the model card says about the data, and how to load them again."""
-    card = {"name": f"{options['dataset']}, {options['schedule']}", "data": options["dataset"], "grey levels": data.n_levels}
-    card |= {"schedule": options["schedule"], "T": options["n_steps"]}
-    return card, {name: options[name] for name in _DATA} | {"n_images": len(data)}
+    name, schedule = options["dataset"], options["schedule"]
+    card = {"name": f"{name}, {schedule}", "data": name, "grey levels": data.n_levels}
+    card |= {"schedule": schedule, "T": options["n_steps"]}
+    origin = {name: options[name] for name in _DATA} | {"n_images": len(data)}
+    return card, origin
 
 # %% ../nbs/28_command_line.ipynb #sampler
 def _sampler(options):
     """Return a function that draws 64 images into OUT/samples every so often."""
-    every, folder = check_int("--sample-every", options["sample_every"], 0), Path(options["out"], "samples")
+    every = check_int("--sample-every", options["sample_every"], 0)
+    folder = Path(options["out"], "samples")
 
     def draw(trainer):
         if every and trainer.n_steps % every == 0 and trainer.processes.is_main:
             folder.mkdir(exist_ok=True)
-            c, s = trainer.network.config["in_channels"], trainer.network.config["image_size"]
+            schedule, config = trainer.schedule, trainer.network.config
+            shape = (64, config["in_channels"], config["image_size"], config["image_size"])
+            model = predict_noise(trainer.ema.model, schedule, trainer.config.objective)
             generator = torch.Generator().manual_seed(0)
-            steps = min(50, trainer.schedule.n_steps)
-            model = predict_noise(trainer.ema.model, trainer.schedule, trainer.config.objective)
-            x = sample_ddim(model, trainer.schedule, (64, c, s, s), n_steps=steps, generator=generator)
-            _save_picture(x, folder / f"step-{trainer.n_steps:08d}.png", 4)
+            steps = min(50, schedule.n_steps)
+            x = sample_ddim(model, schedule, shape, n_steps=steps, generator=generator)
+            _save_picture(x, folder / f"step-{trainer.n_steps:08d}.png")
 
     return draw
 
 # %% ../nbs/28_command_line.ipynb #run-train
 def _run_train(args):
     """Train a model as the options say."""
-    options = default_options() | (read_options(args.config) if args.config else {}) | vars(args)
-    if missing := [name for name in ("dataset", "out") if options[name] is None]:
-        make_parser().error(f"train needs {' and '.join('--' + name for name in missing)}, as an option or in --config")
+    from_file = read_options(args.config) if args.config else {}
+    options = default_options() | from_file | vars(args)
+    missing = ["--" + name for name in ("dataset", "out") if options[name] is None]
+    if missing:
+        needed = " and ".join(missing)
+        make_parser().error(f"train needs {needed}, as an option or in --config")
     config = TrainConfig(**{field.name: options[field.name] for field in fields(TrainConfig)})
     pick_device(options["device"])
     make_schedule(options["schedule"], options["n_steps"])
     refuse_other_run(options["out"], options["resume"])  # before anything is downloaded
-    data, going_on = load_dataset(options["dataset"], **_where(options)), False
-    if options["resume"] and (Path(options["out"]) / "train.json").exists():
-        going_on = True
+    data = load_dataset(options["dataset"], **_where(options))
+    going_on = options["resume"] and (Path(options["out"]) / "train.json").exists()
+    if going_on:
         _check_same(options, data, read_settings(options["out"])[1])
     _train(options, config, data, going_on)
 
@@ -307,7 +340,8 @@ def _train(options, config, data, going_on):
     model, schedule = _build_network(options, data)
     card, origin = _facts(options, data)
     wanted = {name: options[name] for name in ("out", "tensorboard", "resume")}
-    wanted |= {"n_workers": check_int("--workers", options["workers"], 0), "held_out": _held_out(options)}
+    wanted["n_workers"] = check_int("--workers", options["workers"], 0)
+    wanted["held_out"] = _held_out(options)
     processes = Processes(pick_device(options["device"]))
     if going_on:
         _say(f"resuming {options['out']}", processes)
@@ -319,8 +353,10 @@ def _train(options, config, data, going_on):
     done = f"trained {config.n_iterations} iterations{skipped} in {result.seconds:.0f} s"
     _say(f"{done}, loss {loss:.4f}", processes)
     run = str(options["out"])
-    run = shlex.quote(run if find_model(run, SHIPPED) == Path(run) else f"./{run}")  # a shipped model may have that name
-    _say(f"saved in {options['out']}; next: ddpm-nb sample --run {run} --out samples.png", processes)
+    if find_model(run, SHIPPED) != Path(run):
+        run = f"./{run}"  # a shipped model has that name
+    next_words = f"ddpm-nb sample --run {shlex.quote(run)} --out samples.png"
+    _say(f"saved in {options['out']}; next: {next_words}", processes)
 
 # %% ../nbs/28_command_line.ipynb #held-out
 def _held_out(options):
@@ -330,7 +366,7 @@ def _held_out(options):
 
 
 def _test_images(options, n):
-    """Load the first n images of the test part of a data set, (n, C, H, W), and their number of levels."""
+    """Load the first n test images of a data set, (n, C, H, W), and their number of levels."""
     data = load_dataset(options["dataset"], split="test", **_where(options))
     return torch.stack([data[i][0] for i in range(min(n, len(data)))]), data.n_levels
 
@@ -346,12 +382,20 @@ def _run_sample(args):
     device, out = _check_drawing(args)
     model, schedule = load_pretrained(args.run, device=device)
     shape = (model.config["in_channels"], *[model.config["image_size"]] * 2)
-    n_steps = min(50, schedule.n_steps) if args.steps is None else check_int("--steps", args.steps, 1, schedule.n_steps)
-    model = optimize_for_sampling(model, pick_precision(args.precision, device), compile=args.compile)
-    options = {"generator": torch.Generator().manual_seed(args.seed), "progress": True}
-    sample = partial(sample_ddim, n_steps=n_steps) if args.sampler == "ddim" else sample_ddpm
-    parts = [min(args.batch_size, args.n - i) for i in range(0, args.n, args.batch_size)]
-    x = torch.cat([sample(model, schedule, (n, *shape), **options).cpu() for n in parts])
+    n_steps = args.steps
+    if n_steps is not None:
+        check_int("--steps", n_steps, 1, schedule.n_steps)
+    elif args.sampler == "ddim":
+        n_steps = min(50, schedule.n_steps)
+    precision = pick_precision(args.precision, device)
+    model = optimize_for_sampling(model, precision, compile=args.compile)
+    sample = partial(sample_ddim if args.sampler == "ddim" else sample_ddpm, n_steps=n_steps)
+    generator = torch.Generator().manual_seed(args.seed)
+    parts = []
+    for start in range(0, args.n, args.batch_size):
+        part = (min(args.batch_size, args.n - start), *shape)
+        parts.append(sample(model, schedule, part, generator=generator, progress=True).cpu())
+    x = torch.cat(parts)
     _save_picture(x, out, args.scale)
     print(f"wrote {args.n} images to {out}")
 
@@ -361,7 +405,8 @@ def _run_generate(args):
     device, out = _check_drawing(args)
     pipeline = TextToImage.from_pretrained(args.model, device=device)
     generator = torch.Generator().manual_seed(args.seed)
-    x = pipeline.generate(args.prompt, args.n, args.guidance, n_steps=args.steps, generator=generator)
+    options = {"n_steps": args.steps, "generator": generator, "progress": True}
+    x = pipeline.generate(args.prompt, args.n, args.guidance, **options)
     _save_picture(x, out, args.scale)
     print(f"wrote {args.n} pictures to {out}")
 
@@ -372,8 +417,9 @@ def _check_drawing(args):
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out must name a .png file; got {args.out}")
     for name in ("n", "steps", "scale", "batch_size"):
-        if (value := getattr(args, name, None)) is not None:
-            check_int(f"--{name.replace('_', '-')}", value)
+        value = getattr(args, name, None)
+        if value is not None:
+            check_int("--" + name.replace("_", "-"), value)
     check_int("--seed", args.seed, 0)
     _check_folder(out)
     return device, out
@@ -382,23 +428,24 @@ def _check_drawing(args):
 def _check_folder(out):
     """Refuse a file whose folder is not there."""
     if not out.parent.is_dir():
-        raise FileNotFoundError(f"--out {out}: the folder {out.parent} does not exist; create it first")
+        problem = f"the folder {out.parent} does not exist; create it first"
+        raise FileNotFoundError(f"--out {out}: {problem}")
 
 
-def _save_picture(x, out, scale):
-    """Write images (B, C, H, W) in [-1, 1] as one nearly square PNG."""
-    from PIL import Image
-
-    from ddpm_nb.plots import tile
-
-    sheet = tile(x, max(1, round(len(x) ** 0.5))).repeat(scale, 0).repeat(scale, 1)
+def _save_picture(x, out, scale=None):
+    """Write images (B, C, H, W) in [-1, 1] as one nearly square PNG, at least 512 pixels long."""
+    sheet = tile(x, max(1, round(len(x) ** 0.5)))  # (height, width, C)
+    if scale is None:
+        scale = max(4, -(-512 // max(sheet.shape[:2])))
+    sheet = sheet.repeat(scale, 0).repeat(scale, 1)
     with replaced_file(out) as file:
         Image.fromarray(sheet.squeeze()).save(file)
 
 # %% ../nbs/28_command_line.ipynb #run-evaluate
 def _run_evaluate(args):
     """Measure a model on held-out images as the options say."""
-    device, out = pick_device(args.device), None if args.out is None else Path(args.out)
+    device = pick_device(args.device)
+    out = None if args.out is None else Path(args.out)
     check_int("--n", args.n, 2)
     check_int("--seed", args.seed, 0)
     if out is not None:
@@ -406,17 +453,20 @@ def _run_evaluate(args):
     model, schedule = load_pretrained(args.run, device=device)
     name = args.dataset or describe_model(args.run)["card"].get("data")
     if name not in DATASETS:
-        raise ValueError(f"the card of {args.run} does not say what it was trained on; pass --dataset")
+        problem = "does not say what it was trained on"
+        raise ValueError(f"the card of {args.run} {problem}; pass --dataset")
     grey = model.config["in_channels"] == 1
     options = default_options() | {"dataset": name, "root": args.root, "grey": grey}
-    images, n_levels = _test_images(options | {"image_size": model.config["image_size"]}, args.n)
+    options["image_size"] = model.config["image_size"]
+    images, n_levels = _test_images(options, args.n)
     generator = torch.Generator().manual_seed(args.seed)
-    bits = bits_per_dim(model, schedule, images.to(device), n_levels=n_levels, generator=generator)
-    figures = {"run": str(args.run), "data": name, "split": "test", "n": bits.n_images, "seed": args.seed}
+    images = images.to(device)
+    bits = bits_per_dim(model, schedule, images, n_levels=n_levels, generator=generator)
+    figures = {"run": str(args.run), "data": name, "split": "test"}
+    figures |= {"n": bits.n_images, "seed": args.seed}
     figures |= {"bits_per_dim": bits.mean, "stderr": bits.stderr, "T": schedule.n_steps}
     if out is not None:
-        with replaced_file(out) as file:
-            file.write_text(json.dumps(figures, indent=1))
+        write_json(out, figures)
     print(f"{bits.mean:.3f} +- {bits.stderr:.3f} bits/dim on {bits.n_images} test images of {name}")
 
 # %% ../nbs/28_command_line.ipynb #run-info
@@ -426,7 +476,8 @@ def _run_info(args):
     config = describe_model(folder)
     part = config["parts"]["model"]
     facts = {"class": part["class"]} | part["config"] | config["facts"] | config["card"]
-    if lines := read_log(Path(folder) / LOG_FILE):
+    lines = read_log(Path(folder) / LOG_FILE)
+    if lines:
         facts |= {"last logged": f"iteration {lines[-1]['step']}, loss {lines[-1]['loss']:.4f}"}
         saved = sorted((Path(folder) / CHECKPOINTS).glob("step-*.json"))
         facts |= {"checkpoints": ", ".join(str(int(path.stem[5:])) for path in saved)}
@@ -435,14 +486,20 @@ def _run_info(args):
         print(f"{name:{width}}  {value}")
 
 # %% ../nbs/28_command_line.ipynb #main-2
-_VERBS = {"train": _run_train, "resume": _run_resume, "sample": _run_sample, "evaluate": _run_evaluate}
-_VERBS |= {"generate": _run_generate, "info": _run_info}
+_VERBS = {
+    "train": _run_train,
+    "resume": _run_resume,
+    "sample": _run_sample,
+    "evaluate": _run_evaluate,
+    "generate": _run_generate,
+    "info": _run_info,
+}
 
 
 def main(
     argv=None,  # words after the command's name; those of the shell without
 ) -> int:
-    """Run `ddpm-nb` and return its exit code: 0 done, 1 failed, 2 bad options, 130 or 143 asked to stop."""
+    """Run `ddpm-nb`; return 0: done, 1: failed, 2: bad options, 130 or 143: asked to stop."""
     args = make_parser().parse_args(argv)
     command = args.__dict__.pop("command")
     keep_freed_memory()
