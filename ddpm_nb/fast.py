@@ -16,7 +16,7 @@ from torch import nn
 
 # %% ../nbs/27_performance.ipynb #compiled
 def _compiled(network):
-    """Compile a network: for the weights it has, as constants, on a CPU; with CUDA graphs on a GPU."""
+    """Compile a network: its weights as constants on a CPU; with CUDA graphs on a GPU."""
     kind = next(network.parameters()).device.type
     call = torch.compile(network, mode="reduce-overhead" if kind == "cuda" else None)
     if kind != "cpu":
@@ -24,7 +24,8 @@ def _compiled(network):
     import torch._inductor.config as inductor
 
     def frozen(x_t, t):
-        with inductor.patch(freezing=True):  # tracing reads it, before the options of `torch.compile` are set
+        # tracing reads the setting, before the options of `torch.compile` are set
+        with inductor.patch(freezing=True):
             return call(x_t, t)
 
     return frozen
@@ -34,24 +35,30 @@ def optimize_for_sampling(
     model: nn.Module,  # network model(x_t, t)
     dtype: torch.dtype = torch.float32,  # of weights and arithmetic, such as torch.bfloat16
     *,
-    compile: bool = False,  # also compile; pays after some thousand calls, and needs a C++ compiler on a CPU
+    compile: bool = False,  # also compile; pays after thousands of calls, needs a C++ compiler
 ):
-    """Return a callable model(x_t, t) -> eps_hat that computes as a copy of a network, faster and without gradients."""
+    """Return model(x_t, t) -> eps_hat that computes as a copy of a network, faster, without gradients."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16; got {dtype}")
+        raise ValueError(
+            f"dtype must be torch.float32, torch.bfloat16 or torch.float16; got {dtype}"
+        )
     network = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     call = _compiled(network) if compile else network
 
     def predict(x_t, t):
-        x_t = x_t.clone() if compile else x_t  # made inside `inference_mode`, as all later ones, or it is compiled twice
-        return call(x_t.to(dtype), t).to(x_t.dtype, copy=compile)  # a CUDA graph writes to the same place each time
+        if not compile:
+            return call(x_t.to(dtype), t).to(x_t.dtype)
+        x_t = x_t.clone()  # made inside `inference_mode` as all later ones, or it is compiled twice
+        # a CUDA graph writes to the same place each time: hand out a copy
+        return call(x_t.to(dtype), t).to(x_t.dtype, copy=True)
 
     return predict
 
 # %% ../nbs/27_performance.ipynb #keep-freed-memory
-_MALLOPT = {-1: 2**31 - 1, -4: 0}  # M_TRIM_THRESHOLD, M_MMAP_MAX: never trim, never map single blocks
+# M_TRIM_THRESHOLD, M_MMAP_MAX: never trim, never map single blocks
+_MALLOPT = {-1: 2**31 - 1, -4: 0}
 
 
 def keep_freed_memory() -> bool:
@@ -59,4 +66,6 @@ def keep_freed_memory() -> bool:
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries lack it
-    return mallopt is not None and all(mallopt(name, value) == 1 for name, value in _MALLOPT.items())
+    return mallopt is not None and all(
+        mallopt(name, value) == 1 for name, value in _MALLOPT.items()
+    )
