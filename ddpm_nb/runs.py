@@ -555,18 +555,9 @@ def train(
     if tensorboard:
         watchers.append(TensorBoard(Path(out) / "tensorboard"))
     try:
-        result = fit(
-            model,
-            schedule,
-            data,
-            config,
-            watchers=watchers,
-            callback=callback,
-            n_workers=n_workers,
-            range_check=range_check,
-            progress=progress,
-            processes=processes,
-        )
+        options = {"callback": callback, "n_workers": n_workers, "range_check": range_check}
+        options |= {"progress": progress, "processes": processes}
+        result = fit(model, schedule, data, config, watchers=watchers, **options)
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}; {_last_good(out)}") from None
     if stop.number and len(result.losses) < config.n_iterations:
@@ -600,7 +591,7 @@ def _check_held_out(held_out, data, range_check):
         allowed = f"(M, {', '.join(map(str, shape))}) with M at least 1"
         raise ValueError(f"held_out must have shape {allowed}; got {tuple(held_out.shape)}")
 
-
+# %% ../nbs/24_runs.ipynb #last-good
 def _last_good(out):
     """Name the last checkpoint of a run."""
     saved = sorted((Path(out) / CHECKPOINTS).glob("step-*.json")) if out else []

@@ -428,7 +428,7 @@ def _check_processes(processes):
         raise ValueError(f"this is one of {n} processes (WORLD_SIZE); {remedy}")
     return processes or OneProcess()
 
-
+# %% ../nbs/09_training.ipynb #check-run
 def _check_run(config, data, range_check, n_workers, processes):
     """Refuse what the run could not work with, before anything is done."""
     check_int("n_workers", n_workers, 0)
