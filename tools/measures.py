@@ -40,16 +40,17 @@ PURPOSES = {
         _download_manners _download _load_torchvision _from_torchvision _to_mode
         _refuse_bomb _read_levels _list_images _raise _find_classes _find_unreadable _report
         _scan_folder FolderDataset _existing_folder _read_or_name _load_folder
-        _batches_from_files _Bytes _OnDisk _assemble_pipeline TextToImage.from_pretrained
+        _batches_from_files _Bytes _OnDisk _load _assemble_pipeline TextToImage.from_pretrained
         TextToImage.save_pretrained save_classifier load_classifier _find_classifier
         _read_classifier
     """,
     "process": """
         pick_precision make_accelerator _refuse_shards _seed_process _own_random Interrupted
-        stop_signals _asked_to_stop _interrupted _call _add_gradient mix_seeds
+        stop_signals OneProcess seed_dropout own_streams _asked_to_stop _interrupted _call _add_gradient mix_seeds
     """,
     "cpu form": """
-        join_weights join_projections _attend_joined joined_upsample joined_attention
+        join_weights join_projections _attend_joined joined_upsample joined_attention upsample_joined attend_columns
+        attend_by_products attend_joined is_plain _faster_upsample _faster_attention
         faster_on_cpu _compiled optimize_for_sampling keep_freed_memory
     """,
     "check": """

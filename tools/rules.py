@@ -372,6 +372,13 @@ def open_signatures(modules):
                 yield f"{module}: {name} hides options behind **{open_ones[0].name}"
 
 
+def is_method(node):
+    """Tell whether a function belongs to a class, onto which a decorator such as `patch` puts it."""
+    return isinstance(node, ast.FunctionDef) and any(
+        "patch" in ast.unparse(decorator) for decorator in node.decorator_list
+    )
+
+
 def unshown(book):
     """A cell that is not exported uses each public name that its chapter exports."""
     for nb in book:
@@ -381,7 +388,7 @@ def unshown(book):
             for cell in nb.code
             if cell.exported
             for node in cell.definitions
-            if node.name[0] != "_"
+            if node.name[0] != "_" and not is_method(node)
         ]
         yield from (
             f"{nb.name}: nothing shows {name}"
@@ -397,7 +404,9 @@ def defined_twice(book):
         for nb in book:
             for cell in nb.code:
                 for node in cell.definitions if cell.exported is exported else ():
-                    if node.name in homes and node.name[0] != "_" and not node.decorator_list:
+                    if node.name[0] == "_" or is_method(node):
+                        continue
+                    if node.name in homes:
                         yield f"{nb.name}: {node.name} is defined in {homes[node.name]}, too"
                     if exported:
                         homes.setdefault(node.name, nb.name)
