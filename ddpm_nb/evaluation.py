@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'CLASSIFIERS', 'BitsPerDim', 'bits_per_dim', 'DigitClassifier', 'classifier_features', 'train_classifier',
            'save_classifier', 'load_classifier', 'ClassifierReport', 'classifier_report', 'frechet_distance',
-           'kernel_distance', 'distance_with_error', 'verdict', 'inception_fid', 'nearest_neighbors']
+           'kernel_distance', 'distance_with_error', 'gap_with_error', 'verdict', 'inception_fid', 'nearest_neighbors']
 
 # %% ../nbs/11_evaluation.ipynb #import-math-from-dataclasses-imp
 import math
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .checks import check_floating, check_int, check_number, check_square_images
 from .bound import VLBTerms, vlb_terms
+from .checks import check_floating, check_int, check_number, check_square_images
+from .files import PACKAGE, find_model, load_parts, save_parts
 from .forward import NoiseSchedule
 from .gaussian import seeded_init
-from .files import PACKAGE, find_model, load_parts, save_parts
+from .training import TrainConfig, descend
 
 # %% ../nbs/11_evaluation.ipynb #bitsperdim-2
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class BitsPerDim:
 def bits_per_dim(
     model,  # callable model(x_t, t) -> eps_hat
     schedule: NoiseSchedule,  # the noise schedule
-    images: Tensor,  # (N, C, H, W) held-out images on the grid of n_levels levels of [-1, 1], N at least 2
+    images: Tensor,  # (N, C, H, W) held-out images on the grid of levels, N at least 2
     *,
     n_levels: int,  # grey levels of the images
     batch_size: int = 256,  # images at once
@@ -43,20 +44,16 @@ def bits_per_dim(
     """Compute the variational bound on held-out images with its standard error over images."""
     check_int("batch_size", batch_size)
     if len(images) < 2:
-        raise ValueError(
-            f"images must hold at least 2 images for a standard error; got {len(images)}"
-        )
-    parts = [
-        vlb_terms(model, schedule, x, n_levels=n_levels, generator=generator)
-        for x in images.split(batch_size)
-    ]
-    terms = VLBTerms(
-        *(torch.cat([getattr(p, name) for p in parts]) for name in ("prior", "kl", "decoder", "mse"))
-    )
-    total = terms.total
-    return BitsPerDim(
-        total.mean().item(), total.std().item() / math.sqrt(len(total)), len(total), terms
-    )
+        needed = "at least 2 images for a standard error"
+        raise ValueError(f"images must hold {needed}; got {len(images)}")
+    parts = []
+    for x in images.split(batch_size):
+        parts.append(vlb_terms(model, schedule, x, n_levels=n_levels, generator=generator))
+    names = ("prior", "kl", "decoder", "mse")
+    terms = VLBTerms(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    total = terms.total  # (N,)
+    error = total.std().item() / math.sqrt(len(total))
+    return BitsPerDim(total.mean().item(), error, len(total), terms)
 
 # %% ../nbs/11_evaluation.ipynb #published
 PUBLISHED = {
@@ -140,27 +137,29 @@ def train_classifier(
     images: Tensor,  # (N, C, H, W) training images in [-1, 1], on the device to train on
     labels: Tensor,  # (N,) class numbers from 0
     *,
+    channels: int = 32,  # of the classifier's first layer
+    n_features: int = 32,  # length of its feature vectors
     n_iterations: int = 1500,  # optimiser steps
     batch_size: int = 128,  # images in a step
     lr: float = 3e-3,  # learning rate at the start
     seed: int = 0,  # of the first weights and the batches
-    **options,  # of `DigitClassifier`, such as channels
 ) -> DigitClassifier:
     """Train a classifier of small images; return it frozen, in evaluation mode."""
     n_classes, labels = _check_labeled(images, labels), labels.to(images.device)
-    check_int("n_iterations", n_iterations), check_int("batch_size", batch_size)
-    shape = {"image_size": images.shape[-1], "in_channels": images.shape[1]}
+    config = TrainConfig(
+        n_iterations, batch_size, lr=lr, warmup=0, weight_decay=0.01, grad_clip=math.inf
+    )
     with seeded_init(seed):
-        model = DigitClassifier(**{"n_classes": n_classes, **shape, **options}).to(images.device)
-    optimizer = torch.optim.AdamW(model.parameters(), check_number("lr", lr, 0, open_low=True))
+        shape = images.shape[-1], n_classes, images.shape[1]
+        model = DigitClassifier(*shape, channels, n_features).to(images.device)
     g = torch.Generator(images.device).manual_seed(seed)
-    for i in range(n_iterations):
-        optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * i / n_iterations)) / 2
+
+    def loss_of(i):
         chosen = torch.randint(len(images), (batch_size,), generator=g, device=g.device)
-        loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
+
+    for _ in descend(model, config, loss_of):
+        pass
     return model.eval().requires_grad_(False)
 
 # %% ../nbs/11_evaluation.ipynb #check-labeled
@@ -241,7 +240,7 @@ def frechet_distance(
     features_1: Tensor,  # (N, D) features of the first set, N above 1
     features_2: Tensor,  # (M, D) features of the second set, M above 1
 ) -> float:
-    """Compute the squared Frechet distance between normal distributions fitted to two sets of features (Heusel et al. 2017)."""
+    """Compare normal distributions fitted to two sets of features (Heusel et al. 2017)."""
     a, b = _check_features(features_1, features_2)
     cov_a, cov_b = torch.atleast_2d(torch.cov(a.T), torch.cov(b.T))
     values, vectors = torch.linalg.eigh(cov_a)
@@ -256,13 +255,12 @@ def _check_features(features_1, features_2):
     for name, features in (("features_1", features_1), ("features_2", features_2)):
         check_floating(name, features)
         if features.ndim != 2 or len(features) < 2:
-            raise ValueError(
-                f"{name} must have shape (N, D) with N at least 2; got {tuple(features.shape)}"
-            )
-    if features_1.shape[1] != features_2.shape[1]:
-        raise ValueError(
-            f"features_2 must have {features_1.shape[1]} columns as features_1 has; got {features_2.shape[1]}"
-        )
+            needed = "shape (N, D) with N at least 2"
+            raise ValueError(f"{name} must have {needed}; got {tuple(features.shape)}")
+    columns = features_1.shape[1]
+    if features_2.shape[1] != columns:
+        needed = f"{columns} columns as features_1 has"
+        raise ValueError(f"features_2 must have {needed}; got {features_2.shape[1]}")
     return features_1.detach().cpu().double(), features_2.detach().cpu().double()
 
 # %% ../nbs/11_evaluation.ipynb #kernel-distance-2
@@ -270,7 +268,7 @@ def kernel_distance(
     features_1: Tensor,  # (N, D) features of the first set, N above 1
     features_2: Tensor,  # (M, D) features of the second set, M above 1
 ) -> float:
-    """Estimate the squared maximum mean discrepancy with the kernel (x.y/D + 1)^3, without bias (Binkowski et al. 2018)."""
+    """Estimate the squared kernel distance without bias (Binkowski et al. 2018)."""
     a, b = _check_features(features_1, features_2)
     own = [((x @ x.T) / x.shape[1] + 1) ** 3 for x in (a, b)]
     within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in own)
@@ -286,21 +284,58 @@ def distance_with_error(
     generator: torch.Generator | None = None,  # source of the split; without, seed 0
 ) -> tuple[float, float]:
     """Compute a distance between two sets of features and its standard error (jackknife)."""
-    sizes = len(features_1), len(features_2)
+    sets = features_1.cpu(), features_2.cpu()
+    groups = _split([len(x) for x in sets], n_groups, generator)
+    parts = []
+    for i in range(n_groups):
+        kept = [x[group != i] for x, group in zip(sets, groups, strict=True)]
+        parts.append(distance(*kept))
+    return distance(features_1, features_2), _jackknife(parts)
+
+
+def _split(sizes, n_groups, generator):
+    """Give each member of several sets the number of a group, at random."""
     check_int("n_groups", n_groups, 2, min(sizes))
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    groups = [torch.randperm(n, generator=generator, device=generator.device).cpu() % n_groups for n in sizes]
-    sets = list(zip((features_1.cpu(), features_2.cpu()), groups, strict=True))
-    parts = [distance(*(x[group != i] for x, group in sets)) for i in range(n_groups)]
-    error = math.sqrt((n_groups - 1) * torch.tensor(parts, dtype=torch.float64).var(correction=0))
-    return distance(features_1, features_2), error
+    device = generator.device
+    return [torch.randperm(n, generator=generator, device=device).cpu() % n_groups for n in sizes]
 
-# %% ../nbs/11_evaluation.ipynb #verdict
+
+def _jackknife(parts):
+    """Compute the standard error from the values without each group."""
+    variance = torch.tensor(parts, dtype=torch.float64).var(correction=0)
+    return math.sqrt((len(parts) - 1) * variance)
+
+# %% ../nbs/11_evaluation.ipynb #gap-with-error
+def gap_with_error(
+    distance,  # callable distance(features_1, features_2) -> float
+    reference: Tensor,  # (M, D) features of the images that both are compared with
+    worse: Tensor,  # (N, D) features of the samples that are expected to be farther away
+    better: Tensor,  # (N, D) features of the others, drawn from the same noise
+    *,
+    n_groups: int = 10,  # groups to leave out in turn, at most N and M
+    generator: torch.Generator | None = None,  # source of the split; without, seed 0
+) -> tuple[float, float]:
+    """Compute by how much one set is farther away than another, and the error of that (paired)."""
+    if worse.shape != better.shape:
+        needed = f"the shape of worse, {tuple(worse.shape)}"
+        raise ValueError(f"better must have {needed}; got {tuple(better.shape)}")
+    reference, worse, better = reference.cpu(), worse.cpu(), better.cpu()
+    group_r, group = _split([len(reference), len(worse)], n_groups, generator)
+
+    def gap(kept_r, kept):
+        near = reference[kept_r]
+        return distance(near, worse[kept]) - distance(near, better[kept])
+
+    parts = [gap(group_r != i, group != i) for i in range(n_groups)]
+    return gap(group_r >= 0, group >= 0), _jackknife(parts)
+
+
 def verdict(
     gap: float,  # by how much the side that should be worse is worse
     error: float,  # standard error of the gap, 0 or above
 ) -> str:
-    """Say whether a gap that is published as positive is positive here: agrees, DISAGREES or undecided."""
+    """Say whether a gap that is expected to be positive is: agrees, DISAGREES or undecided."""
     check_number("error", error, 0)
     return "agrees" if gap > 2 * error else "DISAGREES" if gap < -2 * error else "undecided"
 
@@ -349,11 +384,10 @@ def nearest_neighbors(
     samples: Tensor,  # (N, C, H, W) generated images
     images: Tensor,  # (M, C, H, W) training images
 ) -> tuple[Tensor, Tensor]:
-    """Find the nearest training image of each sample: its index and the RMS pixel distance; (N,) each."""
+    """Find the nearest training image of each sample: index and RMS pixel distance, (N,) each."""
     if samples.shape[1:] != images.shape[1:]:
-        raise ValueError(
-            f"images must have the shape of samples, (M, {', '.join(map(str, samples.shape[1:]))}); got {tuple(images.shape)}"
-        )
+        needed = f"the shape of samples, (M, {', '.join(map(str, samples.shape[1:]))})"
+        raise ValueError(f"images must have {needed}; got {tuple(images.shape)}")
     distances = torch.cdist(samples.flatten(1).double(), images.flatten(1).double())
     nearest = distances.min(1)
     return nearest.indices, nearest.values / math.sqrt(images[0].numel())

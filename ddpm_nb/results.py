@@ -8,24 +8,23 @@ __all__ = ['VARIANTS', 'MEASURED', 'train_variant', 'Yardstick', 'measure_bound'
 
 # %% ../nbs/12_results.ipynb #import-copy-import-json-import-m
 import copy
-import json
 import math
 from dataclasses import dataclass, replace
-from importlib.resources import files
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .checks import check_choice, check_int
 from .elbo import predict_noise
-from .evaluation import BitsPerDim, DigitClassifier, bits_per_dim, classifier_features, classifier_report
-from .evaluation import distance_with_error, frechet_distance, kernel_distance
+from .evaluation import BitsPerDim, DigitClassifier, bits_per_dim, classifier_features
+from .evaluation import classifier_report, distance_with_error
+from .evaluation import frechet_distance, kernel_distance
+from .files import PACKAGE, read_json
 from .forward import NoiseSchedule
 from .gaussian import seeded
 from .sampling import sample_ddim
 from .schedules import make_schedule
-from .training import TrainConfig, train
+from .training import TrainConfig, fit
 
 # %% ../nbs/12_results.ipynb #variants
 VARIANTS = {
@@ -46,7 +45,7 @@ def train_variant(
     n_steps: int = 1000,  # T
     snapshots: tuple = (),  # iterations after which the averaged network is kept
 ) -> tuple:
-    """Train one variant; return its noise predictor, its schedule, the snapshots by iteration and the seconds."""
+    """Train one variant; return noise predictor, schedule, snapshots by iteration, seconds."""
     facts = VARIANTS[check_choice("name", name, VARIANTS)]
     objective, weighting = facts["objective"], facts["weighting"]
     config = replace(config, objective=objective, weighting=weighting)
@@ -58,7 +57,7 @@ def train_variant(
             network = copy.deepcopy(trainer.ema.model)
             kept[trainer.n_steps] = predict_noise(network, schedule, objective)
 
-    result = train(model, schedule, images, config, callback=keep, progress=False)
+    result = fit(model, schedule, images, config, callback=keep, progress=False)
     return predict_noise(result.ema, schedule, objective), schedule, kept, result.seconds
 
 
@@ -83,12 +82,14 @@ def measure_bound(
     seed: int = 0,  # of the noise, equal for networks that are compared
     batch_size: int = 64,  # images at once
 ) -> tuple[dict, BitsPerDim]:
-    """Measure the bound on held-out images; return the row of a table, in bits/dim, and the parts."""
+    """Measure the bound on held-out images; return the row of a table, and the parts."""
     check_int("n_images", n_images, 2, len(yardstick.held_out))
     options = {"n_levels": yardstick.n_levels, "batch_size": batch_size, "generator": seeded(seed)}
     bits = bits_per_dim(model, schedule, yardstick.held_out[:n_images], **options)
-    parts = {name: float(getattr(bits.terms, name).double().sum() / n_images) for name in ("prior", "kl", "decoder")}
-    return {"bits/dim": bits.mean, "stderr": bits.stderr, "n": bits.n_images} | parts, bits
+    row = {"bits/dim": bits.mean, "stderr": bits.stderr, "n": bits.n_images}
+    for name in ("prior", "kl", "decoder"):
+        row[name] = float(getattr(bits.terms, name).double().sum() / n_images)
+    return row, bits
 
 # %% ../nbs/12_results.ipynb #measure-samples
 def measure_samples(
@@ -108,7 +109,8 @@ def measure_samples(
     sizes = [min(batch_size, n_samples - i) for i in range(0, n_samples, batch_size)]
     options = {"n_steps": n_steps, "eta": eta, "generator": g}
     samples = torch.cat([sample_ddim(model, schedule, (n, *shape), **options) for n in sizes])
-    return {"n": n_samples, "steps": n_steps, "eta": eta} | measure_images(samples, yardstick), samples
+    row = {"n": n_samples, "steps": n_steps, "eta": eta}
+    return row | measure_images(samples, yardstick), samples
 
 # %% ../nbs/12_results.ipynb #measure-images
 def measure_images(
@@ -121,7 +123,8 @@ def measure_images(
         value, error = distance_with_error(distance, yardstick.reference, found)
         row |= {name: value, f"{name} error": error}
     report = classifier_report(yardstick.classifier, images)
-    return row | {"confident": report.confident, "imbalance": report.imbalance, "imbalance floor": report.imbalance_floor}
+    row |= {"confident": report.confident, "imbalance": report.imbalance}
+    return row | {"imbalance floor": report.imbalance_floor}
 
 # %% ../nbs/12_results.ipynb #paired-difference
 def paired_difference(
@@ -131,11 +134,12 @@ def paired_difference(
     """Return the mean of bits_1 - bits_2 and its standard error over the images."""
     a, b = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (bits_1, bits_2))
     if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
-        raise ValueError(f"bits_1 and bits_2 must be of one length, at least 2; got shapes {tuple(a.shape)} and {tuple(b.shape)}")
+        got = f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"bits_1 and bits_2 must be of one length, at least 2; got {got}")
     return float((a - b).mean()), float((a - b).std() / math.sqrt(len(a)))
 
 # %% ../nbs/12_results.ipynb #read-results
-MEASURED = Path(str(files("ddpm_nb"))) / "measured"
+MEASURED = PACKAGE / "measured"
 
 
 def read_results(
@@ -143,4 +147,4 @@ def read_results(
 ) -> dict:
     """Read the stored results of a study: its settings, its hardware and versions, and its tables."""
     names = tuple(sorted(path.stem for path in MEASURED.glob("*.json")))
-    return json.loads((MEASURED / f"{check_choice('name', name, names)}.json").read_text("utf-8"))
+    return read_json(MEASURED / f"{check_choice('name', name, names)}.json")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refuses
 from on_disk import SMALL, Bomb, randomize, same_weights
 from safetensors.torch import load_file, save_file
 
 import ddpm_nb.convert as convert
+from conftest import refuses
 from ddpm_nb.convert import unet_from_diffusers, unet_to_diffusers
 from ddpm_nb.forward import NoiseSchedule
 from ddpm_nb.hub import NoisePredictor, load_pretrained, save_pretrained
@@ -272,7 +272,10 @@ def test_schedulers_of_diffusers_keep_their_variances(kind, rule):
     torch.testing.assert_close(schedule.alpha_bars, scheduler.alphas_cumprod, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "value"), [("variance_type", "learned_range"), ("rescale_betas_zero_snr", True), ("prediction_type", "flow")])
+OTHER = [("variance_type", "learned_range"), ("rescale_betas_zero_snr", True), ("prediction_type", "flow")]
+
+
+@pytest.mark.parametrize(("name", "value"), OTHER)
 def test_schedulers_of_other_models_are_refused(name, value):
     scheduler = diffusers.DDPMScheduler(**{name: value})
     refuses(lambda: unet_from_diffusers(random_peer(), scheduler=scheduler), f"the scheduler's {name}={value!r}")

@@ -1,6 +1,5 @@
 """Evaluation: distances against independent implementations, the bound's averages, copies found, bad input refused."""
 
-import json
 import math
 import shutil
 import sys
@@ -8,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from on_disk import read, seal
 from scipy.linalg import sqrtm
 from torchmetrics.image.fid import _compute_fid
 
 import ddpm_nb.evaluation as evaluation
-from ddpm_nb.data import load_dataset, scale_levels
+from conftest import refuses
 from ddpm_nb.bound import rate_distortion, vlb_terms
+from ddpm_nb.data import load_dataset, scale_levels
 from ddpm_nb.evaluation import (
     DigitClassifier,
     bits_per_dim,
@@ -21,6 +22,7 @@ from ddpm_nb.evaluation import (
     classifier_report,
     distance_with_error,
     frechet_distance,
+    gap_with_error,
     inception_fid,
     kernel_distance,
     load_classifier,
@@ -29,7 +31,7 @@ from ddpm_nb.evaluation import (
     train_classifier,
     verdict,
 )
-from ddpm_nb.files import checksum
+from ddpm_nb.files import save_parts
 from ddpm_nb.schedules import make_schedule
 
 
@@ -120,6 +122,26 @@ def test_the_error_of_a_distance_is_its_spread_over_repeated_draws():
         assert 0.65 < float(found[:, 1].square().mean().sqrt() / found[:, 0].std()) < 1.5
 
 
+def test_the_error_of_a_gap_is_its_spread_over_repeated_draws_and_pairing_shrinks_it():
+    """Two sets from the same noise: the gap varies less than its parts, and the jackknife knows."""
+    found = []
+    for seed in range(60):
+        g = torch.Generator().manual_seed(seed)
+        noise, reference = torch.randn(200, 4, generator=g), torch.randn(200, 4, generator=g)
+        near, far = noise, 1.2 * noise + 0.1
+        gap, error = gap_with_error(frechet_distance, reference, far, near, n_groups=20)
+        assert gap == pytest.approx(frechet_distance(reference, far) - frechet_distance(reference, near), rel=1e-9)
+        apart = [distance_with_error(frechet_distance, reference, x, n_groups=20)[1] for x in (far, near)]
+        found.append((gap, error, math.hypot(*apart)))
+    gaps, errors, unpaired = torch.tensor(found, dtype=torch.float64).T
+    assert 0.6 < float(errors.mean() / gaps.std()) < 1.7
+    assert errors.mean() < 0.8 * unpaired.mean()
+    same = gap_with_error(frechet_distance, reference, near, near)
+    assert same == (0, 0)
+    refuses(lambda: gap_with_error(frechet_distance, reference, near, near[:100]), "better must have the shape of worse, (200, 4)")
+    refuses(lambda: gap_with_error(frechet_distance, reference, near, near, n_groups=201), "n_groups must be in 2..200")
+
+
 def test_the_error_of_a_distance_uses_both_sets_and_its_generator():
     a, b = cloud(8, 30, 2).double(), cloud(9, 30, 2).double()
     mean = lambda u, v: float(u.mean() - v.mean())
@@ -183,12 +205,12 @@ def test_a_trained_classifier_depends_on_its_seed_alone():
 
 
 def test_the_shipped_classifier_is_what_its_card_says():
-    config = json.loads((evaluation.CLASSIFIERS / "digits" / "config.json").read_text())
+    config = read(evaluation.CLASSIFIERS / "digits")
     classifier, data = load_classifier("digits"), load_dataset("digits", split="test")
     features = classifier_features(classifier, data.images(), batch_size=100)
     right = classifier.head(features).argmax(1) == data.labels
     assert float(right.float().mean()) == pytest.approx(config["card"]["test accuracy"], abs=0.004) and right.float().mean() > 0.96
-    assert classifier.config == config["config"] and not any(p.requires_grad for p in classifier.parameters())
+    assert classifier.config == config["parts"]["classifier"]["config"] and not any(p.requires_grad for p in classifier.parameters())
     beyond = 1.5 * data.images()
     assert classifier_features(classifier, beyond).equal(classifier_features(classifier, beyond.clamp(-1, 1)))
 
@@ -212,23 +234,21 @@ def test_classifiers_come_back_to_the_last_bit(tmp_path):
 
 
 def test_damaged_classifiers_are_refused(saved):
-    config, weights = json.loads((saved / "config.json").read_text()), (saved / "model.safetensors").read_bytes()
+    config, weights = read(saved), (saved / "model.safetensors").read_bytes()
     (saved / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    with pytest.raises(ValueError, match="the checksum does not fit"):
-        load_classifier(saved)
-    changed = config | {"config": config["config"] | {"n_features": 31}}
-    (saved / "model.safetensors").write_bytes(weights)
-    (saved / "config.json").write_text(json.dumps(changed | {"sha256": checksum(changed, weights)}))
-    with pytest.raises(ValueError, match="does not hold a complete classifier"):
-        load_classifier(saved)
-    for text, match in (("{", "is not valid JSON"), ('{"format": "x"}', "does not describe a classifier"), ("[]", "does not describe")):
+    refuses(lambda: load_classifier(saved), "the checksum does not fit")
+    part = config["parts"]["classifier"]
+    changed = {"classifier": part | {"config": part["config"] | {"n_features": 31}}}
+    seal(saved, config | {"parts": changed}, weights)
+    refuses(lambda: load_classifier(saved), "does not hold a complete model")
+    for text, words in (("{", "is not valid JSON"), ('{"format": "x"}', "does not describe a model"), ("[]", "does not describe")):
         (saved / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=match):
-            load_classifier(saved)
-    (saved / "model.safetensors").unlink()
+        refuses(lambda: load_classifier(saved), words)
+    (saved / "config.json").unlink()
     for missing in (saved, "nobody"):
-        with pytest.raises(FileNotFoundError, match=r"no classifier at .*or a shipped name: digits"):
-            load_classifier(missing)
+        refuses(lambda path=missing: load_classifier(path), "no model at", "or a shipped name: digits", error=FileNotFoundError)
+    save_parts(saved, {"other": DigitClassifier()})
+    refuses(lambda: load_classifier(saved), "must hold a classifier and nothing else")
 
 
 class Fixed(torch.nn.Module):

@@ -13,11 +13,11 @@ import tempfile
 import time
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_disk import SMALL, Bomb, as_nobody, contents, full_disk, randomize, read, same_weights, seal
@@ -25,8 +25,23 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 import ddpm_nb.files as files
-from ddpm_nb.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, checksum, find_model, load_parts, model_card, plan_module
-from ddpm_nb.files import read_config, read_json, read_sealed, replaced_file, save_parts, write_json, write_sealed
+from conftest import refuses
+from ddpm_nb.files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    find_model,
+    load_parts,
+    model_card,
+    plan_module,
+    read_config,
+    read_json,
+    read_sealed,
+    replaced_file,
+    save_parts,
+    write_json,
+    write_sealed,
+)
 from ddpm_nb.unet import ResNetBaseline, UNet
 
 CLASSES = (UNet, ResNetBaseline)
@@ -224,9 +239,9 @@ def test_every_changed_byte_is_found_or_means_nothing(original, tmp_path_factory
                 open_pair(copy)
                 assert json.loads(data) == json.loads(before)  # white space
         else:
-            refuses(lambda: open_pair(copy), "the checksum does not fit")
+            refuses(partial(open_pair, copy), "the checksum does not fit")
             (copy / name).write_bytes(before[:place_])
-            refuses(lambda: open_pair(copy), "the checksum does not fit")
+            refuses(partial(open_pair, copy), "the checksum does not fit")
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])

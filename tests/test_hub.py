@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from on_disk import SMALL, contents, randomize, read, same_weights, seal
 from safetensors.torch import load_file, save
 
 import ddpm_nb.hub as hub
+from conftest import refuses
 from ddpm_nb.elbo import OBJECTIVES, objective_target, output_to_eps
 from ddpm_nb.files import CARD_FILE, WEIGHTS_FILE, load_parts, model_card, save_parts
 from ddpm_nb.forward import q_sample
@@ -132,7 +132,7 @@ def test_a_perfect_network_of_any_kind_gives_the_noise(objective):
     x_t = q_sample(schedule, x_0, t, eps)
 
     class Oracle(torch.nn.Module):
-        config: dict = {}
+        config = None
 
         def forward(self, x_t, t):
             return objective_target(schedule, objective, x_0, x_t, t, eps)
@@ -194,7 +194,8 @@ def test_old_folders_are_believed_no_more_than_new_ones(network, schedule, tmp_p
     first_edition(tmp_path / "old", network, schedule, {"objective": "noise"})
     refuses(lambda: load_pretrained(tmp_path / "old"), "objective must be one of")
     config = read(tmp_path / "old") | {"card": {}}
-    for changes, words in (({"class": "os.system"}, "must name a class among"), ({"more": 1}, "unknown are ['more']"), ({"version": 2}, "version")):
+    cases = [({"class": "os.system"}, "must name a class among"), ({"more": 1}, "unknown are ['more']"), ({"version": 2}, "version")]
+    for changes, words in cases:
         seal(tmp_path / "old", config | changes)
         refuses(lambda: load_pretrained(tmp_path / "old"), words)
     seal(tmp_path / "old", config)

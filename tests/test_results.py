@@ -66,7 +66,7 @@ def test_a_variant_is_trained_as_it_says(name, monkeypatch):
         seen.update(objective=config.objective, weighting=config.weighting, betas=schedule.betas, n=config.n_iterations)
         raise InterruptedError
 
-    monkeypatch.setattr("ddpm_nb.results.train", spy)
+    monkeypatch.setattr("ddpm_nb.results.fit", spy)
     with pytest.raises(InterruptedError):
         train_variant(name, Affine(), torch.zeros(8, 1, 4, 4), SETTINGS, n_steps=50)
     facts = VARIANTS[name]
