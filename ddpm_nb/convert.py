@@ -302,9 +302,9 @@ def _check_diffusers_files(library, root):
 def unet_from_diffusers(
     model_or_path,  # UNet2DModel, DDPMPipeline, folder with one, or name on the Hub, "owner/name"
     *,
-    scheduler=None,  # of diffusers; by default the one beside the model, or else linear, T = 1000
+    scheduler=None,  # of diffusers; the one beside the model without, or else linear, T = 1000
 ) -> tuple:
-    """Convert a UNet2DModel to a `UNet` that predicts the noise, weights equal to the last bit, and its schedule."""
+    """Convert to a `UNet` that predicts the noise, weights equal to the last bit, and a schedule."""
     library = _import_diffusers()
     model, found = model_or_path, None
     if isinstance(model_or_path, str | os.PathLike):

@@ -208,8 +208,10 @@ def plan_module(
     """Build a network without memory, unless it asks for more of anything than a file can hold."""
     levels = len(config.get("channel_mults", "1"))
     for name, count in config.items():
-        if name.startswith("n_") and isinstance(count, int | float) and levels * count > 10**6:
-            raise ValueError(f"{levels} levels with {name}={count} need more than {n_tensors} tensors")
+        is_count = name.startswith("n_") and isinstance(count, int | float)
+        if is_count and levels * count > 10**6:
+            asked = f"{levels} levels with {name}={count}"
+            raise ValueError(f"{asked} need more than {n_tensors} tensors")
     with torch.device("meta"), _OnPaper(n_tensors):
         return kind(**config)
 
@@ -232,7 +234,7 @@ def build_parts(
 
 # %% ../nbs/93_files.ipynb #compare-shapes
 def _compare_shapes(modules, tensors):
-    """Raise `ValueError` for the first tensor that is missing, too many, or of another shape."""
+    """Refuse the first tensor that is missing, too many, or of another shape."""
     planned = {f"{name}.{k}": v for name, part in modules.items() for k, v in part.state_dict().items()}
     wanted, found = ({k: tuple(v.shape) for k, v in d.items()} for d in (planned, tensors))
     for name in sorted({name for name, _ in wanted.items() ^ found.items()}):

@@ -70,7 +70,8 @@ def _check_model(model, schedule, objective):
     check_choice("objective", objective, OBJECTIVES)
     if isinstance(model, NoisePredictor):
         if not model.schedule.exact_betas.cpu().equal(schedule.exact_betas.cpu()):
-            raise ValueError("schedule must be the one with which the model predicts the noise")
+            needed = "the one with which the model predicts the noise"
+            raise ValueError(f"schedule must be {needed}")
         if objective not in ("eps", model.objective):
             raise ValueError(f"objective must be {model.objective!r}, as trained; got {objective!r}")
         model, objective = model.network, model.objective
@@ -109,7 +110,7 @@ def load_pretrained(
     *,
     device="cpu",  # where the model and the schedule shall live
 ) -> tuple[nn.Module, NoiseSchedule]:
-    """Load a model that predicts the noise, in evaluation mode, and its schedule; refuse changed files."""
+    """Load a noise predictor, in evaluation mode, and its schedule; refuse changed files."""
     path = find_model(name_or_path, SHIPPED)
     objective = describe_model(path)["facts"]["objective"]
     parts, tensors, _ = load_parts(path, MODELS, extra=["schedule.betas"], device=device)

@@ -117,7 +117,7 @@ def measure_images(
     images: Tensor,  # (N, C, H, W) in [-1, 1]: samples, or real images for the floor
     yardstick: Yardstick,  # what to measure with
 ) -> dict:
-    """Measure a set of images: two distances from the training images, and what the classifier says."""
+    """Measure images: two distances from the training images, and what the classifier says."""
     found, row = classifier_features(yardstick.classifier, images), {}
     for name, distance in {"frechet": frechet_distance, "kernel": kernel_distance}.items():
         value, error = distance_with_error(distance, yardstick.reference, found)
@@ -145,6 +145,6 @@ MEASURED = PACKAGE / "measured"
 def read_results(
     name: str = "mnist",  # name of a study that ships with the package
 ) -> dict:
-    """Read the stored results of a study: its settings, its hardware and versions, and its tables."""
+    """Read the stored results of a study: settings, hardware, versions and tables."""
     names = tuple(sorted(path.stem for path in MEASURED.glob("*.json")))
     return read_json(MEASURED / f"{check_choice('name', name, names)}.json")
