@@ -212,7 +212,7 @@ def split_words(
     """Cut a text into its words, in lower case and without punctuation."""
     return re.findall(r"\w+", text.lower())
 
-
+# %% ../nbs/18_captions.ipynb #read-captions
 # the last word of a phrase is enough to know it: "right" means (2, 2), slant and leaning right
 _MEANINGS = {
     phrase.split()[-1]: (i, j)
@@ -239,7 +239,7 @@ def read_captions(
         rows.append(row)
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, len(ATTRIBUTE_NAMES))
 
-
+# %% ../nbs/18_captions.ipynb #caption-fits
 def caption_fits(
     captions: list[str],  # M sentences
     attributes: Tensor,  # (N, 3) or (N, 4) word numbers of images
@@ -250,11 +250,11 @@ def caption_fits(
     said = said.to(attributes.device)
     return ((said < 0) | (said == attributes)).all(-1)
 
-# %% ../nbs/18_captions.ipynb #tokenizer
+# %% ../nbs/18_captions.ipynb #padding
 PADDING, UNKNOWN, BEGIN = 0, 1, 2
 MARKS = ("<padding>", "<unknown>", "<begin>")  # their names, by number
 
-
+# %% ../nbs/18_captions.ipynb #tokenizer
 @dataclass(frozen=True)
 class Tokenizer:
     """Turn sentences into rows of whole numbers, one for each of its words."""

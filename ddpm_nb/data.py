@@ -148,14 +148,15 @@ def mirror(
 
 # %% ../nbs/08_data.ipynb #getattr
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "folder")
-FROM_FILES = ("FolderDataset", "load_folder", "load_torchvision")  # names of chapter 23's module
+# what reads files, and the module of chapter 23 that holds it
+FROM_FILES = dict.fromkeys(("FolderDataset", "load_folder", "load_torchvision"), "pictures")
 
 
 def __getattr__(name):
-    """Find a name of chapter 23, whose module is loaded when one is first asked for."""
+    """Find what reads files in its module, which is loaded when it is first asked for."""
     if name not in FROM_FILES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("ddpm_nb.pictures"), name)
+    return getattr(importlib.import_module(f"ddpm_nb.{FROM_FILES[name]}"), name)
 
 # %% ../nbs/08_data.ipynb #load-dataset-2
 def load_dataset(

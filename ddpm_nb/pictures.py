@@ -208,8 +208,6 @@ class FolderDataset(Dataset):
     ):
         self.root = _existing_folder(root)
         self.flip = bool(flip)
-        if white_level is not None:
-            check_int("white_level", white_level, 255, 65535)
         self.how = {"image_size": check_int("image_size", image_size)}
         self.how |= {"grey": bool(grey), "white_level": white_level}
         found = _scan(self.root, self.how, unreadable)
@@ -233,8 +231,7 @@ class FolderDataset(Dataset):
         """Read all pictures now, and return them as a data set in memory."""
         with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
             levels = torch.stack(pool.map(self.read, range(len(self))))
-        kept = {"n_levels": self.n_levels, "classes": self.classes, "flip": self.flip}
-        return ImageDataset(levels, self.labels, **kept)
+        return ImageDataset(levels, self.labels, n_levels=256, classes=self.classes, flip=self.flip)
 
     def images(self) -> Tensor:
         """Return the whole set as one tensor (N, C, H, W) in [-1, 1]."""
@@ -248,10 +245,12 @@ def _existing_folder(root) -> Path:
         raise ValueError(f"root must be an existing folder of pictures; got {got}")
     return Path(os.path.realpath(Path(root).expanduser()))
 
-
+# %% ../nbs/23_pictures.ipynb #scan
 def _scan(root, how, unreadable) -> tuple:
     """Return the usable files, all classes, the class (N,) of each file, and what is left out."""
     check_choice("unreadable", unreadable, ("refuse", "skip", "trust"))
+    if how["white_level"] is not None:
+        check_int("white_level", how["white_level"], 255, 65535)
     files, problems, others = list_pictures(root)
     if parts := find_parts(files):
         shown = ", ".join(map(repr, parts.values()))
@@ -407,7 +406,7 @@ def load_torchvision(
             "or pass the folder that holds them as root="
         ) from error
 
-
+# %% ../nbs/23_pictures.ipynb #from-torchvision
 def _from_torchvision(data, flip) -> ImageDataset:
     """Turn torchvision's arrays, (N, H, W) or (N, H, W, 3), into a data set."""
     labels = torch.as_tensor(data.targets)
