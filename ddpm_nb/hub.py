@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .checks import check_choice, check_int
 from .elbo import OBJECTIVES, output_to_eps
-from .files import CONFIG_FILE, checksum, replaced_file  # noqa: F401 (training still asks for them here)
 from .files import PACKAGE, find_model, load_parts, read_config, save_parts
 from .forward import NoiseSchedule
 from .schedules import SCHEDULES, make_schedule
@@ -53,7 +52,6 @@ def save_pretrained(
     overwrite: bool = False,  # replace a model that is already there
 ):
     """Write a network with its schedule, its objective and a readable card, all or nothing."""
-    objective = (card or {}).get("objective", objective)
     model, objective = _check_model(model, schedule, objective)
     facts = {"objective": objective, "schedule": _schedule_name(schedule)}
     if n_levels is not None:
@@ -73,7 +71,8 @@ def _check_model(model, schedule, objective):
             needed = "the one with which the model predicts the noise"
             raise ValueError(f"schedule must be {needed}")
         if objective not in ("eps", model.objective):
-            raise ValueError(f"objective must be {model.objective!r}, as trained; got {objective!r}")
+            needed = f"{model.objective!r}, as trained"
+            raise ValueError(f"objective must be {needed}; got {objective!r}")
         model, objective = model.network, model.objective
     if type(model) not in MODELS:
         names = ", ".join(kind.__name__ for kind in MODELS)
