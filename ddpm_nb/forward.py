@@ -20,7 +20,8 @@ def _check_betas(betas):
         try:
             betas = torch.as_tensor(betas, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"betas must be a tensor or a sequence of numbers; got {betas!r}") from None
+            allowed = "betas must be a tensor or a sequence of numbers"
+            raise TypeError(f"{allowed}; got {betas!r}") from None
     betas = check_floating("betas", betas.detach().cpu()).double()
     if betas.ndim != 1 or len(betas) == 0:
         raise ValueError(f"betas must have shape (T,) with T at least 1; got {tuple(betas.shape)}")
@@ -96,12 +97,15 @@ class NoiseSchedule(nn.Module):
         return f"n_steps={self.n_steps}, betas={first:.3g}..{last:.3g}"
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Refuse the variances of another schedule: the coefficients would not fit them."""
+        """Refuse the variances of another schedule, and compute the coefficients from these."""
         betas, own = state_dict.get(f"{prefix}betas", self.betas).cpu(), self.exact_betas
         rtol = max(torch.finfo(b.dtype).eps for b in (betas, self.betas))
         if betas.shape != own.shape or not torch.allclose(betas.double(), own, rtol, 0):
             raise ValueError(f"{prefix}betas must be those of {self}; the state holds others")
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for name, value in schedule_coefficients(own).items():
+            if name != "betas":  # they may be empty, after `to_empty` or on the device "meta"
+                self._buffers[name] = value.to(self.betas)
 
 # %% ../nbs/02_forward_process.ipynb #extract
 def extract(
@@ -109,7 +113,7 @@ def extract(
     t,  # index in 0..T-1, or (B,) indices, checked by the caller
     ndim: int,  # number of dimensions of the images that it will multiply
 ) -> Tensor:
-    """Pick the values at t, shaped (B, 1, ..., 1), for one index (1, ..., 1), to multiply images."""
+    """Pick the values at t, shaped (B, 1, ..., 1), or (1, ..., 1) for one index."""
     return values[t].reshape(-1, *[1] * (ndim - 1))
 
 
@@ -117,7 +121,8 @@ def _pick(schedule, x, t, *names):
     """Check t and the device, then extract the named coefficients for the images x."""
     if x.ndim == 0:
         raise ValueError("images must have shape (B, ...); got a tensor without dimensions")
-    if x.device != (where := schedule.betas.device):
+    where = schedule.betas.device
+    if x.device != where:
         raise ValueError(f"schedule must be on the images' device, {x.device}; it is on {where}")
     t = check_timesteps(t, schedule.n_steps, len(x))
     return [extract(getattr(schedule, name), t, x.ndim) for name in names]

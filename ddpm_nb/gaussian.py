@@ -47,7 +47,7 @@ def randn(
     source = device if check_generator(generator) is None else generator.device
     return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
 
-# %% ../nbs/01_reparameterization.ipynb #reparameterize-2
+# %% ../nbs/01_reparameterization.ipynb #check-broadcast
 def _check_broadcast(**tensors):
     """Check that the values are finite, floating-point and broadcast; return their common shape."""
     for name, value in tensors.items():
@@ -56,9 +56,10 @@ def _check_broadcast(**tensors):
         return torch.broadcast_shapes(*(value.shape for value in tensors.values()))
     except RuntimeError:
         shapes = ", ".join(str(tuple(value.shape)) for value in tensors.values())
-        raise ValueError(f"{', '.join(tensors)} must have shapes that broadcast; got {shapes}") from None
+        allowed = f"{', '.join(tensors)} must have shapes that broadcast"
+        raise ValueError(f"{allowed}; got {shapes}") from None
 
-
+# %% ../nbs/01_reparameterization.ipynb #reparameterize-3
 def reparameterize(
     mean: Tensor,  # (...) mean
     std: Tensor,  # broadcastable with `mean`; standard deviation, at least 0
@@ -73,7 +74,8 @@ def reparameterize(
     if eps is None:
         eps = randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
     elif check_floating("eps", eps).shape != shape:
-        raise ValueError(f"eps must have the shape of mean + std, {tuple(shape)}; got {tuple(eps.shape)}")
+        allowed = f"eps must have the shape of mean + std, {tuple(shape)}"
+        raise ValueError(f"{allowed}; got {tuple(eps.shape)}")
     return mean + std * eps
 
 # %% ../nbs/01_reparameterization.ipynb #gaussian-log-prob
@@ -127,7 +129,7 @@ def log_normal_mass(
     top, bottom = _log_cdf(upper), _log_cdf(lower)
     return top + torch.log(-torch.expm1(bottom - top))
 
-# %% ../nbs/01_reparameterization.ipynb #discretized-gaussian-log-likelih-3
+# %% ../nbs/01_reparameterization.ipynb #discretized-gaussian-log-likelih-2
 def discretized_gaussian_log_likelihood(
     x: Tensor,  # values on the grid of `n_levels` equally spaced levels of [-1, 1]
     mean: Tensor,  # broadcastable with `x`
@@ -135,55 +137,71 @@ def discretized_gaussian_log_likelihood(
     *,
     n_levels: int = 256,  # number of levels: 256 for bytes, 17 for the digits
 ) -> Tensor:
-    """Integrate N(mean, scale^2) over the bin of each value, elementwise, in nats (DDPM, equation 13)."""
+    """Integrate N(mean, scale^2) over the bin of each value, in nats (DDPM, equation 13)."""
     _check_broadcast(x=x, mean=mean, log_scale=log_scale)
     half = 1 / (check_int("n_levels", n_levels, 2) - 1)  # half the distance between two levels
     exact = torch.float64 if x.device.type != "mps" else x.dtype  # no float64 on Apple's GPUs
     level = (x.to(exact) + 1) / (2 * half)  # 0 .. n_levels - 1
     index = level.round().clamp(0, n_levels - 1)
     if x.device.type == "cpu" and x.numel() and bool((level - index).abs().max() > 0.01):
-        raise ValueError(f"x must lie on the grid of n_levels={n_levels} levels of [-1, 1]; it does not")
+        grid = f"the grid of n_levels={n_levels} levels of [-1, 1]"
+        raise ValueError(f"x must lie on {grid}; it does not")
     centre, inverse = index * (2 * half) - 1 - mean.to(exact), torch.exp(-log_scale.to(exact))
     lower = ((centre - half) * inverse).masked_fill(index == 0, -math.inf)
     upper = ((centre + half) * inverse).masked_fill(index == n_levels - 1, math.inf)
     return log_normal_mass(lower, upper).to(mean.dtype)
 
-# %% ../nbs/01_reparameterization.ipynb #components-2
+# %% ../nbs/01_reparameterization.ipynb #check-mixture
+def _check_mixture(weights, means, covariances):
+    """Refuse parameters that do not make a mixture of Gaussians."""
+    parts = {"weights": weights, "means": means, "covariances": covariances}
+    for name, part in parts.items():
+        check_floating(name, part)
+    k, d = means.shape if means.ndim == 2 else (0, 0)
+    if not k * d or weights.shape != (k,) or covariances.shape != (k, d, d):
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts.values())
+        allowed = "weights, means, covariances must have shapes (K,), (K, d), (K, d, d)"
+        raise ValueError(f"{allowed}; got {shapes}")
+    if len({(part.dtype, part.device) for part in parts.values()}) > 1:
+        names = ", ".join(parts)
+        raise TypeError(f"{names} must have one dtype and one device; they differ")
+    if not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > 1e-6:
+        raise ValueError(f"weights must be positive and sum to 1; got {weights.tolist()}")
+    asymmetry = (covariances - covariances.mT).abs().amax((1, 2))
+    failed = torch.linalg.cholesky_ex(covariances).info != 0
+    if bool((asymmetry > 1e-5 * covariances.abs().amax((1, 2))).any() or failed.any()):
+        raise ValueError("covariances must be symmetric and positive definite; one of them is not")
+
+# %% ../nbs/01_reparameterization.ipynb #choose
+def _choose(weights, n, generator):
+    """Draw the component of each of n points, on the generator's device."""
+    source = generator.device if generator is not None else weights.device
+    weights_there = weights.detach().to(source)
+    chosen = torch.multinomial(weights_there, n, replacement=True, generator=generator)
+    return chosen.to(weights.device)
+
+# %% ../nbs/01_reparameterization.ipynb #gaussianmixture-2
 @dataclass(frozen=True, eq=False)
-class _Components:
-    """Hold the parameters of a mixture of Gaussians, checked once."""
+class GaussianMixture:
+    """Know a mixture of Gaussians: its density, moments, responsibilities and samples."""
 
     weights: Tensor  # (K,) probabilities of the components, positive, sum 1
     means: Tensor  # (K, d) means of the components
-    covariances: Tensor  # (K, d, d) covariances of the components, symmetric and positive definite
+    covariances: Tensor  # (K, d, d) covariances, symmetric and positive definite
 
     def __post_init__(self):
-        parts = [check_floating(name, getattr(self, name)) for name in ("weights", "means", "covariances")]
-        k, d = self.means.shape if self.means.ndim == 2 else (0, 0)
-        if not k * d or self.weights.shape != (k,) or self.covariances.shape != (k, d, d):
-            shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-            raise ValueError(f"weights, means, covariances must have shapes (K,), (K, d), (K, d, d); got {shapes}")
-        if len({(part.dtype, part.device) for part in parts}) > 1:
-            raise TypeError("weights, means, covariances must have one dtype and one device; they differ")
-        if not bool((self.weights > 0).all()) or abs(float(self.weights.sum()) - 1) > 1e-6:
-            raise ValueError(f"weights must be positive and sum to 1; got {self.weights.tolist()}")
-        asymmetry = (self.covariances - self.covariances.mT).abs().amax((1, 2))
-        scale = self.covariances.abs().amax((1, 2))
-        failed = torch.linalg.cholesky_ex(self.covariances).info != 0
-        if bool((asymmetry > 1e-5 * scale).any() or failed.any()):
-            raise ValueError("covariances must be symmetric and positive definite; one of them is not")
-
-# %% ../nbs/01_reparameterization.ipynb #gaussianmixture-2
-class GaussianMixture(_Components):
-    """Know a mixture of Gaussians: `weights` (K,), `means` (K, d), `covariances` (K, d, d)."""
+        _check_mixture(self.weights, self.means, self.covariances)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Compute the log-density of each row of `x` (B, d): (B,), in nats."""
-        return (gaussian_log_prob(x, self.means, self.covariances) + self.weights.log()).logsumexp(1)
+        return self._log_joint(x).logsumexp(1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """Compute the probability of each component given each row of `x` (B, d): (B, K)."""
-        return (gaussian_log_prob(x, self.means, self.covariances) + self.weights.log()).softmax(1)
+        return self._log_joint(x).softmax(1)
+
+    def _log_joint(self, x):
+        return gaussian_log_prob(x, self.means, self.covariances) + self.weights.log()  # (B, K)
 
     def mean(self) -> Tensor:
         """Compute the mean of the whole mixture: (d,)."""
@@ -196,18 +214,11 @@ class GaussianMixture(_Components):
         return within + (self.weights * centred.T) @ centred
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw `n` independent points: (n, d)."""
-        return _sample_mixture(self, check_int("n", n), generator)
-
-# %% ../nbs/01_reparameterization.ipynb #sample-mixture
-def _sample_mixture(mixture, n, generator):
-    """Draw the component of each point, then the point as a linear map of noise."""
-    means, device = mixture.means, mixture.means.device
-    source = generator.device if generator is not None else device
-    weights = mixture.weights.detach().to(source)
-    chosen = torch.multinomial(weights, n, replacement=True, generator=generator).to(device)
-    eps = randn((n, means.shape[1]), generator=generator, device=device, dtype=means.dtype)
-    x, roots = means[chosen], torch.linalg.cholesky(mixture.covariances)
-    for k in chosen.unique().tolist():
-        x[chosen == k] += eps[chosen == k] @ roots[k].mT
-    return x
+        """Draw `n` independent points (n, d): a component for each, then m_k + L_k eps."""
+        chosen = _choose(self.weights, check_int("n", n), generator)
+        x = self.means[chosen]
+        eps = randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        roots = torch.linalg.cholesky(self.covariances)
+        for k in chosen.unique().tolist():
+            x[chosen == k] += eps[chosen == k] @ roots[k].mT
+        return x
