@@ -43,7 +43,8 @@ def test_train_then_sample_from_a_shell(tmp_path):
     from PIL import Image
 
     with Image.open(tmp_path / "samples.png") as picture:
-        assert picture.size == (4 * (2 * 9 + 1), 4 * (3 * 9 + 1))  # two columns, three rows, a gap of one, four times as large
+        # two columns, three rows, a gap of one, 19 times as large: the first size of at least 512
+        assert picture.size == (19 * (2 * 9 + 1), 19 * (3 * 9 + 1))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs", "samples.png"]
 
 
@@ -319,7 +320,7 @@ def test_generate_draws_what_the_pipeline_draws(tmp_path, monkeypatch, capsys):
     from ddpm_nb.plots import tile
 
     g = torch.Generator().manual_seed(5)
-    x = TextToImage.from_pretrained("digits").generate("a bold seven leaning right", 4, 2.0, n_steps=3, generator=g)
+    x = TextToImage.from_pretrained("mnist").generate("a bold seven leaning right", 4, 2.0, n_steps=3, generator=g)
     with Image.open("seven.png") as picture:
         assert np.array_equal(np.asarray(picture), tile(x, 2).squeeze().repeat(2, 0).repeat(2, 1))
 
