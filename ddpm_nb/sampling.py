@@ -17,6 +17,13 @@ from .elbo import VARIANCES, reverse_log_variance
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
 from .gaussian import randn
 
+# %% ../nbs/10_sampling.ipynb #check-index
+def _check_index(name, t, schedule, low=0):
+    """Return one index of the schedule as an int; a tensor without dimensions will do."""
+    if isinstance(t, Tensor) and t.ndim == 0:
+        t = t.item()
+    return check_int(name, t, low, schedule.n_steps - 1)
+
 # %% ../nbs/10_sampling.ipynb #ddpm-step
 def ddpm_step(
     schedule: NoiseSchedule,  # the noise schedule
@@ -57,13 +64,6 @@ def p_sample(
     eps_hat = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
     options = {"variance": variance, "clip_x_0": clip_x_0, "generator": generator}
     return ddpm_step(schedule, x_t, t, eps_hat, **options)
-
-# %% ../nbs/10_sampling.ipynb #check-index
-def _check_index(name, t, schedule, low=0):
-    """Return one index of the schedule as an int; a tensor without dimensions will do."""
-    if isinstance(t, Tensor) and t.ndim == 0:
-        t = t.item()
-    return check_int(name, t, low, schedule.n_steps - 1)
 
 # %% ../nbs/10_sampling.ipynb #respaced-steps-2
 def respaced_steps(
