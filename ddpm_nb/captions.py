@@ -191,7 +191,9 @@ def write_captions(
     return captions
 
 # %% ../nbs/18_captions.ipynb #check-attributes
-def check_attributes(attributes):
+def check_attributes(
+    attributes,  # (N, 3) or (N, 4) word numbers of images
+):
     """Refuse what is no table of word numbers."""
     wanted = "attributes must be whole numbers of shape (N, 3) or (N, 4)"
     if not isinstance(attributes, Tensor):

@@ -52,6 +52,8 @@ _DATA = {  # option: (default, help)
     "n_steps": (1000, "diffusion steps T"),
     "held_out": (0, "test images whose loss picks the best checkpoint; 0: the training loss does"),
 }
+
+# %% ../nbs/28_command_line.ipynb #machine-out-none-folder-for-the
 _MACHINE = {
     "out": (None, "folder for the run; must not hold a run yet"),
     "device": ("auto", "where to compute"),
@@ -107,7 +109,7 @@ def _add_options(add, names):
         text = helps[name] + shown
         add(*flags, dest=name, help=text, default=argparse.SUPPRESS, **kind)
 
-
+# %% ../nbs/28_command_line.ipynb #add-train
 def _add_train(parser):
     """Add the options of `ddpm-nb train`."""
     text = "JSON file with options, such as a run's train.json"
@@ -147,7 +149,7 @@ def _add_sample(parser):
     add("--compile", action="store_true", help=text)
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
-
+# %% ../nbs/28_command_line.ipynb #add-evaluate
 def _add_evaluate(parser):
     """Add the options of `ddpm-nb evaluate`."""
     add = parser.add_argument

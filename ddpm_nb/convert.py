@@ -304,7 +304,7 @@ def unet_from_diffusers(
     *,
     scheduler=None,  # of diffusers; the one beside the model without, or else linear, T = 1000
 ) -> tuple:
-    """Convert to a `UNet` that predicts the noise, weights equal to the last bit, and a schedule."""
+    """Convert to a `UNet` that predicts the noise, with weights equal to the last bit."""
     library = _import_diffusers()
     model, found = model_or_path, None
     if isinstance(model_or_path, str | os.PathLike):

@@ -330,7 +330,7 @@ def gap_with_error(
     parts = [gap(group_r != i, group != i) for i in range(n_groups)]
     return gap(group_r >= 0, group >= 0), _jackknife(parts)
 
-
+# %% ../nbs/11_evaluation.ipynb #verdict
 def verdict(
     gap: float,  # by how much the side that should be worse is worse
     error: float,  # standard error of the gap, 0 or above
@@ -347,7 +347,7 @@ def inception_fid(
     network: nn.Module | None = None,  # bytes (B, 3, H, W) -> features (B, D); Inception without
     batch_size: int = 64,  # images at once
 ) -> float:
-    """Compute the Frechet distance in Inception features, with torchmetrics (Heusel et al. 2017)."""
+    """Compute the Frechet distance in Inception features, by torchmetrics (Heusel et al. 2017)."""
     check_int("batch_size", batch_size)
     sets = [_to_bytes(f"images_{i}", x) for i, x in enumerate((images_1, images_2), 1)]
     metric = _inception_metric(network).to(images_1.device)

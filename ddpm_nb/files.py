@@ -179,7 +179,7 @@ def _one_line(value):
     """Write a value so that it stays in its cell of a Markdown table."""
     return " ".join(str(value).replace("|", "\\|").split())
 
-# %% ../nbs/93_files.ipynb #plan-module
+# %% ../nbs/93_files.ipynb #onpaper
 _MAKERS = (torch.empty, torch.zeros, torch.ones, torch.randn)
 
 
@@ -199,7 +199,7 @@ class _OnPaper(TorchFunctionMode):
             raise ValueError(f"the architecture needs more tensors {there_are}")
         return func(*args, **kwargs or {})
 
-
+# %% ../nbs/93_files.ipynb #plan-module
 def plan_module(
     kind,  # class of the network
     config: dict,  # its arguments, perhaps a stranger's
@@ -235,7 +235,9 @@ def build_parts(
 # %% ../nbs/93_files.ipynb #compare-shapes
 def _compare_shapes(modules, tensors):
     """Refuse the first tensor that is missing, too many, or of another shape."""
-    planned = {f"{name}.{k}": v for name, part in modules.items() for k, v in part.state_dict().items()}
+    planned = {}
+    for name, part in modules.items():
+        planned |= {f"{name}.{k}": v for k, v in part.state_dict().items()}
     wanted, found = ({k: tuple(v.shape) for k, v in d.items()} for d in (planned, tensors))
     for name in sorted({name for name, _ in wanted.items() ^ found.items()}):
         needed, given = (shapes.get(name, "no such tensor") for shapes in (wanted, found))
@@ -363,7 +365,7 @@ def load_parts(
     extra=(),  # names of the tensors that are expected besides those of the parts
     device="cpu",  # where the modules shall live
 ) -> tuple[dict, dict, dict]:
-    """Load a folder: modules in evaluation mode, extra tensors, contents of config.json; refuse changed files."""
+    """Load a folder: modules in evaluation mode, extra tensors, config; refuse changed files."""
     path = Path(path)
     config = read_config(path, classes)
     if not (path / WEIGHTS_FILE).is_file():
