@@ -1,6 +1,6 @@
 """Measure how heavy the chapters and modules are to read, so that changes can be compared.
 
-Usage: python tools/measures.py [FOLDER]
+Usage: python tools/measures.py [FOLDER] [--hours FILE]
 FOLDER is a copy of this repository, this one if it is not given. Three tables are printed.
 
 Chapters: `words` of text (a formula counts as one word, code as none), of which `in ex.` stand
@@ -22,6 +22,7 @@ is about (SUBJECTS), its lines are the subject.
 import argparse
 import ast
 import io
+import json
 import re
 import tokenize
 from collections import Counter
@@ -68,6 +69,7 @@ SUBJECTS = {
 }
 SILENT = ast.expr_context  # says of a name only whether it is read or written
 TAGS = {name: purpose for purpose, names in PURPOSES.items() for name in names.split()}
+WORDS_A_MINUTE, LINES_A_MINUTE = 180, 25  # of somebody who reads text and skims code
 ORDER = ("subject", "check", "disk", "process", "cpu form")
 
 
@@ -300,13 +302,28 @@ def report(root):
     return "\n\n\n".join(texts)
 
 
+def reading_hours(root):
+    """Return the hours that each chapter takes whoever reads text and skims code, exercises left out."""
+    hours = {}
+    for row in map(measure_chapter, rules.read_book(root)):
+        words, lines = row["words"] - row["in ex."], row["code"] - row["in ex. "]
+        minutes = words / WORDS_A_MINUTE + lines / LINES_A_MINUTE
+        hours[row["chapter"].split("_")[0]] = round(minutes / 60, 2)
+    return {"words a minute": WORDS_A_MINUTE, "lines a minute": LINES_A_MINUTE, "hours": hours}
+
+
 def main():
     """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", nargs="?", type=Path, default=rules.ROOT)
-    print(report(parser.parse_args().folder))
+    parser.add_argument("--hours", type=Path, metavar="FILE", help="write the hours of reading")
+    args = parser.parse_args()
+    if args.hours:
+        args.hours.write_text(json.dumps(reading_hours(args.folder), indent=1) + "\n", "utf-8")
+        return
+    print(report(args.folder))
 
 
 if __name__ == "__main__":
