@@ -60,8 +60,6 @@ def train_variant(
     result = fit(model, schedule, images, config, callback=keep, progress=False)
     return predict_noise(result.ema, schedule, objective), schedule, kept, result.seconds
 
-
-
 # %% ../nbs/12_results.ipynb #yardstick
 @dataclass(frozen=True)
 class Yardstick:
