@@ -13,7 +13,13 @@ import torch
 from common import MEASURED, setting, write
 
 from ddpm_nb.data import load_images
-from ddpm_nb.evaluation import bits_per_dim, classifier_features, distance_with_error, frechet_distance, load_classifier
+from ddpm_nb.evaluation import (
+    bits_per_dim,
+    classifier_features,
+    distance_with_error,
+    frechet_distance,
+    load_classifier,
+)
 from ddpm_nb.fast import optimize_for_sampling
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.results import paired_difference

@@ -18,11 +18,24 @@ from PIL import Image
 
 from ddpm_nb.bound import rate_distortion
 from ddpm_nb.data import load_dataset
-from ddpm_nb.evaluation import CLASSIFIERS, classifier_features, load_classifier, save_classifier, train_classifier
+from ddpm_nb.evaluation import (
+    CLASSIFIERS,
+    classifier_features,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import load_pretrained
 from ddpm_nb.plots import show_images
-from ddpm_nb.results import VARIANTS, Yardstick, measure_bound, measure_images, measure_samples, train_variant
+from ddpm_nb.results import (
+    VARIANTS,
+    Yardstick,
+    measure_bound,
+    measure_images,
+    measure_samples,
+    train_variant,
+)
 from ddpm_nb.training import TrainConfig
 from ddpm_nb.unet import UNet
 

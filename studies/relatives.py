@@ -8,7 +8,13 @@ import platform
 import torch
 
 from ddpm_nb.data import load_images
-from ddpm_nb.evaluation import classifier_features, classifier_report, distance_with_error, frechet_distance, load_classifier
+from ddpm_nb.evaluation import (
+    classifier_features,
+    classifier_report,
+    distance_with_error,
+    frechet_distance,
+    load_classifier,
+)
 from ddpm_nb.files import PACKAGE, write_json
 from ddpm_nb.gan import Discriminator, Generator, sample_gan, train_gan
 from ddpm_nb.gaussian import seeded, seeded_init

@@ -17,8 +17,8 @@ from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import bits_per_dim, classifier_report, train_classifier
 from ddpm_nb.forward import q_sample
 from ddpm_nb.hub import describe_model, load_pretrained, save_pretrained
-from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.runs import LOG_FILE, read_log, read_settings
+from ddpm_nb.sampling import sample_ddim
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "ddpm_nb" / "weights"
 

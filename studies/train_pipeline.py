@@ -16,7 +16,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ddpm_nb.captions import TEMPLATES, WORDS, attributes, fit_caption_rule, fit_tokenizer, write_captions
+from ddpm_nb.captions import (
+    TEMPLATES,
+    WORDS,
+    attributes,
+    fit_caption_rule,
+    fit_tokenizer,
+    write_captions,
+)
 from ddpm_nb.clip import CLIP_CONFIG, make_clip, train_clip, zero_shot
 from ddpm_nb.conditioning import TextUNet, score_attributes, train_conditional
 from ddpm_nb.data import load_dataset

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from conftest import refuses
 from ddpm_nb.bound import VLBTerms, optimal_denoiser, rate_distortion, vlb_terms
-from ddpm_nb.elbo import VARIANCES, diffuse_mixture, reverse_log_variance, reverse_mean_variance, simple_loss, vlb_weights
+from ddpm_nb.elbo import (
+    VARIANCES,
+    diffuse_mixture,
+    reverse_log_variance,
+    reverse_mean_variance,
+    simple_loss,
+    vlb_weights,
+)
 from ddpm_nb.forward import NoiseSchedule, q_posterior, q_sample
 from ddpm_nb.gaussian import GaussianMixture, normal_kl, seeded
 

@@ -19,8 +19,8 @@ from ddpm_nb.cli import default_options, main, read_options
 from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import bits_per_dim
 from ddpm_nb.hub import load_pretrained
-from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.runs import read_settings
+from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.training import TrainConfig
 
 ROOT = Path(__file__).parent.parent

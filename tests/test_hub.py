@@ -17,7 +17,14 @@ from conftest import refuses
 from ddpm_nb.elbo import OBJECTIVES, objective_target, output_to_eps
 from ddpm_nb.files import CARD_FILE, WEIGHTS_FILE, load_parts, model_card, save_parts
 from ddpm_nb.forward import q_sample
-from ddpm_nb.hub import MODELS, SHIPPED, NoisePredictor, describe_model, load_pretrained, save_pretrained
+from ddpm_nb.hub import (
+    MODELS,
+    SHIPPED,
+    NoisePredictor,
+    describe_model,
+    load_pretrained,
+    save_pretrained,
+)
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.unet import ResNetBaseline, UNet, make_unet

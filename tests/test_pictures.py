@@ -24,7 +24,14 @@ from torchvision import datasets
 
 from conftest import refuses
 from ddpm_nb.data import ImageDataset, load_dataset, load_images, train_batches
-from ddpm_nb.pictures import FolderDataset, find_parts, list_pictures, load_folder, load_torchvision, read_picture
+from ddpm_nb.pictures import (
+    FolderDataset,
+    find_parts,
+    list_pictures,
+    load_folder,
+    load_torchvision,
+    read_picture,
+)
 
 # ---- torchvision's files ----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.files import CONFIG_FILE, PACKAGE, WEIGHTS_FILE, checksum
 from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded
-from ddpm_nb.hub import SHIPPED
 from ddpm_nb.latent import Autoencoder, from_latents, to_latents
 from ddpm_nb.pipeline import MAX_GUIDANCE, PIPELINES, TextToImage
 from ddpm_nb.sampling import sample_ddim

@@ -18,7 +18,20 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from training_helpers import N_STEPS, QUICK, Affine, Stop, all_equal, at, die, held_out_draw, make_data, make_trainer, run, tiny_unet
+from training_helpers import (
+    N_STEPS,
+    QUICK,
+    Affine,
+    Stop,
+    all_equal,
+    at,
+    die,
+    held_out_draw,
+    make_data,
+    make_trainer,
+    run,
+    tiny_unet,
+)
 
 from conftest import refuses
 from ddpm_nb import runs

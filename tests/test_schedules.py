@@ -14,7 +14,14 @@ from torch.testing import assert_close
 
 from conftest import refuses
 from ddpm_nb.forward import NoiseSchedule, predict_x_0, q_posterior, q_sample
-from ddpm_nb.schedules import SCHEDULES, betas_from_alpha_bars, cosine_betas, linear_betas, make_schedule, sigmoid_betas
+from ddpm_nb.schedules import (
+    SCHEDULES,
+    betas_from_alpha_bars,
+    cosine_betas,
+    linear_betas,
+    make_schedule,
+    sigmoid_betas,
+)
 
 mpmath.mp.dps = 60
 exactly = settings(deadline=None, max_examples=40)

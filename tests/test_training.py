@@ -12,7 +12,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import nn
-from training_helpers import CPU, N_STEPS, QUICK, Affine, Stop, Streamed, all_equal, at, die, make_data, make_trainer, run, tiny_unet
+from training_helpers import (
+    CPU,
+    N_STEPS,
+    QUICK,
+    Affine,
+    Stop,
+    Streamed,
+    all_equal,
+    at,
+    die,
+    make_data,
+    make_trainer,
+    run,
+    tiny_unet,
+)
 
 from conftest import refuses
 from ddpm_nb import training
@@ -20,7 +34,16 @@ from ddpm_nb.data import train_batches
 from ddpm_nb.elbo import simple_loss
 from ddpm_nb.forward import NoiseSchedule
 from ddpm_nb.schedules import make_schedule
-from ddpm_nb.training import EMA, TrainConfig, Watcher, descend, fit, lr_factor, make_optimizer, pick_precision
+from ddpm_nb.training import (
+    EMA,
+    TrainConfig,
+    Watcher,
+    descend,
+    fit,
+    lr_factor,
+    make_optimizer,
+    pick_precision,
+)
 
 
 @pytest.fixture(scope="module")

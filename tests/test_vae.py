@@ -12,7 +12,15 @@ from ddpm_nb.data import load_dataset
 from ddpm_nb.elbo import decoder_log_likelihood
 from ddpm_nb.forward import NoiseSchedule, predict_x_0, q_mean_variance
 from ddpm_nb.gaussian import discretized_gaussian_log_likelihood, seeded, seeded_init
-from ddpm_nb.vae import VAE, VAEBound, aggregate_log_prob, latent_rates, sample_vae, train_vae, vae_bound
+from ddpm_nb.vae import (
+    VAE,
+    VAEBound,
+    aggregate_log_prob,
+    latent_rates,
+    sample_vae,
+    train_vae,
+    vae_bound,
+)
 
 LN2 = math.log(2)
 

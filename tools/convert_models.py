@@ -8,7 +8,16 @@ import argparse
 from pathlib import Path
 
 from ddpm_nb.evaluation import DigitClassifier, save_classifier
-from ddpm_nb.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, build_parts, model_card, read_json, read_sealed, replaced_file
+from ddpm_nb.files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    build_parts,
+    model_card,
+    read_json,
+    read_sealed,
+    replaced_file,
+)
 from ddpm_nb.hub import load_pretrained, save_pretrained
 
 
