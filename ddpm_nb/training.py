@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'train', 'TrainConfig', 'lr_factor', 'make_optimizer', 'descend', 'EMA', 'pick_precision', 'OneProcess',
-           'Trainer', 'seed_dropout', 'Watcher', 'read_losses', 'TrainResult', 'fit', 'own_streams']
+           'Trainer', 'seed_dropout', 'Watcher', 'TrainResult', 'fit']
 
 # %% ../nbs/09_training.ipynb #import-copy-import-json-import-m
 import copy
@@ -258,7 +258,7 @@ def _add_gradients(trainer, x_0, t, eps):
             trainer.scaler.scale(loss.mean() / config.n_accumulate).backward()
     return torch.cat(losses)
 
-
+# %% ../nbs/09_training.ipynb #predict
 def _predict(trainer, x_t, t):
     """Call the network in the precision of the run; what comes out is float32 again."""
     if trainer.precision == torch.float32:
@@ -314,7 +314,7 @@ class Watcher:
         """Give back what was taken, however the run has ended."""
 
 # %% ../nbs/09_training.ipynb #read-losses
-def read_losses(
+def _read_losses(
     trainer: Trainer,  # the run
 ) -> list[float]:
     """Bring the losses since the last call to the host; stop the run if one is not finite."""
@@ -358,7 +358,7 @@ def fit(
     device = next(model.parameters()).device
     pick_precision(config.precision, device)
     with ExitStack() as stack:
-        stack.enter_context(own_streams(device))
+        stack.enter_context(_own_streams(device))
         for watcher in watchers:
             stack.callback(watcher.close)
         trainer = Trainer(model, schedule, config, processes)
@@ -371,7 +371,7 @@ def fit(
     seconds = time.perf_counter() - started
     return TrainResult(trainer.ema.model, torch.tensor(trainer.history), seconds, trainer.n_skipped)
 
-# %% ../nbs/09_training.ipynb #own-streams
+# %% ../nbs/09_training.ipynb #run-loop
 def _run_loop(trainer, batches, watchers, callback, progress):
     """Take step after step, and tell the watchers."""
     config, left = trainer.config, range(trainer.n_steps, trainer.config.n_iterations)
@@ -384,22 +384,20 @@ def _run_loop(trainer, batches, watchers, callback, progress):
             is_last = trainer.stop is not None or i + 1 == config.n_iterations
             saves = is_last or (i + 1) % config.checkpoint_every == 0
             if saves or (i + 1) % config.log_every == 0:
-                losses = read_losses(trainer)
+                losses = _read_losses(trainer)
                 bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}")
                 for watcher in watchers:
                     watcher.line(trainer, losses)
             for watcher in watchers if saves else ():
                 watcher.checkpoint(trainer)
             if callback is not None:
-                with own_streams(trainer.device):
+                with _own_streams(trainer.device):
                     callback(trainer)
             if is_last:
                 break
 
-
-def own_streams(
-    device: torch.device,  # where a run computes
-):
+# %% ../nbs/09_training.ipynb #own-streams
+def _own_streams(device):
     """Keep what happens inside away from torch's global random streams."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
