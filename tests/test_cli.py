@@ -51,7 +51,7 @@ def test_train_then_sample_from_a_shell(tmp_path):
 def test_help_needs_no_explanation(tmp_path):
     text = shell("train", "--help", cwd=tmp_path).stdout
     assert "--dataset" in text and "needs no download" in text and "(default: cosine)" in text
-    assert re.search(r"--seed SEED\s+seed of weights, data order and noise \(default:\s+0\)", text)
+    assert re.search(r"--seed SEED\s+of the order of the data, the steps and the noise\s+\(default:\s+0\)", text)
     assert all("--" + name.replace("_", "-") in text for name in default_options())
     assert shell("--help", cwd=tmp_path).returncode == 0
 
@@ -151,7 +151,7 @@ def test_a_network_that_predicts_something_else_is_sampled_and_measured_as_such(
     model, schedule = load_pretrained("run")
     draw = lambda model: sample_ddim(model, schedule, (64, 1, 8, 8), n_steps=20, generator=torch.Generator().manual_seed(0))
     for name, model_ in (("right", model), ("wrong", model.network)):
-        cli._save_picture(draw(model_), Path(f"{name}.png"), 4)
+        cli._save_picture(draw(model_), Path(f"{name}.png"))
     pictures = {path.name: path.read_bytes() for path in (*Path().glob("*.png"), Path("run/samples/step-00000002.png"))}
     assert pictures["drawn.png"] == pictures["step-00000002.png"] == pictures["right.png"] != pictures["wrong.png"]
     images = load_dataset("digits", split="test").images()[:4]
@@ -167,7 +167,7 @@ def test_a_run_with_the_name_of_a_shipped_model_is_told_apart(tmp_path, monkeypa
     assert main([*words, "--n", "4"]) == 0  # by default as many steps as the chain has, here 20
     model, schedule = load_pretrained("./digits")
     x = sample_ddim(model, schedule, (4, 1, 8, 8), n_steps=20, generator=torch.Generator().manual_seed(0))
-    cli._save_picture(x, Path("own.png"), 4)
+    cli._save_picture(x, Path("own.png"))
     assert Path("samples.png").read_bytes() == Path("own.png").read_bytes()
 
 

@@ -64,7 +64,7 @@ def test_a_worker_that_dies_is_told(tmp_path):
 
 
 def test_ours_and_diffusers_are_one_function():
-    from ddpm_nb.hub import unet_from_diffusers
+    from ddpm_nb.convert import unet_from_diffusers
 
     theirs, x, t = peers.Diffusers(case()), torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
     ours, _ = unet_from_diffusers(theirs.network)
