@@ -82,7 +82,7 @@ def die_at_file_operation(number, begun):
 
         return call
 
-    Path.write_bytes, Path.write_text = write_bytes, lambda self, text: write_bytes(self, text.encode())
+    Path.write_bytes, Path.write_text = write_bytes, lambda self, text, *_: write_bytes(self, text.encode())
     os.replace, os.unlink = guarded("replace"), guarded("unlink")
 
 
