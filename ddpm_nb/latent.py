@@ -97,7 +97,7 @@ class Autoencoder(nn.Module):
         self.register_buffer("latent_std", torch.ones(1, latent_channels, 1, 1))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance, (B, *latent_shape) each, for images (B, C, H, W)."""
+        """Return mean and log-variance, (B, latent_shape) each, for images (B, C, H, W)."""
         size = self.config["image_size"]
         check_batch("x", x, (self.config["in_channels"], size, size))
         padded = F.pad(x, [self.config["padding"]] * 4, value=-1.0)
