@@ -278,7 +278,7 @@ class _WithoutLabels(Dataset):
 
     def __init__(self, data):
         self.data = data
-        self.as_bytes = hasattr(data, "read")
+        self.as_bytes = getattr(data, "serves_bytes", False) is True
 
     def __getitem__(self, index):
         return self.data.read(index) if self.as_bytes else self.data[index][0]

@@ -195,6 +195,7 @@ class FolderDataset(Dataset):
     """Read the pictures of a folder when asked for, as (image in [-1, 1], label)."""
 
     n_levels = 256
+    serves_bytes = True  # `read` gives bytes, which are scaled on the device
 
     def __init__(
         self,

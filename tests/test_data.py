@@ -387,3 +387,23 @@ def test_names():
     assert DATASETS == ("digits", "mnist", "fashion-mnist", "cifar10", "folder")
     assert module.FolderDataset is FolderDataset
     refuses(lambda: module.NoSuch, "has no attribute 'NoSuch'", error=AttributeError)
+
+
+def test_a_data_set_may_have_something_called_read():
+    class Noting(torch.utils.data.Dataset):
+        """Note which images were asked for, under a name that `FolderDataset` uses for something else."""
+
+        def __init__(self):
+            self.data, self.read = load_dataset("digits"), []
+
+        def __len__(self):
+            return len(self.data)
+
+        def __getitem__(self, index):
+            self.read.append(index)
+            return self.data[index]
+
+    data = Noting()
+    first = next(train_batches(data, 8, seed=1))
+    assert torch.equal(first, next(train_batches(load_dataset("digits"), 8, seed=1)))
+    assert len(data.read) >= 8
