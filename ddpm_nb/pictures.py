@@ -209,10 +209,9 @@ class FolderDataset(Dataset):
     ):
         self.root = _existing_folder(root)
         self.flip = bool(flip)
-        self.how = {"image_size": check_int("image_size", image_size)}
-        self.how |= {"grey": bool(grey), "white_level": white_level}
-        found = _scan(self.root, self.how, unreadable)
-        self.files, self.classes, self.labels, self.unreadable = found
+        size = check_int("image_size", image_size)
+        how = self.how = dict(image_size=size, grey=bool(grey), white_level=white_level)
+        self.files, self.classes, self.labels, self.unreadable = _scan(self.root, how, unreadable)
 
     def __len__(self):
         return len(self.files)
