@@ -210,7 +210,7 @@ class FolderDataset(Dataset):
         self.root = _existing_folder(root)
         self.flip = bool(flip)
         size = check_int("image_size", image_size)
-        how = self.how = dict(image_size=size, grey=bool(grey), white_level=white_level)
+        how = self.how = {"image_size": size, "grey": bool(grey), "white_level": white_level}
         self.files, self.classes, self.labels, self.unreadable = _scan(self.root, how, unreadable)
 
     def __len__(self):
