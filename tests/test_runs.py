@@ -58,7 +58,8 @@ from ddpm_nb.runs import (
     trainer_state,
 )
 from ddpm_nb.schedules import make_schedule
-from ddpm_nb.training import lr_factor, read_losses
+from ddpm_nb.training import _read_losses as read_losses
+from ddpm_nb.training import lr_factor
 from ddpm_nb.unet import UNet
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -9,7 +9,7 @@ import shutil
 from importlib.metadata import files
 from pathlib import Path
 
-MATHJAX = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2/*.woff")
+MATHJAX = ("tex-chtml-full.js", "ui/lazy.js", "output/chtml/fonts/woff-v2/*.woff")
 
 
 def repository(root):

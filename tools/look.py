@@ -1,0 +1,183 @@
+"""Open every page of a built site in Chromium and report what its reader cannot see whole.
+
+Usage: python tools/look.py [_build/html] [--pages 09 notation] [--widths 1280 820 390] [--dark] [--pictures FOLDER]
+
+A page is shown in a frame of each width. Reported: code, formulas, tables and outputs that are wider than their place, and pages that
+are wider than the screen. With --pictures the first screens of each page are written as PNG files. Chromium must be on the path;
+nothing else is needed: the pages are served by Python, and the frame sends back what it measured.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+KINDS = ("code", "formulas", "tables", "outputs", "page")
+HARNESS = """<!doctype html><meta charset="utf-8"><body style="margin:0">
+<script>
+const pages = PAGES, widths = WIDTHS, dark = DARK, found = [];
+const selectors = {
+  code: "div.highlight pre", formulas: "div.math mjx-container[display=true], div.math",
+  tables: ".bd-article table", outputs: "div.cell_output div.output, div.cell_output pre",
+};
+// what scrolls with a fading edge says that there is more
+const wider = e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && !e.closest(".scrolls") && !e.querySelector(".scrolls");
+const wait = ms => new Promise(done => setTimeout(done, ms));
+async function measure(page, width) {
+  localStorage.setItem("mode", dark ? "dark" : "light");
+  localStorage.setItem("theme", dark ? "dark" : "light");
+  const frame = document.createElement("iframe");
+  frame.style.cssText = `border:0; width:${width}px; height:900px`;
+  frame.src = page;
+  document.body.replaceChildren(frame);
+  await new Promise(done => frame.onload = done);
+  const inside = frame.contentWindow;
+  if (inside.MathJax && inside.MathJax.startup) await inside.MathJax.startup.promise;
+  const lazy = inside.MathJax && inside.MathJax.startup && inside.MathJax.startup.document;
+  if (lazy && lazy.lazyTypesetAll) await lazy.lazyTypesetAll();  // those below the screen, too
+  await inside.document.fonts.ready;
+  await wait(50);
+  const row = {page, width};
+  for (const [kind, selector] of Object.entries(selectors)) {
+    const all = [...inside.document.querySelectorAll(selector)];
+    row[kind] = [all.filter(wider).length, all.length];
+  }
+  const root = inside.document.documentElement;
+  row.page_too_wide = Math.max(0, root.scrollWidth - width);
+  return row;
+}
+(async () => {
+  for (const page of pages) for (const width of widths) {
+    try { found.push(await measure(page, width)); }
+    catch (error) { found.push({page, width, error: String(error)}); }
+  }
+  await fetch("/found", {method: "POST", body: JSON.stringify(found)});
+})();
+</script>"""
+
+
+class Pages(SimpleHTTPRequestHandler):
+    """Serve the site, the measuring page, and take what it found."""
+
+    harness, found, done = "", None, None
+
+    def do_GET(self):
+        """Send the measuring page, or a file of the site."""
+        if self.path != "/look.html":
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(type(self).harness.encode())
+
+    def do_POST(self):
+        """Keep what the page measured."""
+        type(self).found = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(204)
+        self.end_headers()
+        type(self).done.set()
+
+    def log_message(self, *_):
+        """Say nothing about requests."""
+
+
+class Quiet(ThreadingHTTPServer):
+    """Do not report a browser that leaves a page before all of it has come."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Be silent about closed connections."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def find_browser():
+    """Return the path of Chromium, or None."""
+    return next((path for path in map(shutil.which, NAMES) if path), None)
+
+
+def chromium(*options, profile):
+    """List the command that starts Chromium without a window."""
+    common = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    return [find_browser(), *common, f"--user-data-dir={profile}", *options]
+
+
+def measure(site, pages, widths, dark=False, timeout=1200):
+    """Measure pages at each width; return a row for each."""
+    Pages.done = threading.Event()
+    text = HARNESS.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(widths))
+    Pages.harness = text.replace("DARK", json.dumps(dark))
+    server = Quiet(("127.0.0.1", 0), partial(Pages, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/look.html"
+    with tempfile.TemporaryDirectory() as profile:
+        size = f"--window-size={max(widths) + 20},1000"
+        command = chromium(size, "--remote-debugging-port=0", address, profile=profile)
+        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            if not Pages.done.wait(timeout):
+                raise TimeoutError(f"the browser did not answer within {timeout} s")
+        finally:
+            browser.terminate()
+            browser.wait()
+            server.shutdown()
+    return Pages.found
+
+
+def picture(site, page, width, height, out):
+    """Write the first screens of a page as a PNG file."""
+    with tempfile.TemporaryDirectory() as profile:
+        options = [f"--window-size={max(width, 500)},{height}", f"--screenshot={out}"]
+        url = (Path(site).resolve() / page).as_uri()
+        command = chromium(*options, "--virtual-time-budget=20000", url, profile=profile)
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def list_pages(site, wanted=()):
+    """List the site's pages whose path holds one of the wanted words."""
+    pages = sorted(str(p.relative_to(site)) for p in Path(site).rglob("*.html"))
+    pages = [p for p in pages if not p.startswith(("_static", "_modules", "_sources"))]
+    return [p for p in pages if not wanted or any(word in p for word in wanted)]
+
+
+def main(arguments=None):
+    """Measure, print a table, and end with 1 if something is cut."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("site", nargs="?", default="_build/html")
+    parser.add_argument("--pages", nargs="*", default=())
+    parser.add_argument("--widths", nargs="*", type=int, default=[1280, 820, 390])
+    parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--pictures")
+    options = parser.parse_args(arguments)
+    if find_browser() is None:
+        sys.exit(f"none of {', '.join(NAMES)} is on the path")
+    pages = list_pages(options.site, options.pages)
+    if not pages:
+        sys.exit(f"no pages in {options.site}: build the book first (make book)")
+    rows = measure(options.site, pages, options.widths, options.dark)
+    print(f"{'page':34} {'width':>6}   code cut   formulas    tables   outputs  page over by")
+    for row in rows:
+        if "error" in row:
+            print(f"{row['page']:34} {row['width']:6}   {row['error']}")
+            continue
+        cut = "".join(f"{row[kind][0]:6}/{row[kind][1]:<4}" for kind in KINDS[:-1])
+        print(f"{row['page']:34} {row['width']:6} {cut} {row['page_too_wide']:6} px")
+    for page in pages if options.pictures else ():
+        Path(options.pictures).mkdir(parents=True, exist_ok=True)
+        out = Path(options.pictures, Path(page).stem + ".png").resolve()
+        picture(options.site, page, max(options.widths), 2000, out)
+    bad = [r for r in rows if "error" in r or r["page_too_wide"] or any(r[k][0] for k in KINDS[:-1])]
+    print(f"\n{len(bad)} of {len(rows)} views cut something")
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
