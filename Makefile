@@ -10,7 +10,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 --nbval-saniti
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME MPLBACKEND VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check bench lab lock address gpu fresh clean
+.PHONY: help setup book test check look bench lab lock address gpu fresh clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -36,6 +36,9 @@ test: setup ## everything that continuous integration runs
 
 check: setup ## the fast part of the tests: export, clean notebooks, lint, the project's own rules
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/test.sh fast
+
+look: setup ## open all pages of the built book in Chromium at three widths and list what is cut
+	$(BIN)/python tools/look.py _build/html --pictures _build/look
 
 bench: setup ## measure the package beside its peers (about an hour on two cores) and write what the book's page on performance shows
 	$(UV) pip install --quiet --python $(BIN)/python --target studies/.peers --no-deps --require-hashes -r requirements-bench.txt

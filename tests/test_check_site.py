@@ -1,6 +1,7 @@
 """The site check finds each kind of fault when it is planted in a small site."""
 
 import json
+import os
 
 import pytest
 from check_site import SEARCHED, check
@@ -137,3 +138,34 @@ def test_search_that_finds_another_page_first_is_found(site):
     path.write_text(f"Search.setIndex({json.dumps(index)})")
     found = [fault.split("'")[1] for fault in site()]
     assert found == ["elbo", "noise schedule", "u-net"]
+
+
+def test_head_and_weight_of_a_page_of_a_whole_site(site):
+    """A page below the root has each tag once, and loads neither search nor MathJax without need."""
+    pages = list(dict.fromkeys(SEARCHED.values()))
+    entries = {words: [[pages.index(page), "part", True]] for words, page in SEARCHED.items()}
+    index = json.dumps({"docnames": pages, "indexentries": entries})
+    (site.root / "searchindex.js").write_text(f"Search.setIndex({index})")
+    (site.root / "nbs").mkdir()
+    good = (
+        "<title>A</title><meta name='viewport'><link rel='canonical' href='https://example.org/a'>"
+        "<meta property='og:image' content='https://example.org/a.png'>"
+    )
+
+    def write(head):
+        (site.root / "nbs" / "a.html").write_text(f"<html><head>{head}</head><body></body></html>")
+        return [fault.removeprefix("nbs/a.html ") for fault in site()]
+
+    assert write(good) == []
+    assert write(good + "<meta name='viewport'>") == ["has 2 times a viewport"]
+    assert write(good.replace("<title>A</title>", "")) == ["has 0 times a title"]
+    assert (
+        "only the search page needs" in write(f"{good}<script src='../searchindex.js'></script>")[0]
+    )
+    mathjax = "<script src='../_static/mathjax/tex.js'></script>"
+    assert write(good + mathjax) == ["loads MathJax and has no mathematics"]
+    (site.root / "_static" / "style.css").write_bytes(os.urandom(310_000).hex().encode())
+    assert any(
+        "bytes; 300,000 are allowed" in f
+        for f in write(f"{good}<link rel='stylesheet' href='../_static/style.css'>")
+    )

@@ -5,6 +5,7 @@ chapter that teaches a thing.
 Usage: python tools/check_site.py FOLDER
 """
 
+import gzip
 import json
 import re
 import subprocess
@@ -55,6 +56,13 @@ SEARCHED = {  # what readers type, and the page that the search must name first
     "u-net": "nbs/07_unet",
     "attention map": "nbs/20_text_conditioning",
 }
+HEAD = {  # what each page of a whole site has once
+    "title": "a title",
+    "meta[name=viewport]": "a viewport",
+    "link[rel=canonical]": "a canonical address",
+    "meta[property='og:image']": "a picture for previews",
+}
+HEAVIEST = {"plain": 300_000, "math": 700_000}  # bytes
 NOT_PROSE = "script, style, pre, code, textarea, noscript, .math, .output"
 
 
@@ -93,6 +101,30 @@ def missing_file(folder, address):
     """Tell whether a local address, relative to a folder, has no file behind it."""
     name = unquote(urldefrag(address)[0].partition("?")[0])
     return bool(name) and not re.match(r"[a-z]+:", name) and not (folder / name).is_file()
+
+
+def head_faults(page):
+    """List what the head of a page of a whole site lacks, holds twice, or loads without need."""
+    soup = page.soup
+    for selector, wanted in HEAD.items():
+        if len(found := soup.select(selector)) != 1:
+            yield f"has {len(found)} times {wanted}"
+    scripts = " ".join(tag["src"] for tag in soup.find_all("script", src=True))
+    if "searchindex.js" in scripts and page.path.name != "search.html":
+        yield "loads searchindex.js, which only the search page needs"
+    if "mathjax" in scripts.lower() and not soup.select_one(".math"):
+        yield "loads MathJax and has no mathematics"
+
+
+def weight_fault(page):
+    """Return, as a list, that a page without its pictures is too heavy over the wire (compressed)."""
+    local = [
+        a.partition("?")[0] for a in page.loads() if a.partition("?")[0].endswith((".js", ".css"))
+    ]
+    files = {(page.path.parent / address).resolve() for address in local} | {page.path}
+    weight = sum(len(gzip.compress(path.read_bytes())) for path in files if path.is_file())
+    limit = HEAVIEST["math" if page.soup.select_one(".math") else "plain"]
+    return [f"weighs {weight:,} bytes; {limit:,} are allowed"] * (weight > limit)
 
 
 def load_faults(page):
@@ -235,8 +267,11 @@ def check(root):
     if not pages:
         return [f"{root} has no pages"]
     faults = []
+    whole = (root / "searchindex.js").is_file()  # a site with search, not a page or two
     for path, page in pages.items():
         found = [
+            *(head_faults(page) if whole and path.parent != root else ()),
+            *weight_fault(page),
             *load_faults(page),
             *link_faults(page, pages),
             *math_faults(page),
@@ -246,7 +281,7 @@ def check(root):
         faults += [f"{path.relative_to(root)} {fault}" for fault in found]
     for page, fault in code_faults(pages.values()):
         faults.append(f"{page.path.relative_to(root)} {fault}")
-    if (root / "searchindex.js").is_file():
+    if whole:
         faults += search_faults(root)
     for path in sorted(root.rglob("*.css")):
         faults += [f"{path.relative_to(root)} {fault}" for fault in style_faults(path)]

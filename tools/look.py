@@ -174,7 +174,9 @@ def main(arguments=None):
         Path(options.pictures).mkdir(parents=True, exist_ok=True)
         out = Path(options.pictures, Path(page).stem + ".png").resolve()
         picture(options.site, page, max(options.widths), 2000, out)
-    bad = [r for r in rows if "error" in r or r["page_too_wide"] or any(r[k][0] for k in KINDS[:-1])]
+    bad = [
+        r for r in rows if "error" in r or r["page_too_wide"] or any(r[k][0] for k in KINDS[:-1])
+    ]
     print(f"\n{len(bad)} of {len(rows)} views cut something")
     return int(bool(bad))
 

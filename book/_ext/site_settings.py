@@ -20,6 +20,12 @@ def repository(root):
     return f"https://github.com/{values['user']}/{values['repo']}", values["branch"]
 
 
+def page_address(root, page):
+    """Return the address at which a page of the published site will be."""
+    owner, repo = repository(root)[0].split("/")[-2:]
+    return f"https://{owner}.github.io/{repo}/{page}"
+
+
 def on_config_inited(app, config):
     """Point the theme's buttons at the repository and choose whether notebooks run."""
     url, branch = repository(app.srcdir)
@@ -30,6 +36,7 @@ def on_config_inited(app, config):
         "use_issues_button": True,
         "launch_buttons": {"colab_url": "https://colab.research.google.com"},
     }
+    config.html_baseurl = page_address(app.srcdir, "")
     config.nb_execution_mode = os.environ.get("BOOK_EXECUTE") or config.nb_execution_mode
     config.hide_solutions = config.hide_solutions or os.environ.get("BOOK_SOLUTIONS") == "off"
 

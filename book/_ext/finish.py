@@ -1,0 +1,136 @@
+"""Finish the built pages: what no page uses is left out, and what search engines and shared links show is put in.
+
+- Icons come as one small font with the few that occur, instead of 1.5 MB of script.
+- The search index is loaded by the search page alone, MathJax by pages with formulas alone.
+- Each page has a description, a canonical address and a picture for previews; there is a page for addresses that do not exist.
+"""
+
+import html
+import logging
+import re
+from pathlib import Path
+
+import pydata_sphinx_theme
+from docutils import nodes
+from fontTools import subset
+from fontTools.ttLib import TTFont
+from site_settings import page_address
+
+ICONS = {"solid": "fa-solid-900", "brands": "fa-brands-400"}
+RULE = re.compile(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
+NAME = re.compile(r"\.fa-([a-z0-9-]+):before")
+STYLES = {"fa-solid": "solid", "fas": "solid", "fab": "brands", "fa-brands": "brands"}
+SCRIPTED = "sun moon circle-half-stroke xmark bars chevron-down chevron-right angles-left"  # shown by scripts
+UNUSED = "fontawesome.js|sphinx-thebe.js|design-tabs.js"
+SEARCH = "searchtools.js|language_data.js|searchindex.js"
+logging.getLogger("fontTools").setLevel(logging.WARNING)
+LONGEST = 200  # characters of a description
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>{head}
+<style>body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 34rem; margin: 15vh auto; padding: 0 1rem }}</style></head>
+<body><h1>{title}</h1><p>{text}</p></body></html>
+"""
+
+
+def describe(doctree):
+    """Return the first words of a page: its summary, or its first paragraph."""
+    if doctree is None:
+        return ""
+    first = next(iter(doctree.findall(nodes.block_quote)), None)
+    first = first or next(iter(doctree.findall(nodes.paragraph)), None)
+    text = " ".join(first.astext().split()) if first else ""
+    return text if len(text) <= LONGEST else text[: text.rfind(" ", 0, LONGEST)] + " ..."
+
+
+def on_page(app, pagename, templatename, context, doctree):
+    """Say in the page's head what it is about and where it lives."""
+    text = describe(doctree)
+    facts = {"og:type": "article", "og:title": re.sub("<[^>]*>", "", context.get("title") or "")}
+    facts |= {"og:url": page_address(app.srcdir, f"{pagename}.html")}
+    facts |= {"og:image": page_address(app.srcdir, f"_static/{app.config.preview_picture}")}
+    tags = [f'<meta property="{k}" content="{html.escape(v)}">' for k, v in facts.items()]
+    if text:
+        tags.append(f'<meta name="description" content="{html.escape(text)}">')
+        tags.append(f'<meta property="og:description" content="{html.escape(text)}">')
+    tags.append('<meta name="twitter:card" content="summary_large_image">')
+    context["metatags"] = context.get("metatags", "") + "\n".join(tags)
+
+
+def lighten(text, is_search):
+    """Leave out of a page what it loads and does not use."""
+    unused = UNUSED if is_search else f"{UNUSED}|{SEARCH}"
+    if 'class="math' not in text:
+        unused += "|tex-chtml-full.js"
+    text = re.sub(rf'\s*<script[^>]*src="[^"]*(?:{unused})[^"]*"[^>]*></script>', "", text)
+    text = re.sub(r'\s*<script type="text/x-thebe-config">.*?</script>', "", text, flags=re.S)
+    text = re.sub(r"\s*<link[^>]*sphinx-thebe.css[^>]*/>", "", text)
+    first, *others = re.split(r'(?=<meta name="viewport")', text)
+    return first + "".join(others[:1] + [re.sub("^<meta[^>]*>", "", part) for part in others[1:]])
+
+
+def used_icons(pages):
+    """Collect the names of the icons on the pages, per style."""
+    found = {"solid": set(SCRIPTED.split()), "brands": set()}
+    for text in pages:
+        for classes in re.findall(r'<i class="(fa[^"]*)"', text):
+            first, *others = classes.split()
+            if first in STYLES:
+                found[STYLES[first]] |= {name.removeprefix("fa-") for name in others}
+    return found
+
+
+def write_icons(out, found):
+    """Write fonts with these icons and nothing else, and the theme's style sheet without the others."""
+    theme = Path(pydata_sphinx_theme.__file__).parent / "theme" / "pydata_sphinx_theme" / "static"
+    css, kept = (theme / "styles" / "pydata-sphinx-theme.css").read_text("utf-8"), set()
+    for style, file in ICONS.items():
+        # a rule is .fa-name:before,.fa-other:before{content:"\\f065"}
+        codes = {
+            int(m[2], 16) for m in RULE.finditer(css) if found[style] & set(NAME.findall(m[1]))
+        }
+        font = TTFont(theme / "vendor" / "fontawesome" / "webfonts" / f"{file}.ttf")
+        subsetter = subset.Subsetter(subset.Options(notdef_outline=True))
+        subsetter.populate(unicodes=codes)
+        subsetter.subset(font)
+        font.flavor = "woff"
+        font.save(out / f"icons-{style}.woff")
+        sources = (
+            rf'src:url\([^)]*{file}.woff2\) format\("woff2"\),url\([^)]*\) format\("truetype"\)'
+        )
+        css = re.sub(sources, f'src:url(../icons-{style}.woff) format("woff")', css)
+        kept |= codes
+    css = RULE.sub(lambda rule: rule[0] if int(rule[2], 16) in kept else "", css)
+    (out / "styles" / "pydata-sphinx-theme.css").write_text(css, "utf-8")
+
+
+def on_build_finished(app, exception):
+    """Go over all pages once more."""
+    if exception or app.builder.format != "html":
+        return
+    out, home = Path(app.outdir), app.config.root_doc + ".html"
+    paths = [p for p in out.rglob("*.html") if "_static" not in p.parts]
+    texts = {path: path.read_text("utf-8") for path in paths}
+    write_icons(out / "_static", used_icons(texts.values()))
+    for path, text in texts.items():
+        path.write_text(lighten(text, path.name == "search.html"), "utf-8")
+    for path in (*out.rglob("_static/**/*.map"), *out.rglob("_static/vendor/**/fa-*")):
+        path.unlink()
+    (out / "_static" / "scripts" / "fontawesome.js").unlink(missing_ok=True)
+    address = page_address(app.srcdir, "")
+    title = app.config.html_title
+    head = f'<link rel="canonical" href="{page_address(app.srcdir, home)}"><meta http-equiv="refresh" content="0; url={home}">'
+    words = f'<a href="{home}">The book begins here.</a>'
+    (out / "index.html").write_text(
+        PAGE.format(title=html.escape(title), head=head, text=words), "utf-8"
+    )
+    words = f'There is no page at this address. <a href="{address}{home}">To the first page</a>, or <a href="{address}search.html">search the book</a>.'
+    (out / "404.html").write_text(PAGE.format(title="Not found", head="", text=words), "utf-8")
+
+
+def setup(app):
+    """Register the extension with Sphinx."""
+    app.add_config_value("preview_picture", "samples.png", "html")
+    app.connect("html-page-context", on_page, priority=950)
+    app.connect("build-finished", on_build_finished, priority=950)
+    return {"version": "1", "parallel_read_safe": True}
