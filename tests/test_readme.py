@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ddpm_nb.cli import main
 
@@ -20,7 +21,8 @@ def blocks(language):
 
 
 @pytest.mark.parametrize("source", blocks("python"))
-def test_python_blocks_run(source):
+def test_python_blocks_run(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         exec(compile(source, "README.md", "exec"), {})
@@ -30,11 +32,13 @@ def test_python_blocks_run(source):
 def test_shell_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("ddpm-nb")]
-    assert [line.split()[1] for line in lines] == ["train", "sample", "resume"]
-    short = {"train": ["--iterations", "2"], "sample": ["--steps", "2"], "resume": []}
+    assert [line.split()[1] for line in lines] == ["train", "sample", "generate", "resume"]
+    short = {"train": ["--iterations", "2"], "resume": []}
     for words in map(shlex.split, lines):
-        assert main([*words[1:], *short[words[1]]]) == 0
-    assert (tmp_path / "samples.png").stat().st_size > 1000
+        assert main([*words[1:], *short.get(words[1], ["--steps", "2"])]) == 0
+    for name in ("samples.png", "sevens.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert max(picture.size) >= 512
 
 
 def test_make_targets_exist():

@@ -8,6 +8,7 @@ import os
 import shutil
 from importlib.metadata import files
 from pathlib import Path
+from urllib.parse import urlsplit
 
 MATHJAX = ("tex-chtml-full.js", "ui/lazy.js", "output/chtml/fonts/woff-v2/*.woff")
 
@@ -41,6 +42,14 @@ def on_config_inited(app, config):
     config.hide_solutions = config.hide_solutions or os.environ.get("BOOK_SOLUTIONS") == "off"
 
 
+def on_source(app, docname, source):
+    """Write the repository's address, and Colab's of it, where a page of the book asks for them."""
+    if docname.startswith("book/"):
+        url, branch = repository(app.srcdir)
+        colab = f"https://colab.research.google.com/github{urlsplit(url).path}/blob/{branch}"
+        source[0] = source[0].replace("@repository@", url).replace("@colab@", colab)
+
+
 def on_page(app, pagename, templatename, context, doctree):
     """Leave out the theme's live-code scripts: they are unused here and name a remote host."""
     scripts = context.get("script_files", [])
@@ -64,6 +73,7 @@ def on_build_finished(app, exception):
 def setup(app):
     """Register the extension with Sphinx."""
     app.connect("config-inited", on_config_inited, priority=100)
+    app.connect("source-read", on_source)
     app.connect("html-page-context", on_page, priority=900)
     app.connect("build-finished", on_build_finished)
     return {"version": "1", "parallel_read_safe": True}
