@@ -279,7 +279,17 @@ def _facts(options, data):
     origin = {name: options[name] for name in _DATA} | {"n_images": len(data)}
     return card, origin
 
-# %% ../nbs/28_command_line.ipynb #sampler
+# %% ../nbs/28_command_line.ipynb #draw-sheet
+def _draw_sheet(network, schedule, objective, n, n_steps, file):
+    """Draw n images with a network as it stands and write them as one picture."""
+    config = network.config
+    shape = (n, config["in_channels"], config["image_size"], config["image_size"])
+    model = predict_noise(network, schedule, objective)
+    options = {"n_steps": min(n_steps, schedule.n_steps)}
+    options["generator"] = torch.Generator().manual_seed(0)
+    _save_picture(sample_ddim(model, schedule, shape, **options), file)
+
+
 def _sampler(options):
     """Return a function that draws 64 images into OUT/samples every so often."""
     every = check_int("--sample-every", options["sample_every"], 0)
@@ -288,13 +298,9 @@ def _sampler(options):
     def draw(trainer):
         if every and trainer.n_steps % every == 0 and trainer.processes.is_main:
             folder.mkdir(exist_ok=True)
-            schedule, config = trainer.schedule, trainer.network.config
-            shape = (64, config["in_channels"], config["image_size"], config["image_size"])
-            model = predict_noise(trainer.ema.model, schedule, trainer.config.objective)
-            generator = torch.Generator().manual_seed(0)
-            steps = min(50, schedule.n_steps)
-            x = sample_ddim(model, schedule, shape, n_steps=steps, generator=generator)
-            _save_picture(x, folder / f"step-{trainer.n_steps:08d}.png")
+            file = folder / f"step-{trainer.n_steps:08d}.png"
+            network, objective = trainer.ema.model, trainer.config.objective
+            _draw_sheet(network, trainer.schedule, objective, 64, 50, file)
 
     return draw
 
@@ -358,7 +364,26 @@ def _train(options, config, data, going_on):
     if find_model(run, SHIPPED) != Path(run):
         run = f"./{run}"  # a shipped model has that name
     next_words = f"ddpm-nb sample --run {shlex.quote(run)} --out samples.png"
+    if processes.is_main:
+        sheet = Path(options["out"], "samples.png")
+        _draw_sheet(result.ema, schedule.to(processes.device), config.objective, 16, 20, sheet)
+        print(f"a sheet of 16 samples is in {sheet}")
+        print(_expected(options))
     _say(f"saved in {options['out']}; next: {next_words}", processes)
+
+# %% ../nbs/28_command_line.ipynb #expected
+def _expected(options):
+    """Say what a shipped model of the same data reached, or what to look at without one."""
+    name = options["dataset"]
+    if not (SHIPPED / name).is_dir():
+        return "expect: a loss that has stopped falling, and a sheet that looks like the data"
+    card = describe_model(SHIPPED / name)["card"]
+    length = f"{card['iterations']} iterations of {card['batch size']}"
+    same = (options["objective"], options["weighting"], options["schedule"])
+    found = f"expect: after {length} the shipped model {name!r} has "
+    if same == ("eps", "simple", card["schedule"]):
+        found += f"a loss of {card['test loss']} on test images and "
+    return found + f"samples such as: ddpm-nb sample --run {name} --out expected.png"
 
 # %% ../nbs/28_command_line.ipynb #held-out
 def _held_out(options):

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_nb import cli
 from ddpm_nb.cli import default_options, main, read_options
 from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import bits_per_dim
-from ddpm_nb.hub import load_pretrained
+from ddpm_nb.hub import SHIPPED, describe_model, load_pretrained
 from ddpm_nb.runs import read_settings
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.training import TrainConfig
@@ -345,7 +346,7 @@ def test_generate_refuses_in_a_line_and_writes_nothing(tmp_path, monkeypatch, ca
 
 def test_nothing_but_lines_where_there_is_no_terminal(tmp_path):
     done = shell(*QUICK, "--out", "run", cwd=tmp_path)
-    assert done.stderr == "" and len(done.stdout.splitlines()) == 2 and "\r" not in done.stdout
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 4 and "\r" not in done.stdout
 
 
 def examples():
@@ -409,3 +410,32 @@ def test_keeping_freed_memory_is_asked_for_unless_the_user_set_malloc():
     for environment, expected in ((clean, "True"), (clean | {"MALLOC_ARENA_MAX": "2"}, "False")):
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
         assert told.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(("options", "compared"), [([], True), (["--objective", "v"], False)])
+def test_train_ends_with_what_to_expect_and_where_to_look(options, compared, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUICK, *options, "--out", "run"]) == 0
+    told = capsys.readouterr().out
+    card = describe_model(SHIPPED / "digits")["card"]
+    assert "a sheet of 16 samples is in run/samples.png" in told
+    with Image.open("run/samples.png") as sheet:
+        assert max(sheet.size) >= 512
+    assert f"after {card['iterations']} iterations of {card['batch size']}" in told
+    assert (f"a loss of {card['test loss']} on test images" in told) == compared
+    expected = re.search(r"ddpm-nb (sample --run digits --out expected\.png)", told)[1]
+    assert main([*expected.split(), "--n", "1", "--steps", "1"]) == 0 and Path("expected.png").exists()
+
+
+def test_train_on_data_without_a_shipped_model_says_what_to_look_at():
+    assert "stopped falling" in cli._expected(default_options() | {"dataset": "folder"})
+
+
+@pytest.mark.parametrize("scale", [None, 2])
+def test_generate_draws_with_mnist_and_large(scale, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "a two", "--n", "1", "--steps", "1", "--out", "two.png"]
+    assert main(words + (["--scale", str(scale)] if scale else [])) == 0
+    with Image.open("two.png") as picture:
+        side = 28 + 2  # of MNIST, with a frame
+        assert picture.size == ((scale or 18) * side,) * 2 and (scale or max(picture.size) >= 512)
