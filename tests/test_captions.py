@@ -112,6 +112,14 @@ def test_words_rise_with_the_measurement():
             assert bool((order.diff() >= 0).all())
 
 
+def test_a_limit_belongs_to_the_word_below_it():
+    """The rule keeps the widest thin stroke, so that width itself is thin."""
+    strokes = measure_strokes(IMAGES[:1])
+    width, slant = strokes.width.item(), strokes.slant.item()
+    rule = CaptionRule(8, ((width, width + 1),) * 10, ((slant - 1, slant),) * 10)
+    assert attributes(rule, IMAGES[:1], LABELS[:1])[0, 1:].tolist() == [0, 1]
+
+
 def test_size_is_a_fourth_column():
     rule = fit_caption_rule(IMAGES, LABELS, with_size=True)
     found = attributes(rule, IMAGES, LABELS)
