@@ -457,6 +457,26 @@ def test_inpainting_keeps_what_is_known_and_repeats_each_step():
     assert calls == [t for t in kept for _ in range(3 if t else 1)]
 
 
+def test_known_pixels_are_as_noisy_as_the_step_that_comes_next():
+    """After the step from t the known pixels have the noise of the index that is visited next, and none at the end."""
+    schedule, known = make_schedule("cosine", 100), torch.zeros(4, 1, 32, 32)
+    mask, seen = torch.ones(known.shape, dtype=torch.bool), []
+    inpaint(
+        lambda x, t: 0 * x,
+        schedule,
+        known,
+        mask,
+        n_repeats=2,
+        n_steps=4,
+        generator=seeded(0),
+        callback=lambda t, x, x_0_hat: seen.append((t, float(x.std()))),
+    )
+    kept = [t for t, _ in seen]
+    for (_, std), after in zip(seen, kept[1:], strict=False):
+        assert abs(std / math.sqrt(1 - float(schedule.alpha_bars[after])) - 1) < 0.05
+    assert seen[-1][1] == 0
+
+
 def test_repeating_mends_inpainting():
     """One value of a correlated pair is known; the mean of the other is known exactly, 0.8."""
     pair = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
