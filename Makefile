@@ -53,9 +53,8 @@ lock: setup ## renew the pins in requirements-*.txt
 	$(LOCK) requirements-dev.in -o requirements-dev.txt
 	$(LOCK) --no-deps requirements-bench.in -o requirements-bench.txt
 
-address: setup ## write the address in settings.ini into the notebooks
-	$(BIN)/python tools/address.py
-	$(BIN)/nbdev_export
+address: ## write the address in settings.ini into the notebooks and pyproject.toml
+	$(PYTHON) tools/address.py
 
 gpu: setup ## run the notebooks and the tests that need a GPU on this machine's GPU
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device here"'

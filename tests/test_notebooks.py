@@ -13,7 +13,7 @@ import rules
 def folder(tmp_path, monkeypatch):
     """Let the tool work in an empty folder, and return a function that runs its commands."""
     (tmp_path / "nbs").mkdir()
-    (tmp_path / "settings.ini").write_text("[DEFAULT]\nuser = a\nrepo = b\nbranch = main\n")
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = ddpm_nb\nuser = a\nrepo = b\nbranch = main\n")
     monkeypatch.setattr(notebooks, "ROOT", tmp_path)
     monkeypatch.setattr(notebooks, "NBS", tmp_path / "nbs")
     monkeypatch.setattr(notebooks, "TEXT", tmp_path / "_text")

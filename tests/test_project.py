@@ -101,9 +101,45 @@ def test_address_is_in_settings_and_install_cells_only():
     holders = {
         name for name, text in tracked_text() if wanted in text and not name.startswith("nbs/")
     }
-    assert holders <= {"ddpm_nb/_modidx.py"}, (
-        "nbdev_export writes that one; nothing else repeats settings.ini"
-    )
+    assert holders <= {"ddpm_nb/_modidx.py", "pyproject.toml"}, "make address writes these two alone"
+
+
+def test_another_address_is_written_everywhere_and_a_wrong_one_is_told(tmp_path):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "ddpm_nb").mkdir()
+    for name in ("settings.ini", "pyproject.toml", "nbs/00_start.ipynb", "ddpm_nb/_modidx.py"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    old, new = f"{settings()['user']}/{settings()['repo']}", "somebody/a-copy"
+    assert address.check(old, tmp_path) is None
+    assert address.disagreeing(tmp_path) == []
+    text = (tmp_path / "settings.ini").read_text()
+    text = text.replace(f"repo = {settings()['repo']}", "repo = a-copy")
+    (tmp_path / "settings.ini").write_text(text.replace(f"user = {settings()['user']}", "user = somebody"))
+    assert address.check(new, tmp_path) is None
+    assert "Set `user = x` and `repo = y` in settings.ini, run `make address`" in address.check("x/y", tmp_path)
+    for path, correct in address.corrected(tmp_path).items():
+        assert new in correct and old not in correct, path
+        assert f"//{settings()['user']}." not in correct, path
+
+
+SUPPLIES = {"sklearn": "scikit-learn", "PIL": "pillow", "scipy": "scikit-learn", "huggingface_hub": "accelerate"}
+
+
+def test_pages_import_only_what_their_install_cell_brings():
+    """SUPPLIES names the distribution that a module comes from, or that always brings it along."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = project["dependencies"] + project["optional-dependencies"]["book"]
+    brought = {re.match(r"[\w-]+", line)[0] for line in named} | {project["name"]}
+    missing = set()
+    for notebook in rules.read_book():
+        for cell in notebook.code:
+            for node in ast.walk(cell.tree):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+                for top in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
+                    if SUPPLIES.get(top, top) not in brought:
+                        missing.add((notebook.path.name, top))
+    none(sorted(missing))
 
 
 def test_no_registry_is_named():

@@ -20,7 +20,7 @@ copy_notebooks() {
 export_in_sync() {
     copy_notebooks export
     mkdir "$work/export/ddpm_nb"
-    cp ddpm_nb/__init__.py ddpm_nb/py.typed "$work/export/ddpm_nb"  # written by hand
+    cp ddpm_nb/__init__.py ddpm_nb/__main__.py ddpm_nb/py.typed "$work/export/ddpm_nb"  # written by hand
     (cd "$work/export" && nbdev_export)
     diff -ru -x __pycache__ -x weights -x classifiers -x measured -x pipelines "$work/export/ddpm_nb" ddpm_nb
 }
@@ -35,6 +35,12 @@ committed_book() {
     BOOK_EXECUTE=off jupyter-book build . --path-output _build/committed --quiet -W --keep-going
 }
 
+address() {
+    # On GitHub, a copy that still names another repository would publish links to it; a pull request comes from anywhere.
+    [ -z "${GITHUB_REPOSITORY:-}" ] || [ "${GITHUB_EVENT_NAME:-}" = pull_request ] || python tools/address.py --check "$GITHUB_REPOSITORY"
+}
+
+step "the address" address
 step "ddpm_nb is what the notebooks export" export_in_sync
 step "notebooks are clean" notebooks_clean
 step "lint" ruff check --quiet .
