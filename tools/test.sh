@@ -40,6 +40,21 @@ address() {
     [ -z "${GITHUB_REPOSITORY:-}" ] || [ "${GITHUB_EVENT_NAME:-}" = pull_request ] || python tools/address.py --check "$GITHUB_REPOSITORY"
 }
 
+build_wheel() {
+    python -m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir "$work" .
+    python -m zipfile -e "$work"/*.whl "$work/wheel"
+}
+
+notebooks_from_the_wheel() {
+    # As on Colab: the notebook files and the installed package, and nothing else of the repository.
+    mkdir -p "$work/alone/tests"
+    cp -r nbs conftest.py "$work/alone"
+    cp tests/nbval_sanitize.cfg "$work/alone/tests"  # which differences of outputs do not count
+    cd "$work/alone"
+    PYTHONPATH="$work/wheel" python -c 'import ddpm_nb, sys; sys.exit("wheel" not in ddpm_nb.__file__)'
+    PYTHONPATH="$work/wheel" pytest -q -n 2 --dist loadfile --durations=10 $NBVAL nbs
+}
+
 step "the address" address
 step "ddpm_nb is what the notebooks export" export_in_sync
 step "notebooks are clean" notebooks_clean
@@ -52,4 +67,6 @@ step "the book, from the committed outputs" committed_book
 step "the site, and that its code would run" python tools/check_site.py _build/committed/_build/html
 # Two processes with one thread each do more than one process with two.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-step "tests and notebooks" pytest -q -n 2 --dist loadfile --durations=10 $NBVAL tests nbs
+step "tests" pytest -q -n 2 --dist loadfile --durations=10 tests
+step "the wheel" build_wheel
+step "notebooks, in an empty folder with the wheel alone" notebooks_from_the_wheel
