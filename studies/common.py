@@ -4,9 +4,11 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
-from ddpm_nb.files import write_json
+from ddpm_nb.files import replaced_file, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED, PICTURES = ROOT / "ddpm_nb" / "measured", ROOT / "book" / "_static"
@@ -21,4 +23,18 @@ def write(path, facts):
 def setting(hardware, packages=("ddpm_nb", "torch", "numpy")):
     """Describe what a study was measured with: the machine in words, versions, threads."""
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
-    return {"hardware": hardware, "versions": versions, "threads of a process": torch.get_num_threads()}
+    return {
+        "hardware": hardware,
+        "versions": versions,
+        "threads of a process": torch.get_num_threads(),
+    }
+
+
+def save_grey(path, sheet, scale=1):
+    """Write bytes (H, W, 1) as a PNG of sixteen greys, half the size of one of 256."""
+    levels = (sheet[..., 0].astype(np.float32) / 17).round().astype(np.uint8)
+    picture = Image.fromarray(levels.repeat(scale, 0).repeat(scale, 1), "P")
+    picture.putpalette([grey for level in range(16) for grey in [17 * level] * 3])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(path) as file:
+        picture.save(file, format="png", optimize=True, bits=4)

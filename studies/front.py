@@ -12,7 +12,7 @@ import hashlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import PICTURES, write
+from common import PICTURES, save_grey, write
 from PIL import Image
 
 from ddpm_nb.forward import predict_x_0, q_sample
@@ -43,14 +43,6 @@ def model_fingerprints():
     return {name: fingerprint(path) for name, path in files.items()}
 
 
-def save_grey(name, sheet, scale=1):
-    """Write bytes (H, W, 1) as a PNG of sixteen greys, half the size of one of 256."""
-    levels = (sheet[..., 0].astype(np.float32) / 17).round().astype(np.uint8)
-    picture = Image.fromarray(levels.repeat(scale, 0).repeat(scale, 1), "P")
-    picture.putpalette([grey for level in range(16) for grey in [17 * level] * 3])
-    picture.save(PICTURES / name, optimize=True, bits=4)
-
-
 def draw(model, schedule, n, seed):
     """Draw n pictures of 28 x 28 pixels in 50 steps."""
     return sample_ddim(model, schedule, (n, 1, 28, 28), generator=seeded(seed))
@@ -77,13 +69,13 @@ def dissolve_and_return(model, schedule):
 def save_walk(model, schedule):
     """Write the frames of the landing page's walk below each other, and the first by itself."""
     sheets = [tile(x, 3) for x in dissolve_and_return(model, schedule)]
-    save_grey("landing-walk.png", np.concatenate(sheets))
-    save_grey("landing-still.png", sheets[0], 4)
+    save_grey(PICTURES / "landing-walk.png", np.concatenate(sheets))
+    save_grey(PICTURES / "landing-still.png", sheets[0], 4)
 
 
 def save_card(name, x):
     """Write eight pictures as the image of a part's card."""
-    save_grey(f"part-{name}.png", tile(x, 4), 4 * 28 // x.shape[-1])
+    save_grey(PICTURES / f"part-{name}.png", tile(x, 4), 4 * 28 // x.shape[-1])
 
 
 def save_start():
@@ -120,7 +112,7 @@ def save_learning(model, schedule):
 def save_sentences(pipeline):
     """Write what a sentence becomes, what three do, and a card of eight digits by their names."""
     pictures = pipeline.generate(list(SENTENCES), n=10, generator=seeded(0))
-    save_grey("landing-sentence.png", tile(pictures[:6], 6), 4)
+    save_grey(PICTURES / "landing-sentence.png", tile(pictures[:6], 6), 4)
     axes = show_images(pictures, n_cols=10, row_titles=SENTENCES, cell=0.7)
     axes.figure.savefig(PICTURES / "sentences.png", dpi=110, bbox_inches="tight")
     plt.close(axes.figure)
@@ -169,7 +161,7 @@ def main():
     """Draw all pictures and note what they were drawn from."""
     model, schedule = load_pretrained("mnist")
     save_walk(model, schedule)
-    save_grey("samples.png", tile(draw(model, schedule, 96, 0), 16), 2)
+    save_grey(PICTURES / "samples.png", tile(draw(model, schedule, 96, 0), 16), 2)
     save_start()
     save_noising(model, schedule)
     save_learning(model, schedule)
