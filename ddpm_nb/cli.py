@@ -9,6 +9,7 @@ __all__ = ['DEVICES', 'default_options', 'make_parser', 'read_options', 'pick_de
 import argparse
 import inspect
 import json
+import os
 import re
 import shlex
 import signal
@@ -18,6 +19,7 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
+# %% ../nbs/28_command_line.ipynb #make-parser
 import torch
 from PIL import Image
 
@@ -156,7 +158,9 @@ def _add_evaluate(parser):
     add("--run", **_RUN)
     text = "what to measure on; what the model was trained on without"
     add("--dataset", choices=DATASETS, help=text)
-    add("--root", default="data", help="folder with the data files (default: data)")
+    add("--root", help="folder with the data files (default: the run's own, or data)")
+    text = "what to do with a folder's files that are no pictures (default: as the run did)"
+    add("--unreadable", choices=_CHOICES["unreadable"], help=text)
     text = "held-out images, from the beginning of the test part (default: 64)"
     add("--n", type=int, default=64, help=text)
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
@@ -210,7 +214,8 @@ def read_options(
         raise ValueError(f"--config {path} is not JSON: {error}") from None
     nested = isinstance(values, dict) and all(isinstance(part, dict) for part in values.values())
     if nested and set(values) == {"config", "data"}:
-        values = {k: v for part in values.values() for k, v in part.items() if k != "n_images"}
+        found = ("n_images", "roots")  # what the run found, and no option
+        values = {k: v for part in values.values() for k, v in part.items() if k not in found}
     if not isinstance(values, dict):
         given = type(values).__name__
         raise ValueError(f"--config {path} must hold an object of options; got {given}")
@@ -277,7 +282,18 @@ def _facts(options, data):
     card = {"name": f"{name}, {schedule}", "data": name, "grey levels": data.n_levels}
     card |= {"schedule": schedule, "T": options["n_steps"]}
     origin = {name: options[name] for name in _DATA} | {"n_images": len(data)}
-    return card, origin
+    root, out = (os.path.abspath(options[name]) for name in ("root", "out"))
+    return card, origin | {"roots": [os.path.relpath(root, out), root]}
+
+
+def _find_root(kept, run):
+    """Return where a run's data are: beside it, where they were, or as they were named."""
+    places = [Path(run, place) for place in kept.get("roots", [])] + [Path(kept["root"])]
+    found = [place for place in places if place.is_dir()]
+    if not found and kept["dataset"] == "folder":
+        looked = ", ".join(str(place) for place in dict.fromkeys(places))
+        raise FileNotFoundError(f"the run's pictures are in none of {looked}: pass --root")
+    return str((found or places)[0])
 
 # %% ../nbs/28_command_line.ipynb #draw-sheet
 def _draw_sheet(network, schedule, objective, n, n_steps, file):
@@ -327,7 +343,9 @@ def _run_train(args):
 def _run_resume(args):
     """Go on with a run as its folder says."""
     config, kept = read_settings(args.out)
-    options = default_options() | kept | vars(args) | {"seed": config.seed, "resume": True}
+    where = {} if "root" in vars(args) else {"root": _find_root(kept, args.out)}
+    options = default_options() | kept | where | vars(args)
+    options |= {"seed": config.seed, "resume": True}
     data = load_dataset(options["dataset"], **_where(options))
     _check_same(options, data, kept)
     _train(options, config, data, True)
@@ -337,7 +355,8 @@ def _check_same(options, data, kept):
     """Refuse to go on with other data or another network than the run began with."""
     now = _facts(options, data)[1]
     kept = default_options() | kept  # older runs lack the newest options
-    names = [name for name in now if name != "root" and now[name] != kept.get(name)]
+    movable = ("root", "roots")
+    names = [name for name in now if name not in movable and now[name] != kept.get(name)]
     if names:
         was = ", ".join(f"{name} was {kept.get(name)!r} and is {now[name]!r}" for name in names)
         raise ValueError(f"the run in {options['out']} cannot go on: {was}")
@@ -468,6 +487,15 @@ def _save_picture(x, out, scale=None):
     with replaced_file(out) as file:
         Image.fromarray(sheet.squeeze()).save(file)
 
+# %% ../nbs/28_command_line.ipynb #data-of
+def _data_of(run):
+    """Return what a run says about its data, its root where it is now; nothing of a mere model."""
+    folder = find_model(run, SHIPPED)
+    if not (folder / "train.json").exists():
+        return {}
+    kept = read_settings(folder)[1]
+    return kept | {"root": _find_root(kept, folder)}
+
 # %% ../nbs/28_command_line.ipynb #run-evaluate
 def _run_evaluate(args):
     """Measure a model on held-out images as the options say."""
@@ -478,12 +506,16 @@ def _run_evaluate(args):
     if out is not None:
         _check_folder(out)
     model, schedule = load_pretrained(args.run, device=device)
-    name = args.dataset or describe_model(args.run)["card"].get("data")
+    kept = _data_of(args.run)
+    name = args.dataset or kept.get("dataset") or describe_model(args.run)["card"].get("data")
     if name not in DATASETS:
         problem = "does not say what it was trained on"
         raise ValueError(f"the card of {args.run} {problem}; pass --dataset")
-    grey = model.config["in_channels"] == 1
-    options = default_options() | {"dataset": name, "root": args.root, "grey": grey}
+    options = default_options() | {"grey": model.config["in_channels"] == 1}
+    if name == kept.get("dataset"):
+        options |= kept
+    given = {"dataset": name, "root": args.root, "unreadable": args.unreadable}
+    options |= {key: value for key, value in given.items() if value is not None}
     options["image_size"] = model.config["image_size"]
     images, n_levels = _test_images(options, args.n)
     generator = torch.Generator().manual_seed(args.seed)

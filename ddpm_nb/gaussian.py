@@ -22,7 +22,7 @@ def seeded(
     device="cpu",  # where the numbers are made
 ) -> torch.Generator:
     """Make a generator of random numbers with its own seed."""
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(check_int("seed", seed, 0, 2**64 - 1))
 
 # %% ../nbs/01_reparameterization.ipynb #seeded-init
 @contextmanager
@@ -30,7 +30,7 @@ def seeded_init(
     seed: int,  # whole number from 0
 ):
     """Draw the first weights of layers built inside, on the CPU, from a seed."""
-    check_int("seed", seed, 0)
+    check_int("seed", seed, 0, 2**64 - 1)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

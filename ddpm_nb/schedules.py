@@ -116,4 +116,5 @@ def make_schedule(
     if foreign:
         allowed, got = ", ".join(taken), ", ".join(foreign)
         raise TypeError(f"the {name} schedule takes {allowed}; got {got}")
-    return NoiseSchedule(make_betas(n_steps, **given), dtype=dtype)
+    with torch.device("cpu"):  # also where modules are built on the device "meta", without numbers
+        return NoiseSchedule(make_betas(n_steps, **given), dtype=dtype)

@@ -386,10 +386,17 @@ def make_unet(
     in_channels: int | None = None,  # channels of the images
     base_channels: int | None = None,  # channels of the finest level
     channel_mults: tuple | None = None,  # channels of each level, in `base_channels`
+    n_res_blocks: int | None = None,  # residual blocks a level
     attn_resolutions: tuple | None = None,  # levels of these resolutions attend
     dropout: float | None = None,  # in [0, 1)
     norm_groups: int | None = None,  # groups of every group norm
+    norm_eps: float | None = None,  # added to every group norm's variance
     n_heads: int | None = None,  # attention heads
+    mid_attention: bool | None = None,  # attend between the two middle blocks
+    upsampling: str | None = None,  # "nearest" or "transposed"
+    out_channels: int | None = None,  # channels of the output
+    time_layout: str | None = None,  # layout of the sinusoids
+    freq_shift: float | None = None,  # see `sinusoidal_embedding`
     cumulative: bool | None = None,  # each multiplier multiplies the level before
     checkpointing: bool | None = None,  # recompute activations in the backward pass
 ) -> UNet:

@@ -19,6 +19,7 @@ from ddpm_nb import cli
 from ddpm_nb.cli import default_options, main, read_options
 from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import bits_per_dim
+from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import SHIPPED, describe_model, load_pretrained
 from ddpm_nb.runs import read_settings
 from ddpm_nb.sampling import sample_ddim
@@ -439,3 +440,30 @@ def test_generate_draws_with_mnist_and_large(scale, tmp_path, monkeypatch):
     with Image.open("two.png") as picture:
         side = 28 + 2  # of MNIST, with a frame
         assert picture.size == ((scale or 18) * side,) * 2 and (scale or max(picture.size) >= 512)
+
+
+def test_a_run_is_measured_and_resumed_from_elsewhere(tmp_path, monkeypatch, capsys):
+    """The pictures are found beside the run when both have moved, and where they were when only the shell has."""
+    for part, n in (("train", 20), ("test", 6)):
+        (tmp_path / "here/pics" / part / "a").mkdir(parents=True)
+        (tmp_path / "here/pics" / part / "a" / "bad.png").write_text("no picture")
+        for i in range(n):
+            levels = torch.randint(256, (8, 8), dtype=torch.uint8, generator=seeded(i)).numpy()
+            Image.fromarray(levels).save(tmp_path / "here/pics" / part / "a" / f"{i}.png")
+    monkeypatch.chdir(tmp_path / "here")
+    words = "train --dataset folder --root pics --image-size 8 --grey --unreadable skip --network digits --n-steps 10"
+    words += " --batch-size 16 --iterations 2 --warmup 0 --device cpu --out run"
+    assert main(words.split()) == 0
+    measure = "evaluate --device cpu --n 4 --run".split()
+    assert main([*measure, "run"]) == 0  # the run knows its folder, and what to do with the damaged file
+    monkeypatch.chdir(tmp_path)
+    assert main([*measure, "here/run"]) == 0
+    assert main(["resume", "--device", "cpu", "--out", "here/run"]) == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert main([*measure, "there/run"]) == 0
+    (tmp_path / "there/pics").rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main([*measure, "there/run"]) == 1
+    assert "the run's pictures are in none of there/run/../pics" in capsys.readouterr().err
+    assert main([*measure, "there/run", "--root", "elsewhere"]) == 0
+    assert main([*measure, "there/run", "--root", "elsewhere", "--unreadable", "refuse"]) == 1
