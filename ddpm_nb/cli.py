@@ -488,13 +488,13 @@ def _save_picture(x, out, scale=None):
         Image.fromarray(sheet.squeeze()).save(file)
 
 # %% ../nbs/28_command_line.ipynb #data-of
-def _data_of(run):
-    """Return what a run says about its data, its root where it is now; nothing of a mere model."""
+def _data_of(run, root):
+    """Return what a run says about its data, found again unless a root is given; {} of a model."""
     folder = find_model(run, SHIPPED)
     if not (folder / "train.json").exists():
         return {}
     kept = read_settings(folder)[1]
-    return kept | {"root": _find_root(kept, folder)}
+    return kept | {"root": root or _find_root(kept, folder)}
 
 # %% ../nbs/28_command_line.ipynb #run-evaluate
 def _run_evaluate(args):
@@ -506,7 +506,7 @@ def _run_evaluate(args):
     if out is not None:
         _check_folder(out)
     model, schedule = load_pretrained(args.run, device=device)
-    kept = _data_of(args.run)
+    kept = _data_of(args.run, args.root)
     name = args.dataset or kept.get("dataset") or describe_model(args.run)["card"].get("data")
     if name not in DATASETS:
         problem = "does not say what it was trained on"

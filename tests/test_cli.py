@@ -454,7 +454,7 @@ def test_a_run_is_measured_and_resumed_from_elsewhere(tmp_path, monkeypatch, cap
     words = "train --dataset folder --root pics --image-size 8 --grey --unreadable skip --network digits --n-steps 10"
     words += " --batch-size 16 --iterations 2 --warmup 0 --device cpu --out run"
     assert main(words.split()) == 0
-    measure = "evaluate --device cpu --n 4 --run".split()
+    measure = ["evaluate", "--device", "cpu", "--n", "4", "--run"]
     assert main([*measure, "run"]) == 0  # the run knows its folder, and what to do with the damaged file
     monkeypatch.chdir(tmp_path)
     assert main([*measure, "here/run"]) == 0
