@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from .sampling import ddim_invert, ddim_step, ddpm_step, inpaint, p_sample
     from .sampling import sample_ddim, sample_ddpm, sample_dpm_solver
     from .schedules import cosine_betas, linear_betas, make_schedule, sigmoid_betas
-    from .score import flow_log_likelihood, score
+    from .score import flow_log_likelihood, sample_sde
     from .training import EMA, TrainConfig, TrainResult, fit
     from .unet import UNet, make_unet
 
@@ -45,7 +45,7 @@ _OFFERED = {
     "runs": "train",
     "sampling": "ddim_invert ddim_step ddpm_step inpaint p_sample sample_ddim sample_ddpm sample_dpm_solver",
     "schedules": "cosine_betas linear_betas make_schedule sigmoid_betas",
-    "score": "flow_log_likelihood score",
+    "score": "flow_log_likelihood sample_sde",
     "training": "EMA TrainConfig TrainResult fit",
     "unet": "UNet make_unet",
 }
