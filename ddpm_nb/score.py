@@ -60,8 +60,8 @@ def flow_velocity(
     t,  # index in 0..T-1, or (B,) indices
 ) -> Tensor:
     """Return dx / d lambda of the probability flow; lambda is half the log-SNR."""
-    rest = extract(schedule.one_minus_alpha_bars, t, x_t.ndim)
-    return rest * (x_t + score(model, schedule, x_t, t))
+    s = score(model, schedule, x_t, t)  # checks t, too
+    return extract(schedule.one_minus_alpha_bars, t, x_t.ndim) * (x_t + s)
 
 # %% ../nbs/14_score.ipynb #sample-sde
 def sample_sde(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from conftest import refuses
 import ddpm_nb
+from conftest import refuses
 from ddpm_nb.bound import optimal_denoiser
 from ddpm_nb.elbo import diffuse_mixture
 from ddpm_nb.forward import NoiseSchedule, q_sample
