@@ -442,8 +442,11 @@ def _check_run(config, data, range_check, n_workers, processes):
         raise ValueError(f"batch_size must be {allowed}; got {given}")
 
 # %% ../nbs/09_training.ipynb #getattr
+_MOVED = {"train": "runs"}
+
+
 def __getattr__(name):
     """Find `train`, which keeps a run in a folder, in its chapter: it was here once."""
-    if name != "train":
+    if name not in _MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module("ddpm_nb.runs").train
+    return getattr(importlib.import_module(f"ddpm_nb.{_MOVED[name]}"), name)

@@ -15,13 +15,15 @@ import torch
 from common import PICTURES, save_grey, write
 from PIL import Image
 
+from ddpm_nb.bound import optimal_denoiser
 from ddpm_nb.forward import predict_x_0, q_sample
-from ddpm_nb.gaussian import randn, seeded
+from ddpm_nb.gaussian import GaussianMixture, randn, seeded
 from ddpm_nb.hub import SHIPPED, load_pretrained
 from ddpm_nb.pipeline import PIPELINES, TextToImage
 from ddpm_nb.plots import new_figure, plot_curves, show_images, tile
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import SCHEDULES, make_schedule
+from ddpm_nb.score import score
 
 MODELS = {"digits": SHIPPED, "mnist": SHIPPED, "mnist pipeline": PIPELINES}
 SENTENCE = "a large bold seven leaning right"
@@ -147,6 +149,23 @@ def save_practice(schedule):
     small.save(PICTURES / "part-practice.png", optimize=True)
 
 
+def save_other_names():
+    """Write the score of three groups in a plane, as arrows of one length."""
+    means = torch.tensor([[-2.0, -0.4], [0.8, 0.6], [1.6, -0.8]])
+    mixture = GaussianMixture(torch.ones(3) / 3, means, 0.1 * torch.eye(2).repeat(3, 1, 1))
+    schedule = make_schedule("linear", 1000)
+    x, y = torch.meshgrid(torch.linspace(-3.6, 3.2, 24), torch.linspace(-1.7, 1.5, 12), indexing="xy")
+    points = torch.stack([x.flatten(), y.flatten()], 1)
+    arrows = score(optimal_denoiser(mixture, schedule), schedule, points, 60)
+    arrows = arrows / arrows.norm(dim=1, keepdim=True)
+    _, ax = new_figure(size=(4.7, 2.4))
+    ax.quiver(*points.T, *arrows.T, color="#0072b2", scale=26, width=0.005, pivot="mid")
+    ax.scatter(*mixture.sample(150, generator=seeded(0)).T, s=6, color="#d55e00", zorder=3)
+    ax.set(xticks=[], yticks=[])
+    ax.figure.savefig(PICTURES / "part-other-names.png", dpi=100)
+    plt.close(ax.figure)
+
+
 def save_reference():
     """Write the share of signal under four schedules."""
     _, ax = new_figure(size=(4.7, 2.4))
@@ -168,6 +187,7 @@ def main():
     save_sentences(TextToImage.from_pretrained("mnist"))
     save_practice(schedule)
     save_reference()
+    save_other_names()
     names = sorted(path.name for pattern in NAMES for path in PICTURES.glob(pattern))
     pictures = {name: fingerprint(PICTURES / name) for name in names}
     write(PICTURES / "front.json", {"models": model_fingerprints(), "pictures": pictures})

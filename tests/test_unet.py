@@ -276,6 +276,13 @@ def test_options_replace_what_a_preset_says():
         "n_heads": 2,
         "cumulative": True,
         "checkpointing": True,
+        "n_res_blocks": 2,
+        "norm_eps": 1e-3,
+        "mid_attention": False,
+        "upsampling": "transposed",
+        "out_channels": 5,
+        "time_layout": "cos_first",
+        "freq_shift": 0.5,
     }
     assert set(inspect.signature(make_unet).parameters) == {"name", *changes}
     config = make_unet("digits", **changes).config
