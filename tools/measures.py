@@ -54,6 +54,10 @@ PURPOSES = {
         attend_by_products attend_joined is_plain _faster_upsample _faster_attention
         faster_on_cpu _compiled optimize_for_sampling keep_freed_memory
     """,
+    # what chapter 8 teaches in a section of its own: in which range images are
+    "subject": """
+        check_data
+    """,
     "check": """
         _refuse_shards _Order inpaint.refuse _picture_shape
     """,
