@@ -334,6 +334,8 @@ def contents_faults(root=ROOT):
 
 def public_objects(module):
     """Yield the name and value of each function and class that a module exports."""
+    if module == "__init__":  # it offers names of the others
+        return
     module = importlib.import_module(f"{PACKAGE}.{module}")
     for name in module.__all__:
         if inspect.isfunction(value := getattr(module, name)) or inspect.isclass(value):

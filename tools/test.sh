@@ -20,7 +20,7 @@ copy_notebooks() {
 export_in_sync() {
     copy_notebooks export
     mkdir "$work/export/ddpm_nb"
-    cp ddpm_nb/__init__.py ddpm_nb/__main__.py ddpm_nb/py.typed "$work/export/ddpm_nb"  # written by hand
+    cp ddpm_nb/__main__.py ddpm_nb/py.typed "$work/export/ddpm_nb"  # written by hand
     (cd "$work/export" && nbdev_export)
     diff -ru -x __pycache__ -x weights -x classifiers -x measured -x pipelines "$work/export/ddpm_nb" ddpm_nb
 }

@@ -32,6 +32,7 @@ def exported_modules(root):
             for cell in cells
             if (found := re.match(r"#\|\s*default_exp (\w+)", cell))
         ]
+    modules = [m for m in modules if not m.endswith(".__init__")]  # names of the others
     return [m for m in modules if Path(root, *m.split(".")).with_suffix(".py").exists()]
 
 
