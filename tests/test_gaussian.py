@@ -26,6 +26,7 @@ from ddpm_nb.gaussian import (
     normal_kl,
     randn,
     reparameterize,
+    seeded,
     seeded_init,
 )
 
@@ -35,10 +36,6 @@ common = settings(deadline=None, max_examples=50, derandomize=True)
 shapes = st.lists(st.integers(1, 4), max_size=4).map(tuple)
 seeds = st.integers(0, 2**31)
 
-
-def seeded(seed):
-    """Make a generator."""
-    return torch.Generator().manual_seed(seed)
 
 
 def precise_log_mass(lower, upper):
@@ -540,3 +537,10 @@ def test_seeded_init_starts_the_shared_stream_and_sets_it_back(fails, monkeypatc
 def test_seeded_init_refuses_what_is_no_seed(seed, error):
     with pytest.raises(error, match=r"seed must be .* got"), seeded_init(seed):
         pytest.fail("the block ran")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_have_64_bits(seed):
+    with pytest.raises(ValueError, match=rf"seed must be in 0\.\.{2**64 - 1}; got {seed}"):
+        seeded(seed)
+    assert seeded(2**64 - 1).initial_seed() in (2**64 - 1, -1)

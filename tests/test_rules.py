@@ -1,9 +1,12 @@
 """Each rule over notebooks finds the fault that it is for, and lets a sound notebook pass."""
 
 import json
+import tempfile
 
 import pytest
 import rules
+
+from ddpm_nb.checks import assert_refused
 
 INSTALL = "#| hide\n#| eval: false\nimport sys\nif 'google.colab' in sys.modules:\n    pass"
 SOUND = [
@@ -116,7 +119,9 @@ def test_first_page_may_use_everything_but_reference_modules_nothing(tmp_path):
 
 def test_dead_links_are_found(tmp_path):
     (tmp_path / "nbs").mkdir()
-    text = "md: See [](03_b.ipynb), [](02_a.ipynb#part), [x](https://e.org/a.md); chapters 2 and 14."
+    text = (
+        "md: See [](03_b.ipynb), [](02_a.ipynb#part), [x](https://e.org/a.md); chapters 2 and 14."
+    )
     nb = notebook(tmp_path / "nbs", [text], "02_a")
     page = tmp_path / "page.md"
     page.write_text("[here](nbs/02_a.ipynb), [there](nbs/09_c.ipynb), chapter 2, chapter 9")
@@ -185,3 +190,13 @@ def test_what_the_package_must_say_is_found(tmp_path, monkeypatch):
     assert list(rules.open_signatures(["planted"])) == [
         "planted: swallow hides options behind **options"
     ]
+
+
+def test_a_refusal_on_a_page_names_no_temporary_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def fail():
+        raise ValueError(f"{tmp_path}/tmp1a_b/mine does not fit")
+
+    assert_refused(fail, "does not fit")
+    assert capsys.readouterr().out == "FOLDER/mine does not fit\n"

@@ -323,3 +323,12 @@ def test_sigmoid_schedules_end_exactly_at_zero():
         betas = sigmoid_betas(n_steps, start, end, max_beta=0.9999)
         assert betas[-1] == 0.9999
         assert bool(((betas > 0) & (betas < 1)).all())
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule_is_built_whole_under_the_meta_device(name):
+    """Modules are often built there, without numbers, and filled from a file; a schedule needs its numbers to be checked."""
+    with torch.device("meta"):
+        schedule = make_schedule(name, 20)
+    for buffer, wanted in make_schedule(name, 20).named_buffers():
+        assert torch.equal(schedule.get_buffer(buffer), wanted)
