@@ -85,8 +85,15 @@ def check_number(
 # %% ../nbs/91_checks.ipynb #check-generator
 def check_generator(
     generator,  # what was given
+    n: int | None = None,  # how many images are drawn, where a list of n generators will do as well
 ):
-    """Return `generator` if it is a `torch.Generator` or None."""
+    """Return `generator` if it is a `torch.Generator`, None, or a list with one for each image."""
+    if n is not None and isinstance(generator, list | tuple):
+        kinds = {type(one) for one in generator}
+        if len(generator) != n or kinds - {torch.Generator}:
+            got = f"{len(generator)} of type {', '.join(kind.__name__ for kind in kinds)}"
+            raise TypeError(f"generator must be one, or a list of {n}, one an image; got {got}")
+        return generator
     if generator is not None and not isinstance(generator, torch.Generator):
         allowed = "a torch.Generator, such as torch.Generator().manual_seed(0), or None"
         got = f"{generator!r} of type {type(generator).__name__}"

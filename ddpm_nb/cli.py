@@ -24,11 +24,12 @@ import torch
 from PIL import Image
 
 from .checks import check_choice, check_int
-from .data import DATASETS, load_dataset
+from .data import DATASETS, load_dataset, mix_seeds
 from .elbo import OBJECTIVES, WEIGHTINGS, predict_noise
 from .evaluation import bits_per_dim
 from .fast import keep_freed_memory, optimize_for_sampling
 from .files import find_model, replaced_file, write_json
+from .gaussian import seeded
 from .hub import SHIPPED, describe_model, load_pretrained
 from .pipeline import TextToImage
 from .plots import tile
@@ -143,7 +144,7 @@ def _add_sample(parser):
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     text = "screen pixels for each image pixel (default: at least 512 on the longer side)"
     add("--scale", type=int, help=text)
-    text = "images drawn at once; bounds the memory (default: 256)"
+    text = "images drawn at once; bounds the memory, changes rounding only (default: 256)"
     add("--batch-size", type=int, default=256, help=text)
     text = "of weights and arithmetic (default: float32)"
     add("--precision", default="float32", choices=PRECISIONS, help=text)
@@ -295,14 +296,19 @@ def _find_root(kept, run):
         raise FileNotFoundError(f"the run's pictures are in none of {looked}: pass --root")
     return str((found or places)[0])
 
-# %% ../nbs/28_command_line.ipynb #draw-sheet
+# %% ../nbs/28_command_line.ipynb #own-noise
+def _own_noise(seed, places):
+    """Return a generator for each image, so that it is the same picture in every batch."""
+    return [seeded(mix_seeds(seed, i)) for i in places]
+
+
 def _draw_sheet(network, schedule, objective, n, n_steps, file):
     """Draw n images with a network as it stands and write them as one picture."""
     config = network.config
     shape = (n, config["in_channels"], config["image_size"], config["image_size"])
     model = predict_noise(network, schedule, objective)
     options = {"n_steps": min(n_steps, schedule.n_steps)}
-    options["generator"] = torch.Generator().manual_seed(0)
+    options["generator"] = _own_noise(0, range(n))
     _save_picture(sample_ddim(model, schedule, shape, **options), file)
 
 
@@ -436,11 +442,11 @@ def _run_sample(args):
     precision = pick_precision(args.precision, device)
     model = optimize_for_sampling(model, precision, compile=args.compile)
     sample = partial(sample_ddim if args.sampler == "ddim" else sample_ddpm, n_steps=n_steps)
-    generator = torch.Generator().manual_seed(args.seed)
     parts = []
     for start in range(0, args.n, args.batch_size):
-        part = (min(args.batch_size, args.n - start), *shape)
-        parts.append(sample(model, schedule, part, generator=generator, progress=True).cpu())
+        own = _own_noise(args.seed, range(start, min(start + args.batch_size, args.n)))
+        part = (len(own), *shape)
+        parts.append(sample(model, schedule, part, generator=own, progress=True).cpu())
     x = torch.cat(parts)
     _save_picture(x, out, args.scale)
     print(f"wrote {args.n} images to {out}")
@@ -466,7 +472,7 @@ def _check_drawing(args):
         value = getattr(args, name, None)
         if value is not None:
             check_int("--" + name.replace("_", "-"), value)
-    check_int("--seed", args.seed, 0)
+    check_int("--seed", args.seed, 0, 2**64 - 1)
     _check_folder(out)
     return device, out
 
@@ -502,7 +508,7 @@ def _run_evaluate(args):
     device = pick_device(args.device)
     out = None if args.out is None else Path(args.out)
     check_int("--n", args.n, 2)
-    check_int("--seed", args.seed, 0)
+    check_int("--seed", args.seed, 0, 2**64 - 1)
     if out is not None:
         _check_folder(out)
     model, schedule = load_pretrained(args.run, device=device)

@@ -39,12 +39,16 @@ def seeded_init(
 def randn(
     shape,  # the shape to draw
     *,
-    generator: torch.Generator | None = None,  # where the numbers come from; torch's own without
+    generator: torch.Generator | None = None,  # their source, or a list with one for each image
     device=None,  # where they are needed
     dtype: torch.dtype = torch.float32,  # floating-point type
 ) -> Tensor:
     """Draw standard normal numbers on the generator's device and move them to `device`."""
-    source = device if check_generator(generator) is None else generator.device
+    check_generator(generator, shape[0] if len(shape) else None)
+    if isinstance(generator, list | tuple):
+        options = {"device": device, "dtype": dtype}
+        return torch.stack([randn(shape[1:], generator=one, **options) for one in generator])
+    source = device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
 
 # %% ../nbs/01_reparameterization.ipynb #check-broadcast

@@ -127,7 +127,7 @@ def sample_ddpm(
     x_T: Tensor | None = None,  # the noise to start from; drawn without
     variance: str = "posterior",  # variance of the steps: "posterior" or "beta"
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
-    generator: torch.Generator | None = None,  # source of all noise
+    generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
     progress: bool = False,  # show a progress bar on a terminal
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
@@ -146,8 +146,10 @@ def sample_ddpm(
 # %% ../nbs/10_sampling.ipynb #start-2
 def _start(schedule, shape, x_T, generator):
     """Return the noise to start from, drawn if it is not given."""
-    check_generator(generator)
+    if not isinstance(shape, list | tuple):
+        raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r}")
     shape = tuple(check_int("shape", side) for side in shape)
+    check_generator(generator, shape[0])
     like = {"device": schedule.betas.device, "dtype": schedule.betas.dtype}
     if x_T is None:
         return randn(shape, generator=generator, **like)
@@ -196,7 +198,7 @@ def sample_ddim(
     eta: float = 0.0,  # 0: deterministic; 1: as noisy as the posterior
     x_T: Tensor | None = None,  # the noise to start from; drawn without
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
-    generator: torch.Generator | None = None,  # source of all noise
+    generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
     progress: bool = False,  # show a progress bar on a terminal
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
@@ -222,7 +224,7 @@ def sample_dpm_solver(
     spacing: str = "linspace",  # which steps to keep, as in `respaced_steps`
     x_T: Tensor | None = None,  # the noise to start from; drawn without
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
-    generator: torch.Generator | None = None,  # source of x_T
+    generator: torch.Generator | None = None,  # source of x_T; a list: one for each image
     progress: bool = False,  # show a progress bar on a terminal
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
@@ -310,7 +312,7 @@ def inpaint(
     x_T: Tensor | None = None,  # the noise to start from; drawn without
     variance: str = "posterior",  # variance of the steps: "posterior" or "beta"
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
-    generator: torch.Generator | None = None,  # source of all noise
+    generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
     progress: bool = False,  # show a progress bar on a terminal
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:

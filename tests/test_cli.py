@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from ddpm_nb import cli
 from ddpm_nb.cli import default_options, main, read_options
-from ddpm_nb.data import load_dataset
+from ddpm_nb.data import load_dataset, mix_seeds
 from ddpm_nb.evaluation import bits_per_dim
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import SHIPPED, describe_model, load_pretrained
@@ -26,6 +26,11 @@ from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.training import TrainConfig
 
 ROOT = Path(__file__).parent.parent
+def own_noise(seed, n):
+    """Return a generator for each image, as the command draws them."""
+    return [seeded(mix_seeds(seed, i)) for i in range(n)]
+
+
 QUICK = ["train", "--dataset", "digits", "--iterations", "2", "--batch-size", "8", "--n-steps", "20"]
 FOLDER = ["train", "--config", "o.json", "--iterations", "1", "--batch-size", "8"]
 COMMAND = str(Path(sys.executable).with_name("ddpm-nb"))
@@ -89,7 +94,7 @@ def test_options_that_cannot_be_understood(words, capsys, tmp_path, monkeypatch)
         ("sample --run digits --out x.png --batch-size 0", "--batch-size must be at least 1; got 0"),
         ("sample --run digits --out x.png --precision float16 --device cpu", "precision='float16' needs a CUDA device; got cpu"),
         ("sample --run digits --out x.png --steps 5000", "--steps must be in 1..1000; got 5000"),
-        ("sample --run digits --out x.png --seed -1", "--seed must be at least 0; got -1"),
+        ("sample --run digits --out x.png --seed -1", "--seed must be in 0..18446744073709551615; got -1"),
         ("info --run nowhere", "no model at nowhere"),
         ("train --dataset digits --out run --iterations 0", "n_iterations must be at least 1; got 0"),
         ("train --dataset digits --out run --lr -1", "lr must be finite"),
@@ -151,7 +156,7 @@ def test_a_network_that_predicts_something_else_is_sampled_and_measured_as_such(
     assert main(["sample", "--run", "run", "--n", "64", "--seed", "0", "--device", "cpu", "--out", "drawn.png"]) == 0
     assert main(["evaluate", "--run", "run", "--n", "4", "--device", "cpu", "--out", "figures.json"]) == 0
     model, schedule = load_pretrained("run")
-    draw = lambda model: sample_ddim(model, schedule, (64, 1, 8, 8), n_steps=20, generator=torch.Generator().manual_seed(0))
+    draw = lambda model: sample_ddim(model, schedule, (64, 1, 8, 8), n_steps=20, generator=own_noise(0, 64))
     for name, model_ in (("right", model), ("wrong", model.network)):
         cli._save_picture(draw(model_), Path(f"{name}.png"))
     pictures = {path.name: path.read_bytes() for path in (*Path().glob("*.png"), Path("run/samples/step-00000002.png"))}
@@ -168,7 +173,7 @@ def test_a_run_with_the_name_of_a_shipped_model_is_told_apart(tmp_path, monkeypa
     assert words[:3] == ["sample", "--run", "./digits"]
     assert main([*words, "--n", "4"]) == 0  # by default as many steps as the chain has, here 20
     model, schedule = load_pretrained("./digits")
-    x = sample_ddim(model, schedule, (4, 1, 8, 8), n_steps=20, generator=torch.Generator().manual_seed(0))
+    x = sample_ddim(model, schedule, (4, 1, 8, 8), n_steps=20, generator=own_noise(0, 4))
     cli._save_picture(x, Path("own.png"))
     assert Path("samples.png").read_bytes() == Path("own.png").read_bytes()
 
@@ -391,15 +396,26 @@ def test_every_example_of_the_chapter_runs(tmp_path, monkeypatch):
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_no_batch_size_and_no_number_changes_a_picture(sampler, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(cli, "_save_picture", lambda x, *args: drawn.append(x))
+    words = f"sample --run digits --sampler {sampler} --steps 4 --device cpu --out {tmp_path / 'x.png'}"
+    for n, size in ((5, 5), (5, 2), (3, 1)):
+        assert main([*words.split(), "--n", str(n), "--batch-size", str(size)]) == 0
+    for x in drawn[1:]:  # rounding is enlarged 20,000 times by the first step of a cosine schedule
+        torch.testing.assert_close(x, drawn[0][: len(x)], rtol=0, atol=0.02)
+
+
 def test_samples_drawn_in_batches_are_the_samples_of_the_library(tmp_path, monkeypatch):
     pictures, save = [], cli._save_picture
     monkeypatch.setattr(cli, "_save_picture", lambda x, *args: pictures.append(x) or save(x, *args))
     monkeypatch.chdir(tmp_path)
     words = "sample --run digits --n 5 --steps 3 --seed 7 --device cpu --out"
     assert main([*words.split(), "x.png", "--batch-size", "2"]) == 0
-    (model, schedule), generator = load_pretrained("digits"), torch.Generator().manual_seed(7)
-    wanted = [sample_ddim(model, schedule, (n, 1, 8, 8), n_steps=3, generator=generator) for n in (2, 2, 1)]
-    assert torch.equal(pictures[0], torch.cat(wanted))
+    model, schedule = load_pretrained("digits")
+    wanted = sample_ddim(model, schedule, (5, 1, 8, 8), n_steps=3, generator=own_noise(7, 5))
+    torch.testing.assert_close(pictures[0], wanted, rtol=0, atol=0.02)
     assert main([*words.split(), "y.png", "--batch-size", "2", "--precision", "bfloat16"]) == 0
     assert 0 < (pictures[1] - pictures[0]).abs().mean() < 0.1
 

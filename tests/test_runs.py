@@ -979,3 +979,13 @@ def test_float16_overflow_is_skipped_and_counted():
 
     result = run(replace(QUICK, precision="float16"), model=tiny_unet().cuda(), callback=callback)
     assert counts[2] == (0, 3) and counts[3] == (1, 3) and result.n_skipped >= 1 and result.losses.isfinite().all()
+
+
+def test_of_a_compiled_network_the_network_is_trained_and_kept(tmp_path):
+    network, schedule = tiny_unet(), make_schedule("linear", N_STEPS)
+    before = [p.clone() for p in network.parameters()]
+    compiled = torch.compile(network, backend="eager")
+    train(compiled, schedule, make_data(), QUICK, out=tmp_path / "run", progress=False)
+    kept, _ = load_pretrained(tmp_path / "run")
+    assert type(kept) is UNet and kept.config == network.config
+    assert not all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

@@ -273,7 +273,7 @@ MASK = torch.ones(4, dtype=torch.bool)
         ({"spacing": "leading"}, ValueError, "spacing must be one of 'linspace', 'trailing'; got 'leading'"),
         ({"generator": 0}, TypeError, "generator must be a torch.Generator, such as"),
         ({"generator": 0, "x_T": torch.zeros(SHAPE)}, TypeError, "got 0 of type int"),
-        ({"generator": [seeded(0)]}, TypeError, "or None; got [<torch"),
+        ({"generator": [seeded(0)]}, TypeError, "or a list of 3, one an image; got 1 of type Generator"),
         ({"eta": 1.5}, ValueError, "eta must be finite and in"),
         ({"variance": "learned"}, ValueError, "variance must be one of 'posterior', 'beta'; got 'learned'"),
         ({"n_repeats": 0}, ValueError, "n_repeats must be at least 1; got 0"),
@@ -521,3 +521,20 @@ def test_respacing_keeps_the_marginals():
     for kept in ([999], [0, 999], respaced_steps(1000, 37)):
         short = respace(schedule, kept)
         torch.testing.assert_close(short.alpha_bars, schedule.alpha_bars[sorted(kept)], rtol=1e-6, atol=0)
+
+
+DRAWS = {
+    "ddpm": lambda model, schedule, n, own: sample_ddpm(model, schedule, (n, 1, 8, 8), n_steps=4, generator=own),
+    "ddim, eta 1": lambda model, schedule, n, own: sample_ddim(model, schedule, (n, 1, 8, 8), n_steps=4, eta=1.0, generator=own),
+    "dpm": lambda model, schedule, n, own: sample_dpm_solver(model, schedule, (n, 1, 8, 8), n_steps=4, generator=own),
+    "inpaint": lambda model, schedule, n, own: inpaint(model, schedule, torch.zeros(n, 1, 8, 8), torch.eye(8).bool(), n_steps=4, generator=own),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_with_a_generator_for_each_image_no_batch_changes_a_picture(name):
+    model, schedule = lambda x, t: 0.9 * x, make_schedule("cosine", 1000)  # the same rounding in every batch
+    own = lambda places: [seeded(i) for i in places]
+    together = DRAWS[name](model, schedule, 3, own(range(3)))
+    apart = [DRAWS[name](model, schedule, 1, own([i])) for i in range(3)]
+    assert torch.equal(torch.cat(apart), together) and not torch.equal(together[0], together[1])
