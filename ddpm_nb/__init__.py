@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from ddpm_nb.gaussian import GaussianMixture, discretized_gaussian_log_likelihood
     from ddpm_nb.gaussian import normal_kl, reparameterize
     from ddpm_nb.hub import load_pretrained, save_pretrained
+    from ddpm_nb.improved import hybrid_loss
     from ddpm_nb.pictures import FolderDataset
     from ddpm_nb.pipeline import TextToImage
     from ddpm_nb.plots import image_slider, plot_curves, show_images
@@ -49,6 +50,7 @@ _OFFERED = {
     "forward": "NoiseSchedule predict_eps predict_x_0 q_mean_variance q_posterior q_sample q_step",
     "gaussian": "GaussianMixture discretized_gaussian_log_likelihood normal_kl reparameterize",
     "hub": "load_pretrained save_pretrained",
+    "improved": "hybrid_loss",
     "pictures": "FolderDataset",
     "pipeline": "TextToImage",
     "plots": "image_slider plot_curves show_images",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checks import check_choice, check_floating, check_images
 from .checks import check_int, check_timesteps
-from .elbo import VARIANCES, check_clean_batch, decoder_log_likelihood
+from .elbo import STEP_VARIANCES, check_clean_batch, decoder_log_likelihood
 from .elbo import prior_divergence, reverse_mean_variance
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
 from .gaussian import GaussianMixture, normal_kl, randn
@@ -36,13 +36,13 @@ class VLBTerms:
 
 # %% ../nbs/05_bound.ipynb #vlb-terms
 def vlb_terms(
-    model,  # callable model(x_t, t) -> eps_hat
+    model,  # callable model(x_t, t) -> eps_hat (with "learned": and v)
     schedule: NoiseSchedule,  # the noise schedule
     x_0: Tensor,  # (B, ...) clean images on the grid of n_levels levels of [-1, 1]
     *,
     n_levels: int | None = 256,  # grey levels; None: continuous data, L_0 is a density
     clip_x_0: bool = True,  # clip predicted images to [-1, 1]
-    variance: str = "posterior",  # variance of the reverse steps: "posterior" or "beta"
+    variance: str = "posterior",  # of the reverse steps: "posterior", "beta" or "learned"
     eps: Tensor | None = None,  # (T, B, ...) noise of each step; drawn without
     chunk_size: int = 512,  # images through the model at once, at least one step's
     generator: torch.Generator | None = None,  # source of the noise
@@ -87,7 +87,7 @@ def _step_losses(model, schedule, x_0, steps, eps, *, n_levels, clip_x_0, varian
 def _check_bound(schedule, x_0, n_levels, variance, eps, chunk_size):
     """Refuse bad arguments of the bound before the network is called."""
     check_clean_batch(x_0)
-    check_choice("variance", variance, VARIANCES)
+    check_choice("variance", variance, STEP_VARIANCES)
     check_int("chunk_size", chunk_size)
     if n_levels is not None:
         scale = (check_int("n_levels", n_levels, 2) - 1) / 2

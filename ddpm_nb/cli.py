@@ -31,6 +31,7 @@ from .fast import keep_freed_memory, optimize_for_sampling
 from .files import find_model, replaced_file, write_json
 from .gaussian import seeded
 from .hub import SHIPPED, describe_model, load_pretrained
+from .improved import learns_variance
 from .pipeline import TextToImage
 from .plots import tile
 from .processes import Processes
@@ -73,6 +74,7 @@ _CHOICES = {
     "unreadable": ("refuse", "skip"),
     "objective": OBJECTIVES,
     "weighting": WEIGHTINGS,
+    "variance": ("fixed", "learned"),
     "precision": PRECISIONS,
     "lr_decay": ("cosine", "constant"),
 }
@@ -273,7 +275,9 @@ def _build_network(options, data):
     channels, size = data[0][0].shape[:2]
     torch.manual_seed(options["seed"])
     preset = options["network"] or _NETWORKS.get(options["dataset"], "ddpm-cifar10")
-    network = make_unet(preset, image_size=size, in_channels=channels)
+    learned = options["variance"] == "learned"
+    output = 2 * channels if learned else None  # the noise and the v of chapter 13
+    network = make_unet(preset, image_size=size, in_channels=channels, out_channels=output)
     return network, make_schedule(options["schedule"], options["n_steps"])
 
 # %% ../nbs/28_command_line.ipynb #facts
@@ -440,8 +444,11 @@ def _run_sample(args):
     elif args.sampler == "ddim":
         n_steps = min(50, schedule.n_steps)
     precision = pick_precision(args.precision, device)
-    model = optimize_for_sampling(model, precision, compile=args.compile)
     sample = partial(sample_ddim if args.sampler == "ddim" else sample_ddpm, n_steps=n_steps)
+    network = getattr(model, "network", model)
+    if args.sampler == "ddpm" and learns_variance(network):
+        model, sample = network, partial(sample, variance="learned")
+    model = optimize_for_sampling(model, precision, compile=args.compile)
     parts = []
     for start in range(0, args.n, args.batch_size):
         own = _own_noise(args.seed, range(start, min(start + args.batch_size, args.n)))

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice, check_int
-from .elbo import OBJECTIVES, output_to_eps
+from .elbo import OBJECTIVES, drop_variance, output_to_eps
 from .embeddings import TimeEmbedding
 from .files import PACKAGE, find_model, load_parts, read_config, save_parts
 from .forward import NoiseSchedule
+from .improved import learns_variance
 from .schedules import SCHEDULES, make_schedule
 from .unet import Downsample, Level, ResBlock, ResNetBaseline, SelfAttention, UNet
 from .unet import _down_path, _level_sizes, _up_path, group_norm, zero_init
@@ -37,7 +38,7 @@ class NoisePredictor(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, *told) -> Tensor:
         """Return eps_hat, in the shape of x_t; what else a network is told goes to it."""
-        output = self.network(x_t, t, *told)
+        output = drop_variance(x_t, self.network(x_t, t, *told))  # `.network` tells the variance
         return output_to_eps(self.schedule, self.objective, x_t, t, output)
 
 # %% ../nbs/25_sharing.ipynb #paddeddownsample
@@ -199,13 +200,20 @@ def save_pretrained(
     schedule: NoiseSchedule,  # the schedule it was trained with
     *,
     objective: str = "eps",  # what the network predicts: "eps", "x_0", "v" or "mu"
+    variance: str = "fixed",  # "learned": the network also returns the v of chapter 13
     n_levels: int | None = None,  # grey levels of the data, if known
     card: dict | None = None,  # what a person wants to know, such as data, steps, metrics
     overwrite: bool = False,  # replace a model that is already there
 ):
     """Write a network with its schedule, its objective and a readable card, all or nothing."""
+    check_choice("variance", variance, ("fixed", "learned"))
+    learned = isinstance(model, NoisePredictor) and learns_variance(model.network)
     model, objective = _check_model(model, schedule, objective)
+    if variance == "learned" and not learns_variance(model):
+        raise ValueError("variance='learned' needs a network with twice the output channels")
     facts = {"objective": objective, "schedule": _schedule_name(schedule)}
+    if variance == "learned" or learned:
+        facts["variance"] = "learned"
     if n_levels is not None:
         facts["n_levels"] = check_int("n_levels", n_levels, 2)
     tensors = {"schedule.betas": schedule.exact_betas}
@@ -263,12 +271,13 @@ def load_pretrained(
 ) -> tuple[nn.Module, NoiseSchedule]:
     """Load a noise predictor, in evaluation mode, and its schedule; refuse changed files."""
     path = find_model(name_or_path, SHIPPED)
-    objective = describe_model(path)["facts"]["objective"]
+    facts = describe_model(path)["facts"]
+    objective = facts["objective"]
     parts, tensors, _ = load_parts(path, MODELS, extra=["schedule.betas"], device=device)
     try:
         schedule = NoiseSchedule(tensors["schedule.betas"]).to(device)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold a complete model: {error}") from None
-    if objective == "eps":
+    if objective == "eps" and facts.get("variance") != "learned":
         return parts["model"], schedule
     return NoisePredictor(parts["model"], schedule, objective).eval(), schedule

@@ -19,6 +19,7 @@ import threading
 import time
 import warnings
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,10 +28,10 @@ from torch import Tensor, nn
 
 from .checks import check_floating, check_images
 from .data import mix_seeds
-from .elbo import simple_loss
 from .files import CONFIG_FILE, read_json, read_sealed, replaced_file, save_parts
 from .files import write_json, write_sealed
 from .forward import NoiseSchedule
+from .improved import hybrid_loss
 from .training import TrainConfig, Trainer, TrainResult, Watcher, fit, seed_dropout
 from .unet import ResNetBaseline, UNet
 
@@ -332,13 +333,13 @@ def held_out_loss(
     images: Tensor,  # (N, ...) images that are not trained on
 ) -> float:
     """Return the loss of the averaged network, with the same steps and noise each time."""
-    images, config = images.to(trainer.device), trainer.config
+    images = images.to(trainer.device)
     generator = torch.Generator(images.device).manual_seed(0)
     eps = torch.randn(images.shape, generator=generator, device=images.device)
     t = torch.arange(len(images), device=images.device) * trainer.schedule.n_steps // len(images)
-    options = {"objective": config.objective, "weighting": config.weighting, "t": t, "eps": eps}
     with torch.inference_mode():
-        return simple_loss(trainer.ema.model, trainer.schedule, images, **options).item()
+        loss = trainer.loss(trainer.ema.model, trainer.schedule, images, t=t, eps=eps)
+    return loss.item()
 
 # %% ../nbs/24_runs.ipynb #checkpoints
 class Checkpoints(Watcher):
@@ -423,6 +424,8 @@ def _write_model(run, trainer):
     """Write the averaged model in the form of chapter 25."""
     config = trainer.config
     facts = {"objective": config.objective}
+    if config.variance == "learned":
+        facts["variance"] = "learned"
     if getattr(run.data, "n_levels", None) is not None:
         facts["n_levels"] = run.data.n_levels
     card = run.card | {"iterations": trainer.n_steps, "batch size": config.batch_size}
@@ -556,7 +559,7 @@ def train(
         watchers.append(TensorBoard(Path(out) / "tensorboard"))
     try:
         options = {"callback": callback, "n_workers": n_workers, "range_check": range_check}
-        options |= {"progress": progress, "processes": processes}
+        options |= {"progress": progress, "processes": processes, "loss": _loss(config, data)}
         result = fit(model, schedule, data, config, watchers=watchers, **options)
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}; {_last_good(out)}") from None
@@ -579,6 +582,13 @@ def _settings(config, out, resume, tensorboard):
         problem = f"config differs from the run in {out} in {', '.join(names)}"
         raise ValueError(f"{problem}; leave it out to go on with the run's own")
     return kept
+
+# %% ../nbs/24_runs.ipynb #loss
+def _loss(config, data):
+    """Choose the hybrid loss of chapter 13 for a run that learns its variances."""
+    if config.variance == "fixed":
+        return None
+    return partial(hybrid_loss, n_levels=getattr(data, "n_levels", None))
 
 
 def _check_held_out(held_out, data, range_check):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .checks import check_choice, check_floating, check_generator, check_int
 from .checks import check_number, check_same_shape
-from .elbo import VARIANCES, reverse_log_variance
+from .elbo import STEP_VARIANCES, split_output
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
 from .gaussian import randn
 
@@ -29,15 +29,16 @@ def ddpm_step(
     schedule: NoiseSchedule,  # the noise schedule
     x_t: Tensor,  # (B, ...) noisy images at t
     t: int,  # index in 0..T-1 of all of them
-    eps_hat: Tensor,  # (B, ...) predicted noise
+    eps_hat: Tensor,  # (B, ...) predicted noise (with "learned": and v, see `split_output`)
     *,
-    variance: str = "posterior",  # variance of the step: "posterior" or "beta"
+    variance: str = "posterior",  # of the step: "posterior", "beta" or "learned"
     clip_x_0: bool = True,  # clip the predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
     """Take one reverse step and return x_{t-1} and the predicted x_0 (DDPM, Algorithm 2)."""
-    log_variances = reverse_log_variance(schedule, variance)  # (T,)
+    check_choice("variance", variance, STEP_VARIANCES)
     t = _check_index("t", t, schedule)
+    eps_hat, log_variance = split_output(schedule, x_t, t, eps_hat, variance)
     x_0_hat = predict_x_0(schedule, x_t, t, eps_hat)
     if clip_x_0:
         x_0_hat = x_0_hat.clamp(-1, 1)
@@ -45,7 +46,7 @@ def ddpm_step(
     if t == 0:  # the last step reports its mean: noise here would stay in the picture
         return mean, x_0_hat
     z = randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
-    return mean + (0.5 * log_variances[t]).exp() * z, x_0_hat
+    return mean + (0.5 * log_variance).exp() * z, x_0_hat
 
 # %% ../nbs/10_sampling.ipynb #p-sample
 def p_sample(
@@ -54,12 +55,12 @@ def p_sample(
     x_t: Tensor,  # (B, ...) noisy images
     t: int,  # index in 0..T-1 of all of them
     *,
-    variance: str = "posterior",  # variance of the step: "posterior" or "beta"
+    variance: str = "posterior",  # of the step: "posterior", "beta" or "learned"
     clip_x_0: bool = True,  # clip the predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
     """Ask the model once, take one reverse step, return x_{t-1} and the predicted x_0."""
-    check_choice("variance", variance, VARIANCES)
+    check_choice("variance", variance, STEP_VARIANCES)
     t = _check_index("t", t, schedule)
     eps_hat = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
     options = {"variance": variance, "clip_x_0": clip_x_0, "generator": generator}
@@ -125,14 +126,14 @@ def sample_ddpm(
     n_steps: int | None = None,  # network calls, 1..T; all T without
     spacing: str = "linspace",  # which steps to keep, as in `respaced_steps`
     x_T: Tensor | None = None,  # the noise to start from; drawn without
-    variance: str = "posterior",  # variance of the steps: "posterior" or "beta"
+    variance: str = "posterior",  # of the steps: "posterior", "beta" or "learned"
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
     progress: bool = False,  # show a progress bar on a terminal
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
     """Sample by walking back through all or some of the T steps (DDPM, Algorithm 2)."""
-    check_choice("variance", variance, VARIANCES)
+    check_choice("variance", variance, STEP_VARIANCES)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     short = respace(schedule, kept)
     options = {"variance": variance, "clip_x_0": clip_x_0, "generator": generator}
@@ -310,7 +311,7 @@ def inpaint(
     n_steps: int | None = 100,  # steps, 1..T; all T with None
     spacing: str = "linspace",  # which steps to keep, as in `respaced_steps`
     x_T: Tensor | None = None,  # the noise to start from; drawn without
-    variance: str = "posterior",  # variance of the steps: "posterior" or "beta"
+    variance: str = "posterior",  # of the steps: "posterior", "beta" or "learned"
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
     progress: bool = False,  # show a progress bar on a terminal
@@ -319,7 +320,7 @@ def inpaint(
     """Draw the unknown pixels of images, given the known ones (RePaint, Algorithm 1)."""
     known, mask = _check_known(schedule, known, mask)
     n_repeats = check_int("n_repeats", n_repeats)
-    check_choice("variance", variance, VARIANCES)
+    check_choice("variance", variance, STEP_VARIANCES)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     short, levels = respace(schedule, kept), kept[::-1]
     places = [0, *(i for i in range(1, len(kept)) for _ in range(n_repeats))]  # rising

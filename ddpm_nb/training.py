@@ -44,6 +44,7 @@ class TrainConfig:
     ema_decay: float = 0.995  # decay of the averaged weights, in [0, 1)
     objective: str = "eps"  # what the network predicts
     weighting: str = "simple"  # weights of the steps
+    variance: str = "fixed"  # of the steps back: "fixed", or "learned" as in chapter 13
     precision: str = "auto"  # of the arithmetic; "auto": bfloat16 where the device computes in it
     seed: int = 0  # of the order of the data, the steps and the noise
     log_every: int = 50  # iterations between two lines of the log
@@ -69,6 +70,10 @@ def _check_settings(config):
     check_choice("lr_decay", config.lr_decay, ("cosine", "constant"))
     check_choice("objective", config.objective, OBJECTIVES)
     check_choice("weighting", config.weighting, WEIGHTINGS)
+    learns = check_choice("variance", config.variance, ("fixed", "learned")) == "learned"
+    if learns and (config.objective, config.weighting) != ("eps", "simple"):
+        needed = "objective='eps' and weighting='simple'"
+        raise ValueError(f"variance='learned' needs {needed}, which the hybrid loss is made of")
     check_choice("precision", config.precision, PRECISIONS)
 
 # %% ../nbs/09_training.ipynb #lr-factor
@@ -203,6 +208,7 @@ class Trainer:
         schedule: NoiseSchedule,  # the noise schedule
         config: TrainConfig,  # settings
         processes=None,  # `Processes` of chapter 26; this process alone without
+        loss=None,  # called as `simple_loss` is; that one without
     ):
         self.config, self.processes = config, processes or OneProcess()
         self.device = next(model.parameters()).device
@@ -210,6 +216,8 @@ class Trainer:
         self.network = getattr(model, "_orig_mod", model).train()  # without torch.compile's wrapper
         self.model = self.processes.wrap(model)  # the same weights, as the loss calls them
         self.schedule = schedule.to(self.device)
+        options = {"objective": config.objective, "weighting": config.weighting}
+        self.loss = loss or partial(simple_loss, **options)
         self.ema = EMA(self.network, config.ema_decay)
         self.optimizer = make_optimizer(self.network, config)
         self.optimizer.zero_grad()
@@ -250,10 +258,9 @@ def _add_gradients(trainer, x_0, t, eps):
     """Add up the gradients of the parts of a batch; return the loss of each image (B,)."""
     config, losses = trainer.config, []
     parts = [values.chunk(config.n_accumulate) for values in (x_0, t, eps)]
-    options = {"objective": config.objective, "weighting": config.weighting, "reduction": "none"}
     for i, (x, t_part, noise) in enumerate(zip(*parts, strict=True), 1):
         predict = partial(_predict, trainer)
-        loss = simple_loss(predict, trainer.schedule, x, t=t_part, eps=noise, **options)
+        loss = trainer.loss(predict, trainer.schedule, x, t=t_part, eps=noise, reduction="none")
         losses.append(loss.detach())
         is_last = i == config.n_accumulate  # then the gradients of all processes are averaged
         with nullcontext() if is_last else trainer.processes.hold_back(trainer.model):
@@ -353,17 +360,20 @@ def fit(
     range_check: bool = True,  # require images in [-1, 1]; False for other data of shape (N, ...)
     progress: bool = True,  # show a progress bar on a terminal
     processes=None,  # `Processes` of chapter 26; this process alone without
+    loss=None,  # called as `simple_loss` is, such as chapter 13's `hybrid_loss`; that one without
 ) -> TrainResult:
     """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses."""
     config, processes = config or TrainConfig(), _check_processes(processes)
     _check_run(config, data, range_check, n_workers, processes)
+    if config.variance == "learned" and loss is None:
+        raise ValueError("variance='learned' needs loss=hybrid_loss of chapter 13; or use `train`")
     device = next(model.parameters()).device
     pick_precision(config.precision, device)
     with ExitStack() as stack:
         stack.enter_context(_own_streams(device))
         for watcher in watchers:
             stack.callback(watcher.close)
-        trainer = Trainer(model, schedule, config, processes)
+        trainer = Trainer(model, schedule, config, processes, loss)
         for watcher in watchers:
             watcher.start(trainer)
         batches = _batches(trainer, data, n_workers)

@@ -364,7 +364,7 @@ IMAGES = torch.zeros(2, 1, 3, 3)
 def test_bound_refuses_bad_arguments_before_any_work():
     schedule = linear(5, torch.float32)
     for words, change in {
-        "variance must be one of 'posterior', 'beta'": {"variance": "learned"},
+        "variance must be one of 'posterior', 'beta', 'learned'": {"variance": "wide"},
         "n_levels must be at least 2": {"n_levels": 1},
         "n_levels must be a whole number; got 17.0": {"n_levels": 17.0},
         "n_levels must be a whole number; got True": {"n_levels": True},

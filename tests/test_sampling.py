@@ -275,7 +275,7 @@ MASK = torch.ones(4, dtype=torch.bool)
         ({"generator": 0, "x_T": torch.zeros(SHAPE)}, TypeError, "got 0 of type int"),
         ({"generator": [seeded(0)]}, TypeError, "or a list of 3, one an image; got 1 of type Generator"),
         ({"eta": 1.5}, ValueError, "eta must be finite and in"),
-        ({"variance": "learned"}, ValueError, "variance must be one of 'posterior', 'beta'; got 'learned'"),
+        ({"variance": "wide"}, ValueError, "variance must be one of 'posterior', 'beta', 'learned'; got 'wide'"),
         ({"n_repeats": 0}, ValueError, "n_repeats must be at least 1; got 0"),
         ({"mask": torch.ones(4)}, TypeError, "mask must be a tensor of dtype torch.bool; got torch.float32"),
         ({"mask": [True]}, TypeError, "mask must be a tensor of dtype torch.bool; got list"),
@@ -306,7 +306,7 @@ def test_bad_steps_are_refused():
     schedule, x = make_schedule("cosine", 60), noise(0)
     refuses(lambda: respace(schedule, [60]), "kept must be in 0..59; got 60")
     refuses(lambda: ddpm_step(schedule, x, 60, x), "t must be in 0..59; got 60")
-    refuses(lambda: ddpm_step(schedule, x, 1, x, variance="learned"), "variance must be one of")
+    refuses(lambda: ddpm_step(schedule, x, 1, x, variance="wide"), "variance must be one of")
     refuses(lambda: ddpm_step(schedule, x, 1, x[:2]), "eps_hat must have the shape of x_t")
     refuses(lambda: ddim_step(schedule, x, 5, -2, x), "t_prev must be in -1..59; got -2")
     refuses(lambda: p_sample(network, schedule, x, torch.tensor([1, 2, 3])), "t must be a whole number", error=TypeError)

@@ -1,0 +1,96 @@
+"""Measure what a learned variance is worth: the bound of short chains on digits, over five seeds.
+
+Run `python studies/variances.py` (about ten minutes on one core); chapter 13 reads ddpm_nb/measured/variances.json.
+A number after it does so many seeds and stops; the next run goes on.
+"""
+
+import sys
+
+import torch
+from common import MEASURED, setting, write
+
+from ddpm_nb.bound import vlb_terms
+from ddpm_nb.data import load_images
+from ddpm_nb.elbo import drop_variance
+from ddpm_nb.files import read_json
+from ddpm_nb.forward import q_sample
+from ddpm_nb.gaussian import seeded, seeded_init
+from ddpm_nb.improved import hybrid_loss, respaced_model
+from ddpm_nb.sampling import respace, respaced_steps
+from ddpm_nb.schedules import make_schedule
+from ddpm_nb.training import TrainConfig, fit
+from ddpm_nb.unet import UNet
+
+SEEDS, STEPS, VARIANCES = (0, 1, 2, 3, 4), (10, 25, 50, 100, 1000), ("learned", "posterior", "beta")
+ITERATIONS, BATCH, T = 800, 64, 1000
+PATH = MEASURED / "variances.json"
+
+
+def hybrid(model, schedule, x_0, **options):
+    """Compute the hybrid loss of digits, which have 17 grey levels."""
+    return hybrid_loss(model, schedule, x_0, n_levels=17, **options)
+
+
+def trained(schedule, images, seed, learns):
+    """Train a small U-Net; return its average."""
+    with seeded_init(seed):
+        network = UNet(8, 1, 16, (1, 2), 1, (4,), norm_groups=8, out_channels=2 if learns else None)
+    config = TrainConfig(n_iterations=ITERATIONS, batch_size=BATCH, seed=seed, variance="learned" if learns else "fixed")
+    return fit(network, schedule, images, config, loss=hybrid if learns else None).ema
+
+
+def noise_error(model, schedule, images):
+    """Measure the simple loss on images that were not trained on, with the same noise for all networks."""
+    x_0 = images.repeat(10, 1, 1, 1)
+    eps = torch.randn(x_0.shape, generator=seeded(0))
+    t = torch.arange(len(x_0)) * schedule.n_steps // len(x_0)
+    x_t = q_sample(schedule, x_0, t, eps)
+    with torch.inference_mode():
+        parts = zip(x_t.split(500), t.split(500), strict=True)
+        eps_hat = torch.cat([drop_variance(x, model(x, i)) for x, i in parts])
+    return float((eps_hat - eps).square().mean())
+
+
+def bounds(model, schedule, images, n_steps):
+    """Compute the bound with each variance on one set of outputs; return the parts in bits per dimension."""
+    kept = respaced_steps(schedule.n_steps, n_steps)
+    short, told, outputs = respace(schedule, kept), respaced_model(model, kept), []
+
+    def first(x_t, i):
+        outputs.append(told(x_t, i))
+        return outputs[-1]
+
+    facts = {}
+    eps = torch.randn(n_steps, *images.shape, generator=seeded(1))
+    for variance in VARIANCES:
+        again = iter(outputs)
+        model = first if variance == "learned" else lambda x_t, i, again=again: drop_variance(x_t, next(again))
+        terms = vlb_terms(model, short, images, n_levels=17, variance=variance, eps=eps)
+        facts[variance] = {"total": float(terms.total.mean()), "last step": float(terms.decoder.mean())}
+    return facts
+
+
+def main():
+    """Train, measure and write."""
+    torch.set_num_threads(1)
+    schedule, digits, held_out = make_schedule("cosine", T), load_images("digits"), load_images("digits", split="test")
+    results = {"seeds": list(SEEDS), "iterations": ITERATIONS, "batch": BATCH, "T": T, "schedule": "cosine"}
+    results |= setting("CPU, one thread") | {"images": {"bound": 96, "bound, T = 1000": 32}}
+    results["bound"], results["noise error"] = {str(n): [] for n in STEPS}, {"hybrid": [], "simple": []}
+    if PATH.exists() and (kept := read_json(PATH))["iterations"] == ITERATIONS:
+        results = kept
+    left = list(SEEDS)[len(results["noise error"]["simple"]) :]
+    for seed in left[: int(sys.argv[1])] if len(sys.argv) > 1 else left:
+        network = trained(schedule, digits, seed, True)
+        for n in STEPS:
+            images = held_out[:32] if n == T else held_out[:96]
+            results["bound"][str(n)].append(bounds(network, schedule, images, n))
+        results["noise error"]["hybrid"].append(noise_error(network, schedule, held_out))
+        plain = trained(schedule, digits, seed, False)
+        results["noise error"]["simple"].append(noise_error(plain, schedule, held_out))
+        print(seed, results["noise error"], results["bound"]["50"][-1], flush=True)
+        write(PATH, results)
+
+
+if __name__ == "__main__":
+    main()
