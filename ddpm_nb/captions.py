@@ -11,6 +11,7 @@ __all__ = ['ATTRIBUTE_NAMES', 'WORDS', 'TEMPLATES', 'PADDING', 'UNKNOWN', 'BEGIN
 import difflib
 import re
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -296,8 +297,11 @@ class Tokenizer:
         return {"words": list(self.words), "length": self.length}
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Tokenizer":
-        """Rebuild a tokenizer from what `to_dict` returned."""
+    def from_dict(cls, values: dict):
+        """Rebuild a tokenizer from what `to_dict` returned; chapter 30's has merges."""
+        if "merges" in values:
+            kind = import_module(f"{__package__}.texts").PieceTokenizer
+            return kind.from_dict(values)
         return cls(tuple(values["words"]), values["length"])
 
 # %% ../nbs/18_captions.ipynb #fit-tokenizer
