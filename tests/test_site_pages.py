@@ -21,6 +21,7 @@ HEAD = (
     '<script src="../searchindex.js"></script>'
     '<script defer="defer" src="../_static/mathjax/tex-chtml-full.js"></script>'
     '<script src="../_static/fit.js"></script>'
+    '<script src="../_static/touch.js"></script>'
 )
 
 
@@ -29,6 +30,7 @@ def test_page_loses_what_it_does_not_use():
     assert plain.count("viewport") == 1
     assert plain.count("<script") == 1 and "fit.js" in plain
     assert "mathjax" in finish.lighten(HEAD + '<span class="math notranslate">x</span>', False)
+    assert "touch.js" in finish.lighten(HEAD + '<div class="touch" role="group">', False)
     assert "searchindex" in finish.lighten(HEAD, is_search=True)
     assert finish.lighten(plain, is_search=False) == plain
 

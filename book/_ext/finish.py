@@ -62,6 +62,8 @@ def lighten(text, is_search):
     unused = UNUSED if is_search else f"{UNUSED}|{SEARCH}"
     if 'class="math' not in text:
         unused += "|tex-chtml-full.js"
+    if 'class="touch"' not in text:
+        unused += "|touch.js"
     text = re.sub(rf'\s*<script[^>]*src="[^"]*(?:{unused})[^"]*"[^>]*></script>', "", text)
     text = re.sub(r'\s*<script type="text/x-thebe-config">.*?</script>', "", text, flags=re.S)
     text = re.sub(r"\s*<link[^>]*sphinx-thebe.css[^>]*/>", "", text)

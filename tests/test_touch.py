@@ -1,0 +1,289 @@
+"""Pictures that one can touch: the script computes what the book's Python computes, and it answers keys, fingers and ears."""
+
+import json
+import re
+import shutil
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import look
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from ddpm_nb.bound import optimal_denoiser
+from ddpm_nb.elbo import diffuse_mixture
+from ddpm_nb.forward import NoiseSchedule, q_mean_variance, q_posterior, q_sample
+from ddpm_nb.gaussian import GaussianMixture, normal_kl, reparameterize
+from ddpm_nb.plots import HEAVIEST, image_slider, new_figure, touchable
+from ddpm_nb.sampling import ddim_step
+from ddpm_nb.schedules import make_schedule
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "book" / "_static" / "touch.js"
+f64 = torch.float64
+browser = pytest.mark.skipif(look.find_browser() is None, reason="needs Chromium")
+
+
+def read_page(path, tmp_path):
+    """Return a page as Chromium has it once its scripts have run."""
+    command = look.chromium(
+        "--allow-file-access-from-files", "--virtual-time-budget=5000", profile=tmp_path / "profile"
+    )
+    done = subprocess.run(
+        [*command, "--dump-dom", path.as_uri()], capture_output=True, check=True, timeout=120
+    )
+    return done.stdout.decode()
+
+
+@pytest.fixture
+def compute(tmp_path):
+    """Call a formula of the script, in Node or else in Chromium."""
+    node = shutil.which("node")
+    if node is None and look.find_browser() is None:
+        pytest.skip("needs Node or Chromium to run the script")
+
+    def call(name, *values):
+        made = f"formulas.{name}(...{json.dumps(values)})"
+        if node:
+            code = f"const formulas = require({json.dumps(str(SCRIPT))});"
+            code += f"process.stdout.write(JSON.stringify({made}));"
+            done = subprocess.run([node, "-e", code], capture_output=True, check=True, timeout=60)
+            return json.loads(done.stdout)
+        page = "<!doctype html><script>var module = {}</script>"
+        page += f"<script src='{SCRIPT.as_uri()}'></script><body><script>"
+        page += f"const formulas = module.exports; document.write(JSON.stringify({made}))</script>"
+        path = tmp_path / "page.html"
+        path.write_text(page)
+        return json.loads(re.search(r"</script>([\[{].*[\]}])", read_page(path, tmp_path))[1])
+
+    return call
+
+
+def same(found, expected):
+    """Compare numbers to a millionth."""
+    expected = torch.as_tensor(expected, dtype=f64)
+    found = torch.as_tensor(found, dtype=f64)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("t", [2, 3, 10])
+def test_bells_are_those_of_the_posterior(compute, t):
+    chain = NoiseSchedule(torch.linspace(0.02, 0.5, 10, dtype=f64), dtype=f64)
+    clean, noisy = torch.tensor([0.7], dtype=f64), torch.tensor([-1.3], dtype=f64)
+    state = {"t": t, "clean": 0.7, "noisy": -1.3}
+    found = compute("bells", {"betas": chain.betas.tolist()}, state)
+    mean, variance, _ = q_posterior(chain, clean, noisy, t - 1)
+    same(found["posterior"]["mean"], mean.item())
+    same(found["posterior"]["std"] ** 2, variance.item())
+    mean, variance, _ = q_mean_variance(chain, clean, t - 2)
+    same(
+        [found["fromClean"]["mean"], found["fromClean"]["std"] ** 2], [mean.item(), variance.item()]
+    )
+    # the density of the step as a function of where it began: a maximum at x_t / sqrt(alpha)
+    xs = torch.linspace(-3, 3, 7, dtype=f64)
+    alpha, beta = chain.alphas[t - 1], chain.betas[t - 1]
+    expected = torch.distributions.Normal(alpha.sqrt() * xs, beta.sqrt()).log_prob(noisy)
+    given = (found["fromNoisy"][key] * torch.ones((), dtype=f64) for key in ("mean", "std"))
+    given = torch.distributions.Normal(*given)
+    same((given.log_prob(xs) - expected).diff().tolist(), torch.zeros(6))
+
+
+@pytest.mark.parametrize("steps", [25, 300, 1000])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("linear", {}),
+        ("rescaled", {"rescale": True}),
+        ("cosine", {"s": 0.04}),
+        ("sigmoid", {"tau": 0.6}),
+    ],
+)
+def test_schedules_are_those_of_the_package(compute, name, options, steps):
+    state = {"steps": steps, "s": 0.04, "tau": 0.6}
+    kind = "linear" if name == "rescaled" else name
+    expected = make_schedule(kind, steps, dtype=f64, **options)
+    found = compute("schedule", name, state)
+    same(found["alphaBars"], expected.alpha_bars)
+    same(found["logSnr"], expected.log_snr)
+    same(compute("betasOf", name, state), expected.betas)
+
+
+def test_noisy_image_is_that_of_the_package(compute):
+    schedule = make_schedule("cosine", 50, dtype=f64)
+    x_0, eps = torch.randn(2, 1, 9, dtype=f64)
+    t = 20
+    alpha_bar, noise = schedule.alpha_bars[t].item(), schedule.one_minus_alpha_bars[t].item()
+    found = compute("noisy", x_0[0].tolist(), eps[0].tolist(), alpha_bar, noise)
+    same([found], q_sample(schedule, x_0, t, eps))
+
+
+def test_estimators_are_the_gradients(compute):
+    eps = torch.randn(50, dtype=f64)
+    mean = torch.full((50,), 1.2, dtype=f64, requires_grad=True)
+    std = torch.tensor(0.3, dtype=f64)
+    z = reparameterize(mean, std, eps)
+    (pathwise,) = torch.autograd.grad(z.square().sum(), mean)
+    log_prob = torch.distributions.Normal(mean, std).log_prob(z.detach())
+    (score,) = torch.autograd.grad((log_prob * z.detach().square()).sum(), mean)
+    found = compute("estimators", {"eps": eps.tolist()}, {"mean": 1.2, "std": 0.3})
+    same(found["pathwise"], pathwise)
+    same(found["score"], score)
+    # the variances, exactly: polynomials of a standard normal variable
+    nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(20))
+    weights = weights / weights.sum()
+    at_nodes = compute("estimators", {"eps": nodes.tolist()}, {"mean": 1.2, "std": 0.3})
+    for kind in ("pathwise", "score"):
+        values = torch.tensor(at_nodes[kind], dtype=f64)
+        middle = (weights * values).sum()
+        same(middle, 2.4)
+        same(found[f"{kind}Variance"], (weights * (values - middle).square()).sum())
+
+
+def test_bound_and_gap_are_those_of_the_elbo(compute):
+    x, m, s = 1.5, 0.4, 0.5
+    data = {"x": x, "slope": 0.8, "variance": 0.36}
+    found = compute("bound", data, {"mean": m, "std": s})
+    one = torch.ones((), dtype=f64)
+    evidence = torch.distributions.Normal(0 * one, one).log_prob(x * one)
+    gap = normal_kl(m * one, 2 * (s * one).log(), 0.8 * x * one, (0.36 * one).log())
+    same([found["truth"], found["gap"], found["bound"]], [evidence, gap, evidence - gap])
+    same([found["posterior"]["mean"], found["posterior"]["variance"]], [1.2, 0.36])
+
+
+@pytest.fixture
+def plane():
+    return GaussianMixture(
+        torch.tensor([0.15, 0.5, 0.35], dtype=f64),
+        torch.tensor([[-2.0, -0.4], [0.8, 1.0], [1.2, -1.1]], dtype=f64),
+        torch.tensor(
+            [[[0.06, 0], [0, 0.12]], [[0.16, 0.08], [0.08, 0.1]], [[0.05, -0.02], [-0.02, 0.1]]],
+            dtype=f64,
+        ),
+    )
+
+
+def numbers(mixture):
+    names = ("weights", "means", "covariances")
+    return {name: getattr(mixture, name).tolist() for name in names}
+
+
+@pytest.mark.parametrize("t", [0, 300, 999])
+def test_guess_in_the_mixture_is_the_best_denoiser(compute, plane, t):
+    schedule = make_schedule("linear", 1000, dtype=f64)
+    point = torch.tensor([[0.4, -0.9]], dtype=f64)
+    alpha_bar = schedule.alpha_bars[t].item()
+    found = compute("denoise", numbers(plane), point[0].tolist(), alpha_bar)
+    same([found["eps"]], optimal_denoiser(plane, schedule)(point, t))
+    expected = diffuse_mixture(plane, schedule, t).responsibilities(point)
+    same([found["responsibilities"]], expected)
+
+
+def test_particles_walk_as_ddim_does(compute, plane):
+    schedule = make_schedule("linear", 1000, dtype=f64)
+    levels = [999, 700, 400, 150, 20, 0]
+    x = torch.randn(5, 2, dtype=f64)
+    denoiser, path = optimal_denoiser(plane, schedule), [x]
+    for t, t_prev in pairwise(levels):
+        x, _ = ddim_step(schedule, x, t, t_prev, denoiser(x, t), clip_x_0=False)
+        path.append(x)
+    alpha_bars = schedule.alpha_bars[levels].tolist()
+    same(compute("walk", numbers(plane), path[0].tolist(), alpha_bars), torch.stack(path))
+
+
+# ------------------------------------------------------------------ the pages
+
+
+def stored_pictures():
+    """List notebook, figure options and markup of each picture that one can touch."""
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        for cell in nbformat.read(path, 4).cells:
+            for output in cell.get("outputs", []):
+                text = output.get("data", {}).get("text/html", "")
+                if 'class="touch"' in text:
+                    yield path.name, cell.metadata.get("mystnb", {}).get("figure", {}), text
+
+
+def test_pictures_of_the_book_have_number_caption_and_weight():
+    weights, script = {}, SCRIPT.read_text("utf-8")
+    for page, figure, text in stored_pictures():
+        name = re.search('data-picture="([^"]*)"', text)[1]
+        assert re.search(rf"^    {name}: {{", script, re.M), f"{page}: touch.js has no {name}"
+        assert figure.get("caption") and figure.get("name"), f"{page}: {name} has no caption"
+        weights[page] = weights.get(page, 0) + len(text)
+    assert weights and max(weights.values()) <= HEAVIEST, weights
+
+
+def test_picture_that_is_too_heavy_is_refused():
+    ax = new_figure()[1]
+    with pytest.raises(ValueError, match="may add 150,000 bytes"):
+        touchable("bells", {"betas": [0.5] * 50_000}, still=ax, alt="a", label="b")
+
+
+def test_text_of_a_picture_cannot_leave_it():
+    ax = new_figure()[1]
+    page = touchable("bells", {"a": "</script><b>"}, still=ax, alt='"><b>', label="<i>").data
+    assert "<b>" not in page and "<i>" not in page and page.count("</script>") == 1
+    data = re.search(r"json\">(.*)</script>", page)[1]
+    assert json.loads(data) == {"a": "</script><b>"}
+
+
+DRIVER = """<script>
+addEventListener("load", () => setTimeout(() => {
+  const box = document.querySelector(".touch"), told = [];
+  const tell = () => told.push([...box.querySelectorAll("input[type=range]")].map(i => i.getAttribute("aria-valuetext")));
+  tell();
+  STEPS
+  document.body.append(Object.assign(document.createElement("pre"), {id: "told", textContent: JSON.stringify(told)}));
+}, 500));
+</script>"""
+
+
+def drive(picture, steps, tmp_path):
+    """Load a picture with its script, do something, and return the document and what the sliders said."""
+    css = f"<link rel='stylesheet' href='{(SCRIPT.parent / 'book.css').as_uri()}'>"
+    page = f"<!doctype html><html data-theme='light'><head>{css}<script src='{SCRIPT.as_uri()}'></script>"
+    path = tmp_path / "page.html"
+    path.write_text(f"{page}</head><body>{picture.data}{DRIVER.replace('STEPS', steps)}</body>")
+    text = read_page(path, tmp_path)
+    return text, json.loads(re.search('<pre id="told">(.*)</pre>', text)[1])
+
+
+@browser
+def test_slider_and_choice_speak(tmp_path):
+    frames = {"one": [torch.ones(2, 1, 4, 4)] * 3, "other": [-torch.ones(2, 1, 4, 4)] * 3}
+    picture = image_slider(frames, ["t = 9", "t = 5", "t = 0"], alt="squares", name="step")
+    steps = """
+    const slider = box.querySelector("input[type=range]");
+    slider.value = 1; slider.dispatchEvent(new Event("input")); tell();
+    const other = box.querySelectorAll("input[type=radio]")[1];
+    other.checked = true; other.dispatchEvent(new Event("change")); tell();
+    """
+    text, told = drive(picture, steps, tmp_path)
+    assert told == [["t = 9. one: t = 9"], ["t = 5. one: t = 5"], ["t = 5. other: t = 5"]]
+    assert 'role="group"' in text and 'aria-label="squares"' in text
+    label = re.search('<label for="([^"]*)">step</label>', text)[1]
+    assert re.search(rf'<input type="range" id="{label}"', text)
+    assert ">Play</button>" in text
+
+
+@browser
+def test_finger_on_the_canvas_moves_the_nearest_value(tmp_path):
+    ax = new_figure()[1]
+    picture = touchable("bells", {"betas": [0.1, 0.2, 0.3]}, still=ax, alt="bells", label="bells")
+    steps = """
+    const canvas = box.querySelector("canvas"), place = canvas.getBoundingClientRect();
+    canvas.setPointerCapture = () => {};
+    const at = x => ({clientX: place.left + 14 + (place.width - 28) * (x + 5) / 10, clientY: place.top + 100, buttons: 1});
+    canvas.dispatchEvent(new PointerEvent("pointerdown", at(1.5))); tell();
+    canvas.dispatchEvent(new PointerEvent("pointermove", at(-2))); tell();
+    const heights = [...box.querySelectorAll("input[type=range]")].map(i => i.getBoundingClientRect().height);
+    told.push(heights);
+    """
+    _, (first, second, third, heights) = drive(picture, steps, tmp_path)
+    assert [words.split(". ")[0] for words in first] == ["3 of 3", "1.00", "\u22121.00"]
+    assert [words.split(". ")[0] for words in second] == ["3 of 3", "1.50", "\u22121.00"]
+    assert [words.split(". ")[0] for words in third] == ["3 of 3", "\u22122.00", "\u22121.00"]
+    assert min(heights) >= 24
