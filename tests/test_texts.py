@@ -2,8 +2,13 @@
 
 import csv
 import json
+import math
 import os
+import signal
+import time
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +16,25 @@ from PIL import Image
 
 from conftest import refuses
 from ddpm_nb.captions import BEGIN, PADDING, UNKNOWN, Tokenizer, check_prompts
+from ddpm_nb.clip import contrastive_loss, make_clip
+from ddpm_nb.conditioning import TextUNet
+from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded
+from ddpm_nb.latent import to_latents
+from ddpm_nb.pipeline import TextToImage
 from ddpm_nb.plots import to_pixels
+from ddpm_nb.runs import Interrupted, read_log
+from ddpm_nb.schedules import make_schedule
 from ddpm_nb.texts import (
     KINDS,
     PALETTE,
     CaptionedFolder,
+    CaptionLoss,
+    PairLoss,
+    Pairs,
     PieceTokenizer,
+    TextConfig,
+    TextDenoiser,
     all_scenes,
     count_tokens,
     cut_word,
@@ -31,8 +48,10 @@ from ddpm_nb.texts import (
     score_shapes,
     shape_cover,
     split_scenes,
+    train_text,
     turn_round,
 )
+from ddpm_nb.training import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +274,193 @@ def test_length_and_kept_form():
     kept = json.loads(json.dumps(tokenizer.to_dict()))
     assert PieceTokenizer.from_dict(kept) == tokenizer == Tokenizer.from_dict(kept)
     assert isinstance(Tokenizer.from_dict({"words": ["a"], "length": 3}), Tokenizer)
+
+
+# Three stages
+
+
+def tiny(n, **options):
+    """Settings of a stage that takes a moment."""
+    return TrainConfig(n, batch_size=8, lr=1e-3, log_every=2, checkpoint_every=3, precision="float32", **options)
+
+
+SMALL = TextConfig(dim=16, unet_channels=8, autoencoder_channels=4, clip=tiny(4), autoencoder=tiny(4), unet=tiny(5))
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Draw few pictures."""
+    shapes = draw_shapes(24, image_size=16, generator=seeded(1))
+    return shapes.images, shapes.captions
+
+
+@pytest.fixture(scope="module")
+def whole(few, tmp_path_factory):
+    """Train once without interruption; return the folder and the pipeline."""
+    out = tmp_path_factory.mktemp("texts") / "run"
+    return out, train_text(few, out, SMALL, progress=False)
+
+
+def weights(pipeline):
+    """Return all tensors of a pipeline."""
+    parts = {"text": pipeline.text_encoder, "unet": pipeline.unet, "autoencoder": pipeline.autoencoder}
+    return {f"{name}.{k}": v for name, part in parts.items() if part is not None for k, v in part.state_dict().items()}
+
+
+def equal(one, other):
+    """Tell whether two pipelines are the same to the last bit."""
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(one[k].equal(other[k]) for k in one)
+
+
+def test_a_run_leaves_a_pipeline_logs_checkpoints_and_sheets(few, whole):
+    out, pipeline = whole
+    loaded = TextToImage.from_pretrained(out)
+    assert equal(loaded, pipeline) and isinstance(loaded.tokenizer, PieceTokenizer)
+    assert loaded.tokenizer == pipeline.tokenizer and loaded.schedule.n_steps == 980
+    assert loaded.generate(few[1][0], n_steps=2).shape == (1, 3, 16, 16)
+    assert loaded.generate(n_steps=2).shape == (1, 3, 16, 16)  # any picture
+    refuses(lambda: loaded.generate("a pink square"), "unknown words: 'pink'")
+    for stage, n in (("clip", 4), ("autoencoder", 4), ("unet", 5)):
+        assert [line["step"] for line in read_log(out / stage / "log.jsonl")][-1] == n
+        assert (out / stage / "checkpoints" / f"step-{n:08d}.safetensors").exists()
+    with Image.open(out / "samples" / "step-00000005.png") as sheet:
+        assert sheet.size == (8 * 17 + 1, 8 * 17 + 1)
+    latents = to_latents(loaded.autoencoder, few[0])
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-4 and (latents.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
+
+
+def test_a_run_that_is_interrupted_in_each_stage_goes_on_to_the_same_bits(few, whole, tmp_path):
+    seen = []
+
+    def stop_at(stage, n):
+        def look(name, trainer):
+            seen.append((name, trainer.n_steps))
+            if (name, trainer.n_steps) == (stage, n):
+                raise RuntimeError("power cut")
+
+        return look
+
+    for stage, n in (("clip", 2), ("clip", 4), ("autoencoder", 3), ("unet", 4)):
+        with pytest.raises(RuntimeError, match="power cut"):
+            train_text(few, tmp_path, SMALL, resume=True, callback=stop_at(stage, n), progress=False)
+    pipeline = train_text(few, tmp_path, resume=True, callback=stop_at("none", 0), progress=False)
+    assert equal(pipeline, whole[1]) and equal(TextToImage.from_pretrained(tmp_path), pipeline)
+    assert (tmp_path / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
+    last = seen[seen.index(("unet", 4)) + 1 :]
+    assert last == [("unet", 4), ("unet", 5)]  # nothing that was finished was trained again
+    again = train_text(few, tmp_path, resume=True, callback=lambda *_: pytest.fail("a step too many"), progress=False)
+    assert equal(again, pipeline)
+    one, other = (read_log(out / "unet" / "log.jsonl") for out in (tmp_path, whole[0]))
+    assert [line["losses"] for line in one] == [line["losses"] for line in other]
+
+
+def test_a_signal_saves_and_says_how_to_go_on(few, whole, tmp_path):
+    def interrupt(stage, trainer):
+        if (stage, trainer.n_steps) == ("unet", 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    with pytest.raises(Interrupted, match="stage unet after iteration 3 of 5: saved; go on with resume=True"):
+        train_text(few, tmp_path / "a", SMALL, callback=interrupt, progress=False)
+    assert equal(train_text(few, tmp_path / "a", resume=True, progress=False), whole[1])
+
+
+def test_pixels_and_several_captions_of_a_folder(few, tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    for i, pixels in enumerate(to_pixels(few[0][:12])):
+        Image.fromarray(pixels).save(root / f"{i}.png")
+        (root / f"{i}.txt").write_text(f"{few[1][i]}\n{'a second one' if i % 2 else ''}\n")
+    data = CaptionedFolder(root, 16)
+    config = replace(SMALL, n_downs=0, attn_resolutions=(8,))
+    pipeline = train_text(data, tmp_path / "run", config, prompts=["a second one"], device="cpu", progress=False)
+    assert pipeline.autoencoder is None and pipeline.schedule.n_steps == 1000
+    assert not (tmp_path / "run" / "autoencoder").exists()
+    loaded = TextToImage.from_pretrained(tmp_path / "run")
+    assert equal(loaded, pipeline) and loaded.generate("a second one", 2, n_steps=2).shape == (2, 3, 16, 16)
+    with Image.open(tmp_path / "run" / "samples" / "step-00000005.png") as sheet:
+        assert sheet.size == (8 * 17 + 1, 18)
+
+
+def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, whole, tmp_path):
+    images, captions = few
+    out = tmp_path / "run"
+    call = lambda data=few, config=SMALL, **options: lambda: train_text(data, out, config, progress=False, **options)
+    refuses(call(images), "data must be a CaptionedFolder, or a pair (images, captions); got Tensor", error=TypeError)
+    refuses(call((images, captions[:3])), "a caption for each picture; got 24 pictures and 3 captions")
+    refuses(call((images[..., :8], captions)), "images must be square")
+    refuses(call((images * 3, captions)), "images must be scaled to [-1, 1]")
+    refuses(call((images, ["..", *captions[1:]])), "at least one word; 1 have none, such as '..'")
+    refuses(call((images, [(), *captions[1:]])), "at least one word; 1 have none")
+    refuses(call(config=replace(SMALL, length=5)), "24 of 24 captions have more than 5 tokens, such as", "too_long='cut'")
+    refuses(call(config=replace(SMALL, unet=replace(SMALL.unet, batch_size=25))), "unet.batch_size must be at most the number of pictures, 24; got 25")
+    refuses(call(config=replace(SMALL, n_downs=5)), "divisible by 2 ** n_downs = 32")
+    refuses(call(prompts=["a zebra"]), "unknown words: 'zebra'")
+    assert not out.exists()
+    refuses(lambda: replace(SMALL, too_long="drop"), "too_long must be one of 'refuse', 'cut'")
+    refuses(lambda: replace(SMALL, drop=2), "drop must be finite and in [0, 1]")
+    refuses(lambda: replace(SMALL, clip=replace(SMALL.clip, batch_size=1)), "clip.batch_size must be at least 2")
+    refuses(lambda: replace(SMALL, unet=replace(SMALL.unet, objective="v")), "unet must have objective='eps'")
+    refuses(lambda: train_text(few, whole[0], SMALL), "already holds a run; resume it", error=FileExistsError)
+    refuses(lambda: train_text(few, whole[0], replace(SMALL, drop=0.2), resume=True), "config differs from the run", "in drop; leave it out")
+    other = (images.flip(0), captions)
+    refuses(lambda: train_text(other, whole[0], resume=True, progress=False), "the data differs from the one", "sha256")
+    other = (images, captions[::-1])
+    refuses(lambda: train_text(other, whole[0], resume=True, progress=False), "the data differs from the one", "sha256")
+
+
+def test_long_captions_are_cut_if_asked_for_and_told(few, tmp_path):
+    images, captions = few
+    config = replace(SMALL, length=6, too_long="cut", clip=tiny(1), autoencoder=tiny(1), unet=tiny(1))
+    with pytest.warns(UserWarning, match="24 of 24 captions have more than 6 tokens, such as .*; what is longer is cut off"):
+        pipeline = train_text((images, captions), tmp_path, config, prompts=["a red"], progress=False)
+    assert pipeline.tokenizer.length == 6
+
+
+def test_settings_come_back_from_json():
+    config = replace(SMALL, unet=replace(SMALL.unet, grad_clip=math.inf))
+    assert TextConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+
+
+def test_the_losses_are_those_of_their_chapters(few):
+    images, captions = few
+    tokenizer = fit_pieces(captions)
+    tokens = tokenizer.encode([captions[0], captions[0], *captions[2:]])[:, None]  # two pictures with one caption
+    pairs = Pairs(images, torch.cat([tokens, tokens.flip(0)], 1))
+    assert pairs.images(slice(2)).equal(images[:2]) and len(pairs) == 24
+    levels = torch.from_numpy(to_pixels(images)).permute(0, 3, 1, 2)
+    assert (Pairs(levels, tokens).images(torch.tensor([3])) - images[3]).abs().max() < 0.005
+    chosen = torch.arange(24)
+    drawn = pairs.captions(chosen, seeded(0))
+    which = torch.randint(2, (24,), generator=seeded(0))
+    assert drawn.equal(pairs.tokens[chosen, which]) and 0 < which.sum() < 24
+    single, numbers = Pairs(images, tokens), chosen.double()
+    torch.manual_seed(0)
+    clip = make_clip({"image_size": 16, "in_channels": 3, "dim": 16}, {"n_words": len(tokenizer), "length": tokenizer.length, "dim": 16}, 16)
+    trainer = SimpleNamespace(network=clip, noise=seeded(0), precision=torch.float32)
+    loss = PairLoss(single)
+    loss.start(trainer)
+    found = loss(None, None, numbers, t=None, eps=None)
+    fits = (tokens[:, None, 0] == tokens[None, :, 0]).all(-1)
+    vectors, texts = clip.encode_images(images), clip.encode_texts(tokens[:, 0])
+    assert found.shape == (24,) and found.equal(contrastive_loss(vectors, texts, clip.log_scale, fits=fits).expand(24))
+    with torch.no_grad():
+        clip.log_scale.fill_(9.0)
+    loss.step(trainer, None, None)
+    assert clip.log_scale.item() == pytest.approx(math.log(100))
+    unet = TextUNet(16, 3, 16, base_channels=8, channel_mults=(1, 1), attn_resolutions=(8,))
+    torch.nn.init.normal_(unet.conv_out.weight)
+    trainer.network, schedule = TextDenoiser(unet, clip.text_encoder), make_schedule("cosine", 100)
+    t = torch.randint(100, (24,))
+    for drop in (0.0, 1.0):
+        trainer.noise, caption_loss, g = seeded(5), CaptionLoss(single, images, drop), seeded(5)
+        caption_loss.start(trainer)
+        found = caption_loss(None, schedule, numbers, t=t, eps=None)
+        rows = single.captions(chosen, g)
+        torch.rand(24, generator=g)
+        eps, empty = torch.randn(images.shape, generator=g), tokenizer.encode([""]).expand(24, -1)
+        words = clip.text_encoder(empty if drop else rows)
+        error = (unet(q_sample(schedule, images, t, eps), t, words) - eps).square().mean((1, 2, 3))
+        assert (found - error).abs().max() < 1e-5
+    assert single.tokens.equal(tokens)  # what was left out was left out of a copy
