@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from ddpm_nb.sampling import ddim_invert, ddim_step, ddpm_step, inpaint, p_sample
     from ddpm_nb.sampling import sample_ddim, sample_ddpm, sample_dpm_solver
     from ddpm_nb.schedules import cosine_betas, linear_betas, make_schedule, sigmoid_betas
-    from ddpm_nb.score import flow_log_likelihood, sample_sde
+    from ddpm_nb.scores import flow_log_likelihood, sample_sde, score
     from ddpm_nb.training import EMA, TrainConfig, TrainResult, fit
     from ddpm_nb.unet import UNet, make_unet
 
@@ -58,7 +58,7 @@ _OFFERED = {
     "sampling": "ddim_invert ddim_step ddpm_step inpaint "
     "p_sample sample_ddim sample_ddpm sample_dpm_solver",
     "schedules": "cosine_betas linear_betas make_schedule sigmoid_betas",
-    "score": "flow_log_likelihood sample_sde",
+    "scores": "flow_log_likelihood sample_sde score",
     "training": "EMA TrainConfig TrainResult fit",
     "unet": "UNet make_unet",
 }

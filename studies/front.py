@@ -23,7 +23,7 @@ from ddpm_nb.pipeline import PIPELINES, TextToImage
 from ddpm_nb.plots import new_figure, plot_curves, show_images, tile
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import SCHEDULES, make_schedule
-from ddpm_nb.score import score
+from ddpm_nb.scores import score
 
 MODELS = {"digits": SHIPPED, "mnist": SHIPPED, "mnist pipeline": PIPELINES}
 SENTENCE = "a large bold seven leaning right"

@@ -15,7 +15,7 @@ from ddpm_nb.gaussian import GaussianMixture, seeded
 from ddpm_nb.hub import load_pretrained
 from ddpm_nb.sampling import ddpm_step
 from ddpm_nb.schedules import betas_from_alpha_bars, cosine_betas, linear_betas
-from ddpm_nb.score import flow_log_likelihood, flow_velocity, langevin, sample_sde, score
+from ddpm_nb.scores import flow_log_likelihood, flow_velocity, langevin, sample_sde, score
 
 exact = {"dtype": torch.float64}
 LINEAR = NoiseSchedule(linear_betas(1000), **exact)
@@ -39,7 +39,7 @@ def gaussian(variance):
 
 
 def test_score_takes_an_index_and_a_batch_of_indices_and_images():
-    assert ddpm_nb.sample_sde is sample_sde  # `score` is the name of the module, too: import it from there
+    assert ddpm_nb.sample_sde is sample_sde and ddpm_nb.score is score
     t = torch.tensor([0, 500, 999])
     x = torch.randn(3, 1, 2, 2, generator=seeded(0), **exact)
     model = lambda x_t, t: x_t * (t.view(-1, 1, 1, 1) + 1)
