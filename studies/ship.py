@@ -1,9 +1,10 @@
 """Measure a finished run and ship its averaged model with the package: weights, configuration and card in ddpm_nb/weights/NAME.
 
-Usage: python studies/ship.py runs/digits digits --hardware "1 thread of an AMD EPYC" [--images 256] [--samples 512]
+Usage: python studies/ship.py runs/digits digits --hardware "1 thread of an AMD EPYC" [--images 256] [--samples 2000]
 
 Every figure on the card is computed here or read from the run: nothing is typed but the description of the machine. The classifier
-that judges the samples is trained here, on the same training images, from a fixed seed.
+that judges the samples is trained here, on the same training images, from a fixed seed. The model that the new one takes the place
+of is measured beside it, with as many samples. Weights are kept as float16.
 """
 
 import argparse
@@ -14,8 +15,10 @@ from pathlib import Path
 import torch
 
 from ddpm_nb.data import load_dataset
-from ddpm_nb.evaluation import bits_per_dim, classifier_report, train_classifier
+from ddpm_nb.evaluation import bits_per_dim, classifier_features, classifier_report, distance_with_error
+from ddpm_nb.evaluation import frechet_distance, train_classifier
 from ddpm_nb.forward import q_sample
+from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import describe_model, load_pretrained, save_pretrained
 from ddpm_nb.runs import LOG_FILE, read_log, read_settings
 from ddpm_nb.sampling import sample_ddim
@@ -44,23 +47,36 @@ def training_facts(run, hardware):
     return facts | {name: asdict(config)[name] for name in kept} | {"hardware": hardware, "training minutes": round(seconds / 60, 1)}
 
 
-def measured_facts(model, schedule, name, root, n_images, n_samples):
-    """Measure a model on held-out images and by its samples."""
+def draw(model, schedule, shape, n, eta):
+    """Draw n samples with 50 network calls."""
+    g, sizes = seeded(0), [min(64, n - i) for i in range(0, n, 64)]
+    parts = [sample_ddim(model, schedule, (size, *shape), n_steps=50, eta=eta, generator=g) for size in sizes]
+    return torch.cat(parts)
+
+
+def measured_facts(model, schedule, name, root, n_images, n_samples, eta, before):
+    """Measure a model on held-out images and by its samples; `before` is the model it takes the place of, or None."""
     train, test = (load_dataset(name, root=root, split=split) for split in ("train", "test"))
-    held_out, generator = test.images(), torch.Generator().manual_seed(0)
-    bits = bits_per_dim(model, schedule, held_out[:n_images], n_levels=test.n_levels, batch_size=64, generator=generator)
+    held_out = test.images()
+    bits = bits_per_dim(model, schedule, held_out[:n_images], n_levels=test.n_levels, batch_size=64, generator=seeded(0))
     facts = {"test loss": round(held_out_error(model, schedule, held_out[:1000]), 3)}
     facts |= {"test bits/dim": round(bits.mean, 3), "its standard error": round(bits.stderr, 3), "test images": bits.n_images}
     classifier = train_classifier(train.images(), train.labels)
-    real = classifier_report(classifier, held_out)
     with torch.inference_mode():
         right = torch.cat([classifier(x).argmax(1) for x in held_out.split(1000)]) == test.labels
-    shape = (n_samples, *held_out.shape[1:])
-    samples = sample_ddim(model, schedule, shape, n_steps=50, generator=torch.Generator().manual_seed(0))
-    report = classifier_report(classifier, samples)
+    reference = train.images()[torch.randperm(len(train), generator=seeded(0))[:5000]]
+    reference = classifier_features(classifier, reference)
     facts |= {"classifier's test accuracy": round(right.float().mean().item(), 4), "samples judged": n_samples}
-    facts |= {"sampler": "DDIM, 50 steps"} | {f"samples: {k}": v for k, v in report_facts(report).items()}
-    return facts | {f"test images: {k}": v for k, v in report_facts(real).items()}
+    facts |= {"sampler": f"DDIM with eta = {eta:g}, 50 network calls", "distances": f"from {len(reference)} training images"}
+    sets = {"samples": draw(model, schedule, held_out.shape[1:], n_samples, eta), "test images": held_out[:n_samples]}
+    if before is not None:
+        sets["samples of the model before"] = draw(*before, held_out.shape[1:], n_samples, eta)
+    for kind, images in sets.items():
+        found = report_facts(classifier_report(classifier, images))
+        value, error = distance_with_error(frechet_distance, reference, classifier_features(classifier, images))
+        found |= {"Frechet distance": round(value, 1), "its standard error": round(error, 1)}
+        facts |= {f"{kind}: {key}": value for key, value in found.items()}
+    return facts
 
 
 def report_facts(report):
@@ -76,17 +92,17 @@ def main():
     parser.add_argument("--hardware", required=True, help="what the run was trained on, in words")
     parser.add_argument("--root", default="data", help="folder with the data files")
     parser.add_argument("--images", type=int, default=256, help="held-out images for bits/dim (T network calls each)")
-    parser.add_argument("--samples", type=int, default=512, help="samples that the classifier judges")
+    parser.add_argument("--samples", type=int, default=2000, help="samples that the classifier judges")
+    parser.add_argument("--eta", type=float, default=1.0, help="noise of the sampler that is judged, 0 to 1")
     args = parser.parse_args()
     model, schedule = load_pretrained(args.run)
     config, data = read_settings(args.run)
     facts = training_facts(args.run, args.hardware)
     if facts["iterations"] != config.n_iterations:
         parser.error(f"{args.run} is not finished: iteration {facts['iterations']} of {config.n_iterations}")
-    if config.objective != "eps":
-        parser.error(f"{args.run} predicts {config.objective}; only networks that predict the noise are shipped")
-    facts |= measured_facts(model, schedule, data["dataset"], args.root, args.images, args.samples)
-    save_pretrained(WEIGHTS / args.name, model, schedule, card=facts, overwrite=True)
+    before = load_pretrained(args.name) if (WEIGHTS / args.name).is_dir() else None
+    facts |= measured_facts(model, schedule, data["dataset"], args.root, args.images, args.samples, args.eta, before)
+    save_pretrained(WEIGHTS / args.name, model, schedule, card=facts, overwrite=True, half=True)
     print(json.dumps(facts, indent=1))
 
 
