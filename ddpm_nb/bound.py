@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_floating, check_images
-from .checks import check_int, check_timesteps
+from .checks import check_int, check_range, check_timesteps
 from .elbo import STEP_VARIANCES, check_clean_batch, decoder_log_likelihood
 from .elbo import prior_divergence, reverse_mean_variance
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
@@ -48,7 +48,7 @@ def vlb_terms(
     generator: torch.Generator | None = None,  # source of the noise
 ) -> VLBTerms:
     """Compute the parts of the bound for each image, with one draw a step (DDPM, equation 5)."""
-    _check_bound(schedule, x_0, n_levels, variance, eps, chunk_size)
+    _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size)
     source = {"generator": generator, "device": x_0.device, "dtype": x_0.dtype}
     options = {"n_levels": n_levels, "clip_x_0": clip_x_0, "variance": variance}
     losses, errors = [], []
@@ -84,7 +84,7 @@ def _step_losses(model, schedule, x_0, steps, eps, *, n_levels, clip_x_0, varian
     return losses.flatten(1).sum(1).view(n, b), errors.view(n, b)
 
 # %% ../nbs/05_bound.ipynb #check-bound
-def _check_bound(schedule, x_0, n_levels, variance, eps, chunk_size):
+def _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size):
     """Refuse bad arguments of the bound before the network is called."""
     check_clean_batch(x_0)
     check_choice("variance", variance, STEP_VARIANCES)
@@ -95,6 +95,8 @@ def _check_bound(schedule, x_0, n_levels, variance, eps, chunk_size):
         if bool((level - level.round()).abs().max() > 0.01):
             grid = f"the grid of n_levels={n_levels} levels of [-1, 1]"
             raise ValueError(f"x_0 must lie on {grid}; it does not")
+    elif clip_x_0:
+        check_range("x_0", x_0)
     shape = (schedule.n_steps, *x_0.shape)
     if eps is not None and check_floating("eps", eps).shape != shape:
         got = tuple(eps.shape)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_images, check_int, check_number
+from .checks import check_generator, check_images, check_int, check_number
 
 # %% ../nbs/18_captions.ipynb #stroke-width
 def _stroke_width(ink):
@@ -177,6 +177,7 @@ def write_captions(
 ) -> list[str]:
     """Write a sentence for each row."""
     check_attributes(attributes)
+    check_generator(generator)
     if template is not None:
         check_int("template", template, 0, len(TEMPLATES) - 1)
         chosen = [template] * len(attributes)
@@ -270,8 +271,9 @@ class Tokenizer:
 
     def encode(self, captions: list[str]) -> Tensor:
         """Return tokens (N, length), int64: BEGIN, the words, then PADDING."""
-        if isinstance(captions, str):
-            raise TypeError(f"captions must be a list of texts; got one text, {captions!r}")
+        is_list = isinstance(captions, list | tuple)
+        if not is_list or not all(isinstance(caption, str) for caption in captions):
+            raise TypeError(f"captions must be a list of texts; got {captions!r}")
         numbers = {word: i for i, word in enumerate(self.words, len(MARKS))}
         rows = []
         for caption in captions:

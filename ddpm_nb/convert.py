@@ -299,6 +299,7 @@ def unet_to_diffusers(
     """Convert to a UNet2DModel and a DDPMScheduler of diffusers, weights equal to the last bit."""
     wrapped = isinstance(unet, NoisePredictor)
     network, objective = (unet.network, unet.objective) if wrapped else (unet, "eps")
+    network = getattr(network, "_orig_mod", network)  # without torch.compile's wrapper
     for name, value, kind in (("unet", network, UNet), ("schedule", schedule, NoiseSchedule)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .checks import check_choice, check_floating, check_images, check_int
+from .checks import check_range
 
 # %% ../nbs/08_data.ipynb #scale-levels
 def scale_levels(
@@ -124,19 +125,17 @@ def check_data(
     if not images.is_floating_point():
         wanted = f"have a floating-point dtype, in [-1, 1]; got {images.dtype}"
         raise TypeError(f"data must {wanted}: ImageDataset(levels, n_levels=256) scales bytes")
-    check_floating("data", images)
+    if images is not data and not (images < 0).any():  # a bright image may be an accident
+        places = sorted({i * (len(data) - 1) // 7 for i in range(8)})
+        images = torch.stack([_image_of(data, i) for i in places])
     if range_check or (range_check is None and images is not data):
         shape = tuple(check_images("data", images).shape[1:])
         if shape[-1] in (1, 3, 4) and shape[0] == shape[1] > 4:
             raise ValueError(f"data must be images (C, H, W), channels first; got {shape}")
-    if range_check is False or images.ndim != 4 or (images < 0).any():
-        return
-    if images is not data:  # one bright image may be an accident: look at more of them
-        places = sorted({i * (len(data) - 1) // 7 for i in range(8)})
-        images = torch.stack([_image_of(data, i) for i in places])
-    if images.numel() and not (images < 0).any():
-        text = "data must be scaled to [-1, 1] and hold no value below 0: are they in [0, 1]?"
-        warnings.warn(f"{text} Then 2 * x - 1 is right", stacklevel=3)
+    elif range_check is None and images.ndim == 4:  # images, or latents of unit variance
+        check_range("data", images, may_spill=True)
+    else:
+        check_floating("data", images)
 
 # %% ../nbs/08_data.ipynb #mirror
 def mirror(

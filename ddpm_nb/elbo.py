@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_floating, check_generator
+from .checks import call_model, check_choice, check_floating, check_generator
 from .checks import check_int, check_same_shape
 from .forward import NoiseSchedule, extract, predict_eps, predict_x_0
 from .forward import q_mean_variance, q_posterior, q_sample
@@ -110,7 +110,8 @@ def reverse_mean_variance(
     variance: str = "posterior",  # "posterior", "beta" or "learned"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and log-variance of p(x_{t-1} | x_t), and x_0_hat (DDPM, equation 11)."""
-    eps_hat, log_variance = split_output(schedule, x_t, t, model(x_t, t), variance)
+    output = call_model(model, x_t, t)
+    eps_hat, log_variance = split_output(schedule, x_t, t, output, variance)
     x_0_hat = predict_x_0(schedule, x_t, t, eps_hat)
     if clip_x_0:
         x_0_hat = x_0_hat.clamp(-1, 1)
@@ -187,7 +188,7 @@ def predict_noise(
     check_choice("objective", objective, OBJECTIVES)
 
     def predict(x_t, t):
-        output = drop_variance(x_t, model(x_t, t))
+        output = drop_variance(x_t, call_model(model, x_t, t))
         return output_to_eps(schedule, objective, x_t, t, output)
 
     return predict
@@ -221,7 +222,7 @@ def simple_loss(
     if eps is None:
         eps = randn(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
     x_t = q_sample(schedule, x_0, t, eps)
-    output = model(x_t, t)
+    output = call_model(model, x_t, t)
     check_same_shape("the model's output", output, "x_0", x_0)
     if weighting == "simple":
         target = objective_target(schedule, objective, x_0, x_t, t, eps)

@@ -103,5 +103,7 @@ class TimeEmbedding(nn.Module):
     ) -> Tensor:
         """Return the time vectors, (B, out_dim), in the type of the weights."""
         waves = sinusoidal_embedding(t, self.dim, **self.waves)
-        waves = waves.to(self.linear_1.weight.dtype)  # rounded here, if at all
+        weight = self.linear_1.weight  # of a layer of whole numbers it is a function
+        if isinstance(weight, Tensor):
+            waves = waves.to(weight.dtype)  # rounded here, if at all
         return self.linear_2(nn.functional.silu(self.linear_1(waves)))

@@ -9,13 +9,15 @@ __all__ = ['PUBLISHED', 'CLASSIFIERS', 'BitsPerDim', 'bits_per_dim', 'DigitClass
 
 # %% ../nbs/11_evaluation.ipynb #import-math-from-dataclasses-imp
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .bound import VLBTerms, vlb_terms
-from .checks import check_floating, check_int, check_number, check_square_images
+from .checks import check_floating, check_generator, check_images, check_int
+from .checks import check_number, check_square_images
 from .files import PACKAGE, find_model, load_parts, save_parts
 from .forward import NoiseSchedule
 from .gaussian import seeded_init
@@ -43,7 +45,7 @@ def bits_per_dim(
 ) -> BitsPerDim:
     """Compute the variational bound on held-out images with its standard error over images."""
     check_int("batch_size", batch_size)
-    if len(images) < 2:
+    if len(check_images("images", images)) < 2:
         needed = "at least 2 images for a standard error"
         raise ValueError(f"images must hold {needed}; got {len(images)}")
     parts = []
@@ -126,7 +128,7 @@ def _in_parts(part, classifier, images, batch_size):
     """Apply a part of a classifier to images, after checking their shape."""
     size, config = check_int("batch_size", batch_size), classifier.config
     shape = (config["in_channels"], config["image_size"], config["image_size"])
-    if check_floating("images", images).ndim != 4 or images.shape[1:] != shape or not len(images):
+    if not len(check_images("images", images, may_spill=True)) or images.shape[1:] != shape:
         wanted = f"(N, {', '.join(map(str, shape))}) with N at least 1"
         raise ValueError(f"images must have shape {wanted}; got {tuple(images.shape)}")
     device = next(classifier.parameters()).device
@@ -242,6 +244,9 @@ def frechet_distance(
 ) -> float:
     """Compare normal distributions fitted to two sets of features (Heusel et al. 2017)."""
     a, b = _check_features(features_1, features_2)
+    if min(len(a), len(b)) <= a.shape[1]:
+        few = f"{len(a)} and {len(b)} samples of {a.shape[1]} features"
+        warnings.warn(f"{few}: with so few the distance is mostly its bias", stacklevel=2)
     cov_a, cov_b = torch.atleast_2d(torch.cov(a.T), torch.cov(b.T))
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
@@ -296,7 +301,7 @@ def distance_with_error(
 def _split(sizes, n_groups, generator):
     """Give each member of several sets the number of a group, at random."""
     check_int("n_groups", n_groups, 2, min(sizes))
-    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+    generator = check_generator(generator) or torch.Generator().manual_seed(0)
     device = generator.device
     return [torch.randperm(n, generator=generator, device=device).cpu() % n_groups for n in sizes]
 
@@ -359,7 +364,8 @@ def inception_fid(
 
 def _to_bytes(name, images):
     """Map images from [-1, 1] to bytes with three channels, clipping what sticks out."""
-    if check_floating(name, images).ndim != 4 or images.shape[1] not in (1, 3) or len(images) < 2:
+    check_images(name, images, may_spill=True)
+    if images.shape[1] not in (1, 3) or len(images) < 2:
         wanted = "(N, C, H, W) with C 1 or 3 and N at least 2"
         raise ValueError(f"{name} must have shape {wanted}; got {tuple(images.shape)}")
     levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -385,6 +391,9 @@ def nearest_neighbors(
     images: Tensor,  # (M, C, H, W) training images
 ) -> tuple[Tensor, Tensor]:
     """Find the nearest training image of each sample: index and RMS pixel distance, (N,) each."""
+    for name, x in (("samples", samples), ("images", images)):
+        if not len(check_images(name, x, may_spill=True)):
+            raise ValueError(f"{name} must hold at least one image; got none")
     if samples.shape[1:] != images.shape[1:]:
         needed = f"the shape of samples, (M, {', '.join(map(str, samples.shape[1:]))})"
         raise ValueError(f"images must have {needed}; got {tuple(images.shape)}")

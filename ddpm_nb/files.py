@@ -260,6 +260,8 @@ def save_parts(
     overwrite: bool = False,  # replace a model that is already there
 ):
     """Write modules as one model: safetensors, JSON and a readable card, all three or none."""
+    # without the wrapper of torch.compile, which gives the weights other names
+    parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)
     card = _check_card(card or {})
     config = _FORMAT | {"parts": described, "facts": facts or {}, "card": card}

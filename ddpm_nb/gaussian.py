@@ -179,7 +179,7 @@ def _check_mixture(weights, means, covariances):
 # %% ../nbs/01_reparameterization.ipynb #choose
 def _choose(weights, n, generator):
     """Draw the component of each of n points, on the generator's device."""
-    source = generator.device if generator is not None else weights.device
+    source = weights.device if check_generator(generator) is None else generator.device
     weights_there = weights.detach().to(source)
     chosen = torch.multinomial(weights_there, n, replacement=True, generator=generator)
     return chosen.to(weights.device)

@@ -234,6 +234,7 @@ def _check_model(model, schedule, objective):
             needed = f"{model.objective!r}, as trained"
             raise ValueError(f"objective must be {needed}; got {objective!r}")
         model, objective = model.network, model.objective
+    model = getattr(model, "_orig_mod", model)  # without torch.compile's wrapper
     if type(model) not in MODELS:
         names = ", ".join(kind.__name__ for kind in MODELS)
         raise TypeError(f"model must be one of {names}; got {type(model).__name__}")

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice, check_int, check_number, check_timesteps
+from .checks import call_model, check_choice, check_generator, check_int
+from .checks import check_number, check_timesteps
 from .elbo import OBJECTIVES, check_clean_batch, decoder_log_likelihood, drop_variance
 from .elbo import output_to_eps, reverse_mean_variance, vlb_weights
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
@@ -94,13 +95,15 @@ def hybrid_loss(
     """Add the bound, through v alone, to the simple loss (Improved DDPM, equation 16)."""
     check_clean_batch(x_0)
     check_number("share", share, 0)
+    check_generator(generator)
     check_choice("reduction", reduction, ("mean", "none"))
     if t is None:
-        t = torch.randint(schedule.n_steps, (len(x_0),), generator=generator).to(x_0.device)
+        source = {"generator": generator, "device": getattr(generator, "device", None)}
+        t = torch.randint(schedule.n_steps, (len(x_0),), **source).to(x_0.device)
     if eps is None:
         eps = randn(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
     x_t = q_sample(schedule, x_0, t, eps)
-    output = model(x_t, t)
+    output = call_model(model, x_t, t)
     eps_hat = drop_variance(x_t, output)
     simple = (eps_hat - eps).square().flatten(1).mean(1)
     v = output[:, x_t.shape[1] :]
@@ -198,7 +201,8 @@ def weighted_loss(
         got = tuple(weights.shape)
         raise ValueError(f"weights must have shape ({schedule.n_steps},), one a step; got {got}")
     x_t = q_sample(schedule, x_0, t, eps)
-    eps_hat = output_to_eps(schedule, objective, x_t, t, model(x_t, t))
+    output = call_model(model, x_t, t)
+    eps_hat = output_to_eps(schedule, objective, x_t, t, output)
     losses = weights[t] * (eps_hat - eps).square().flatten(1).mean(1)
     return losses.mean() if reduction == "mean" else losses
 

@@ -100,7 +100,7 @@ def list_pictures(
             file = path.relative_to(root).as_posix()
             if path.is_dir():
                 if path.is_symlink():
-                    problems[file] = "a link to a folder, which is not followed"
+                    problems[file] = "a link, not followed: put the folder itself there"
             elif path.name.startswith("."):
                 continue
             elif path.suffix.lower() in SUFFIXES:

@@ -123,13 +123,13 @@ def generate(
     strength: float = 0.7,  # share of the chain that an image goes through, in (0, 1]
     n_steps: int = 50,  # steps of the whole chain, 1..T
     eta: float = 0.0,  # 0: DDIM; 1: as noisy as the posterior
-    generator: torch.Generator | None = None,  # source of all noise
+    generator: torch.Generator | None = None,  # source of all noise; a list: one for each picture
     progress: bool = False,  # show a progress bar on a terminal
     callback=None,  # called as callback(t, z, z_0_hat) after each step, with latents
 ) -> Tensor:
     """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""
-    check_generator(generator)
     texts = _check_texts(self, prompt, n, guidance)
+    check_generator(generator, len(texts))
     kept, image = _check_start(self, image, len(texts), strength, n_steps, eta)
     levels = [-1, *reversed(kept)]  # rising; -1 is the clean latent
     options = {"eta": eta, "clip_x_0": self.autoencoder is None, "generator": generator}

@@ -362,6 +362,9 @@ class Checkpoints(Watcher):
     def start(self, trainer: Trainer):
         """Go back to the newest intact checkpoint, or write checkpoint 0 and then the settings."""
         self.description = describe_data(self.data)
+        if type(trainer.network) not in (UNet, ResNetBaseline):
+            kind = type(trainer.network).__name__
+            raise TypeError(f"model must be one of UNet, ResNetBaseline to be kept; got {kind}")
         if trainer.processes.is_main:
             prepare_run(self.out, self.resume)
         trainer.processes.wait()
@@ -388,9 +391,6 @@ class Checkpoints(Watcher):
 # %% ../nbs/24_runs.ipynb #begin
 def _begin(run, trainer):
     """Write checkpoint 0 and then the settings: a folder that has them can be resumed."""
-    if type(trainer.network) not in (UNet, ResNetBaseline):
-        kind = type(trainer.network).__name__
-        raise TypeError(f"model must be one of UNet, ResNetBaseline to be kept; got {kind}")
     run.checkpoint(trainer)
     if trainer.processes.is_main:
         (run.out / LOG_FILE).unlink(missing_ok=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checks import check_choice, check_floating, check_generator, check_int
-from .checks import check_number, check_same_shape
+from .checks import call_model, check_choice, check_floating, check_generator
+from .checks import check_int, check_number, check_range, check_same_shape
 from .elbo import STEP_VARIANCES, split_output
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
 from .gaussian import randn
@@ -62,7 +62,7 @@ def p_sample(
     """Ask the model once, take one reverse step, return x_{t-1} and the predicted x_0."""
     check_choice("variance", variance, STEP_VARIANCES)
     t = _check_index("t", t, schedule)
-    eps_hat = model(x_t, torch.full((len(x_t),), t, device=x_t.device))
+    eps_hat = call_model(model, x_t, torch.full((len(x_t),), t, device=x_t.device))
     options = {"variance": variance, "clip_x_0": clip_x_0, "generator": generator}
     return ddpm_step(schedule, x_t, t, eps_hat, **options)
 
@@ -111,7 +111,7 @@ def walk(
     bar = tqdm(kept, desc="sampling", disable=None if progress else True)
     with torch.inference_mode():
         for i, t in zip(countdown, bar, strict=True):
-            eps_hat = model(x, torch.full((len(x),), t, device=x.device))
+            eps_hat = call_model(model, x, torch.full((len(x),), t, device=x.device))
             x, x_0_hat = step(x, i, eps_hat)
             if callback is not None:
                 callback(t, x, x_0_hat)
@@ -271,7 +271,7 @@ def ddim_invert(
     callback=None,  # called as callback(t, x_t, x_0_hat) after each step
 ) -> Tensor:
     """Find the noise x_T from which `sample_ddim` with eta = 0 draws x_0 (DDIM, section 4.3)."""
-    x = check_floating("x_0", x_0).to(schedule.betas.device)
+    x = (check_range if clip_x_0 else check_floating)("x_0", x_0).to(schedule.betas.device)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     asked = [0, *reversed(kept[1:])]  # the first step begins at the clean image
 
@@ -318,7 +318,7 @@ def inpaint(
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
     """Draw the unknown pixels of images, given the known ones (RePaint, Algorithm 1)."""
-    known, mask = _check_known(schedule, known, mask)
+    known, mask = _check_known(schedule, known, mask, clip_x_0)
     n_repeats = check_int("n_repeats", n_repeats)
     check_choice("variance", variance, STEP_VARIANCES)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
@@ -341,11 +341,12 @@ def inpaint(
     return walk(model, x, [levels[i] for i in reversed(places)], step, progress=progress)
 
 # %% ../nbs/10_sampling.ipynb #check-known
-def _check_known(schedule, known, mask):
+def _check_known(schedule, known, mask, clip_x_0):
     """Return images and mask of one shape on the schedule's device, or say what is wrong."""
-    device, shape = schedule.betas.device, check_floating("known", known).shape
+    device = schedule.betas.device
+    shape = (check_range if clip_x_0 else check_floating)("known", known).shape
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = getattr(mask, "dtype", type(mask).__name__)
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a tensor of dtype torch.bool; got {got}")
     try:
         return known.to(device), mask.to(device).expand(shape)

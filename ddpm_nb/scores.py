@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import check_floating, check_generator, check_int
+from .checks import call_model, check_floating, check_generator, check_int
 from .checks import check_number, check_timesteps
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
@@ -29,7 +29,7 @@ def score(
     t = check_timesteps(t, schedule.n_steps, len(x_t))
     t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
     noise = extract(schedule.sqrt_one_minus_alpha_bars, t, x_t.ndim)
-    return -model(x_t, t) / noise
+    return -call_model(model, x_t, t) / noise
 
 # %% ../nbs/14_score.ipynb #langevin
 def langevin(
