@@ -1,9 +1,10 @@
 """Measure what the solvers of diffusers, and the noise levels of k-diffusion, make of the shipped digits network, whose schedule is a cosine.
 
 Run `python studies/diffusers_solvers.py` (a quarter of an hour on one core); chapter 29 reads ddpm_nb/measured/diffusers_solvers.json.
-What is there already stays; the next run goes on.
+What is there already stays; a number after the command does so many samplers and stops, and the next run goes on.
 """
 
+import sys
 from itertools import pairwise
 
 import diffusers
@@ -116,9 +117,9 @@ def main():
     kept = read_json(PATH) if PATH.exists() else {}
     rows = kept.get("samplers", {}) if kept.get("seeds") == facts["seeds"] else {}
     seen = {}
-    for name, sampler in SAMPLERS.items():
-        if name in rows and name != BASE:
-            continue
+    left = [name for name in SAMPLERS if name not in rows or name == BASE]
+    for name in left[: int(sys.argv[1]) + 1] if len(sys.argv) > 1 else left:
+        sampler = SAMPLERS[name]
         features = [classifier_features(judge, sampler(model, schedule, x_T).float()) for x_T in draws]
         seen[name] = pooled = torch.cat(features)
         distance, error = distance_with_error(frechet_distance, reference, pooled)
