@@ -273,7 +273,8 @@ class Tokenizer:
         """Return tokens (N, length), int64: BEGIN, the words, then PADDING."""
         is_list = isinstance(captions, list | tuple)
         if not is_list or not all(isinstance(caption, str) for caption in captions):
-            raise TypeError(f"captions must be a list of texts; got {captions!r}")
+            one = "one text, " if isinstance(captions, str) else ""
+            raise TypeError(f"captions must be a list of texts; got {one}{captions!r}")
         numbers = {word: i for i, word in enumerate(self.words, len(MARKS))}
         rows = []
         for caption in captions:
