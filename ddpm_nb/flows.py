@@ -25,10 +25,12 @@ def flow_matching_loss(
     *,
     t: Tensor | None = None,  # (B,) times in [0, 1]; drawn uniformly without
     eps: Tensor | None = None,  # the shape of `x_0`; drawn without
+    reduction: str = "mean",  # "mean": one number; "none": the mean over each image, (B,)
     generator: torch.Generator | None = None,  # source of times and noise
 ) -> Tensor:
     """Average the squared error of the velocity eps - x_0 (Lipman et al. 2023)."""
     check_clean_batch(x_0)
+    check_choice("reduction", reduction, ("mean", "none"))
     source = {"generator": check_generator(generator), "device": x_0.device, "dtype": x_0.dtype}
     if t is None:
         where = x_0.device if generator is None else generator.device
@@ -40,7 +42,8 @@ def flow_matching_loss(
     share = t.view(-1, *[1] * (x_0.ndim - 1))
     output = model((1 - share) * x_0 + share * eps, t)
     check_same_shape("the model's output", output, "x_0", x_0)
-    return (output - (eps - x_0)).square().mean()
+    error = (output - (eps - x_0)).square()
+    return error.mean() if reduction == "mean" else error.flatten(1).mean(1)
 
 # %% ../nbs/15_flow_matching.ipynb #flow-times
 def flow_times(
