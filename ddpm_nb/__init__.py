@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 __doc__ = "Denoising diffusion, derived and run; `from ddpm_nb import NAME` loads at first use."
 
+# %% ../nbs/94_names.ipynb #if-type-checking-for-editors-and
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
     from ddpm_nb.bound import VLBTerms, optimal_denoiser, rate_distortion, vlb_terms
     from ddpm_nb.convert import unet_from_diffusers, unet_to_diffusers
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from ddpm_nb.embeddings import sinusoidal_embedding
     from ddpm_nb.evaluation import bits_per_dim, frechet_distance, kernel_distance, load_classifier
     from ddpm_nb.fast import optimize_for_sampling
+    from ddpm_nb.flows import edm_denoiser, flow_matching_loss
+    from ddpm_nb.flows import sample_flow, sample_heun, velocity_from_eps
     from ddpm_nb.forward import NoiseSchedule, predict_eps, predict_x_0
     from ddpm_nb.forward import q_mean_variance, q_posterior, q_sample, q_step
     from ddpm_nb.gaussian import GaussianMixture, discretized_gaussian_log_likelihood
@@ -47,6 +50,7 @@ _OFFERED = {
     "embeddings": "sinusoidal_embedding",
     "evaluation": "bits_per_dim frechet_distance kernel_distance load_classifier",
     "fast": "optimize_for_sampling",
+    "flows": "edm_denoiser flow_matching_loss sample_flow sample_heun velocity_from_eps",
     "forward": "NoiseSchedule predict_eps predict_x_0 q_mean_variance q_posterior q_sample q_step",
     "gaussian": "GaussianMixture discretized_gaussian_log_likelihood normal_kl reparameterize",
     "hub": "load_pretrained save_pretrained",
