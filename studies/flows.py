@@ -32,7 +32,7 @@ from ddpm_nb.training import TrainConfig, fit
 from ddpm_nb.unet import UNet
 
 SEEDS, CALLS, FEW = (0, 1, 2, 3, 4), (5, 10, 20, 50), (1, 2, 4)
-ITERATIONS, BATCH, T, N, PAIRS = 1000, 64, 1000, 1000, 3000
+ITERATIONS, BATCH, T, N, PAIRS = 1000, 64, 1000, 500, 2000
 PATH = MEASURED / "flows.json"
 
 
