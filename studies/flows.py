@@ -8,6 +8,7 @@ import sys
 
 import torch
 from common import MEASURED, setting, write
+from torch import nn
 
 from ddpm_nb.data import load_images
 from ddpm_nb.evaluation import (
@@ -25,15 +26,75 @@ from ddpm_nb.flows import (
     sample_heun,
     straightness,
 )
-from ddpm_nb.gaussian import seeded, seeded_init
+from ddpm_nb.gaussian import GaussianMixture, seeded, seeded_init
 from ddpm_nb.sampling import sample_ddim, sample_ddpm, sample_dpm_solver
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import TrainConfig, fit
 from ddpm_nb.unet import UNet
 
 SEEDS, CALLS, FEW = (0, 1, 2, 3, 4), (5, 10, 20, 50), (1, 2, 4)
-ITERATIONS, BATCH, T, N, PAIRS = 1000, 64, 1000, 500, 2000
+ITERATIONS, BATCH, T, N, PAIRS = 800, 64, 1000, 500, 2000
 PATH = MEASURED / "flows.json"
+
+
+class PlaneVelocity(nn.Module):
+    """Predict the velocity of points in the plane, as in chapter 15."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        layers = [nn.Linear(6, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()]
+        self.net = nn.Sequential(*layers, nn.Linear(width, 2))
+
+    def forward(self, x, t):
+        turns = torch.stack([t, (3 * t).sin(), (3 * t).cos(), (6 * t).sin()], 1)
+        return self.net(torch.cat([x, turns], 1))
+
+
+def learn(loss, seed, n_updates=1200):
+    """Minimise loss(model, generator) in the plane."""
+    with seeded_init(seed):
+        model = PlaneVelocity()
+    optimizer, generator = torch.optim.Adam(model.parameters(), 3e-3), seeded(3000 + seed)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_updates)
+    for _ in range(n_updates):
+        optimizer.zero_grad()
+        loss(model, generator).backward()
+        optimizer.step()
+        decay.step()
+    return model.requires_grad_(False)
+
+
+def energy_distance(x, y):
+    """Estimate the energy distance of two sets of points, without bias."""
+    own = [torch.cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y)]
+    return float(2 * torch.cdist(x, y).mean() - own[0] - own[1])
+
+
+def in_the_plane(seed):
+    """Train a flow in the plane of chapter 15 and straighten it; return what it was and became."""
+    means = torch.tensor([[-2.0, -0.4], [0.8, 1.0], [1.2, -1.1]])
+    tall, slanted = [[0.06, 0.0], [0.0, 0.12]], [[0.16, 0.08], [0.08, 0.1]]
+    covariances = torch.tensor([tall, slanted, [[0.05, -0.02], [-0.02, 0.1]]])
+    plane = GaussianMixture(torch.tensor([0.15, 0.5, 0.35]), means, covariances)
+    starts = torch.randn(8192, 2, generator=seeded(4000 + seed))
+
+    def fresh(model, generator):
+        x_0, t = plane.sample(256, generator=generator), logit_normal_times(256, generator=generator)
+        return flow_matching_loss(model, x_0, t=t, generator=generator)
+
+    def joined(model, generator):
+        chosen = torch.randint(len(starts), (256,), generator=generator)
+        return flow_matching_loss(model, ends[chosen], eps=starts[chosen], generator=generator)
+
+    flow = learn(fresh, seed)
+    ends = sample_flow(flow, starts.shape, n_steps=25, x_T=starts)
+    straight = learn(joined, seed)
+    data, noise = plane.sample(3000, generator=seeded(seed)), torch.randn(3000, 2, generator=seeded(5000 + seed))
+    facts = {}
+    for name, model in {"before": flow, "after": straight}.items():
+        draw = lambda n, model=model: sample_flow(model, (3000, 2), n_steps=n, method="euler", x_T=noise)
+        facts[name] = {str(n): energy_distance(draw(n), data) for n in FEW} | {"S": straightness(model, noise)}
+    return facts
 
 
 def timed(network):
@@ -134,6 +195,9 @@ def main():
     results |= {"straightness": {"before": [], "after": []}, "distance": {}, "confident": {}, "pictures": {}}
     if PATH.exists() and (kept := read_json(PATH))["iterations"] == ITERATIONS:
         results = kept
+    if "plane" not in results:
+        results["plane"] = [in_the_plane(seed) for seed in SEEDS]
+        print(results["plane"], flush=True)
     left = list(SEEDS)[len(results["distance"].get("DDPM", {}).get("50", [])) :]
     for seed in left[: int(sys.argv[1])] if len(sys.argv) > 1 else left:
         one_seed(seed, schedule, digits, judge, results)
