@@ -38,13 +38,21 @@ def held_out_error(model, schedule, images, repeats=10):
     return total / eps.numel()
 
 
-def training_facts(run, hardware):
-    """Return what the run says about itself."""
-    config, data = read_settings(run)
-    seconds = sum(line["seconds"] for line in read_log(Path(run) / LOG_FILE))
-    facts = describe_model(run)["card"] | {"images": data["n_images"]}
+def training_facts(run, hardware, n_images):
+    """Return what the run says about itself, its learning curve included."""
+    config, _ = read_settings(run)
+    lines = read_log(Path(run) / LOG_FILE)
+    losses = torch.tensor([loss for line in lines for loss in line["losses"]])
+    epoch = n_images // config.batch_size
+    facts = describe_model(run)["card"] | {"images": n_images, "epochs": round(len(losses) / epoch, 1)}
     kept = ("lr", "warmup", "ema_decay", "precision")
-    return facts | {name: asdict(config)[name] for name in kept} | {"hardware": hardware, "training minutes": round(seconds / 60, 1)}
+    facts |= {name: asdict(config)[name] for name in kept}
+    hours = sum(line["seconds"] for line in lines) / 3600
+    facts |= {"hardware": hardware, "training hours": round(hours, 1)}
+    for n in (1, 2, 5, 10, 20):
+        if len(losses) >= n * epoch:
+            facts[f"training loss in epoch {n}"] = round(losses[(n - 1) * epoch : n * epoch].mean().item(), 4)
+    return facts
 
 
 def draw(model, schedule, shape, n, eta):
@@ -97,7 +105,8 @@ def main():
     args = parser.parse_args()
     model, schedule = load_pretrained(args.run)
     config, data = read_settings(args.run)
-    facts = training_facts(args.run, args.hardware)
+    n_images = len(load_dataset(data["dataset"], root=args.root))
+    facts = training_facts(args.run, args.hardware, n_images)
     if facts["iterations"] != config.n_iterations:
         parser.error(f"{args.run} is not finished: iteration {facts['iterations']} of {config.n_iterations}")
     before = load_pretrained(args.name) if (WEIGHTS / args.name).is_dir() else None
