@@ -46,7 +46,7 @@ from ddpm_nb.sampling import (
     sample_dpm_solver,
 )
 from ddpm_nb.schedules import make_schedule
-from ddpm_nb.score import flow_log_likelihood, langevin, sample_sde, score
+from ddpm_nb.scores import flow_log_likelihood, langevin, sample_sde, score
 from ddpm_nb.training import TrainConfig, fit
 from ddpm_nb.unet import UNet
 
