@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'FROM_FILES', 'scale_levels', 'ImageDataset', 'load_digits', 'check_data', 'mirror', 'load_dataset',
-           'load_images', 'mix_seeds', 'epoch_order', 'batch_order', 'train_batches']
+           'load_images', 'mix_seeds', 'epoch_order', 'batch_order', 'check_labels', 'train_batches']
 
 # %% ../nbs/08_data.ipynb #from-pathlib-import-path-import
 import importlib
+import operator
 import warnings
 
 import numpy as np
@@ -262,30 +263,36 @@ def batch_order(
     return batches()
 
 # %% ../nbs/08_data.ipynb #from-memory
-def _from_memory(data, order, flip, device):
+def _from_memory(data, order, flip, device, labeled):
     """Keep all values on the device, whole numbers as they are, and scale a batch at a time."""
     values = (data if isinstance(data, Tensor) else data.levels).to(device)
+    labels = data.labels.to(device) if labeled else None
     for indices, mirrored in order:
         x = values[indices]
         if isinstance(data, ImageDataset):
             x = scale_levels(x, data.n_levels)
-        yield mirror(x, mirrored) if flip else x
+        x = mirror(x, mirrored) if flip else x
+        yield (x, labels[indices]) if labeled else x
 
-# %% ../nbs/08_data.ipynb #withoutlabels
-class _WithoutLabels(Dataset):
-    """Serve the images of a data set alone: as bytes if it can read them, else as they come."""
+# %% ../nbs/08_data.ipynb #pairs
+class _Pairs(Dataset):
+    """Serve images, as bytes if the data set can read them, and labels (0 if none are wanted)."""
 
-    def __init__(self, data):
-        self.data = data
+    def __init__(self, data, n_classes):
+        self.data, self.n_classes = data, n_classes
         self.as_bytes = getattr(data, "serves_bytes", False) is True
 
     def __getitem__(self, index):
-        return self.data.read(index) if self.as_bytes else self.data[index][0]
+        pair = (self.data.read(index), None) if self.as_bytes else self.data[index]
+        if self.n_classes is None:
+            return pair[0], 0
+        label = self.data.labels[index] if self.as_bytes else pair[1]
+        return pair[0], _check_label(label, self.n_classes, index)
 
 
-def _from_dataset(data, ahead, order, flip, device, n_workers):
+def _from_dataset(data, ahead, order, flip, device, n_workers, n_classes):
     """Read batches ahead in worker processes; scale and mirror them on the device."""
-    images = _WithoutLabels(data)
+    images = _Pairs(data, n_classes)
     loader = DataLoader(
         images,
         batch_sampler=(indices.tolist() for indices, _ in ahead),
@@ -293,10 +300,41 @@ def _from_dataset(data, ahead, order, flip, device, n_workers):
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),  # leaves the global one alone
     )
-    for x, (_, mirrored) in zip(loader, order, strict=False):
+    for (x, labels), (_, mirrored) in zip(loader, order, strict=False):
         x = x.to(device, non_blocking=True)
         x = scale_levels(x, data.n_levels) if images.as_bytes else x.float()
-        yield mirror(x, mirrored) if flip else x
+        x = mirror(x, mirrored) if flip else x
+        yield x if n_classes is None else (x, labels.to(device, non_blocking=True))
+
+# %% ../nbs/08_data.ipynb #check-labels
+def check_labels(
+    data,  # a data set of pairs (image, label)
+    n_classes: int,  # classes that are to be told apart
+):
+    """Refuse data that do not say which of `n_classes` classes each image is of."""
+    if isinstance(data, Tensor):
+        remedy = "ImageDataset(levels, labels, n_levels=256, classes=names) joins both"
+        raise ValueError(f"data must hold labels to learn classes, not images alone: {remedy}")
+    names = getattr(data, "classes", None)
+    if names is not None and len(names) != n_classes:
+        told = f"{len(names)} ({', '.join(map(str, names[:10]))})"
+        raise ValueError(f"data must have the network's {n_classes} classes; got {told}")
+    labels = getattr(data, "labels", None)
+    known = isinstance(labels, Tensor) and not labels.is_floating_point()
+    for index, label in enumerate(labels.tolist() if known else [data[0][1]]):
+        _check_label(label, n_classes, index)
+
+
+def _check_label(label, n_classes, index):
+    """Return a label as a number if it is that of a class."""
+    try:
+        number = operator.index(label)
+    except TypeError:
+        number = -1
+    if not 0 <= number < n_classes:
+        wanted = f"a whole number in 0..{n_classes - 1}"
+        raise ValueError(f"the label of data[{index}] must be {wanted}; got {label!r}")
+    return number
 
 # %% ../nbs/08_data.ipynb #train-batches
 def train_batches(
@@ -311,15 +349,18 @@ def train_batches(
     device="cpu",  # where the batches are wanted
     n_workers: int = 0,  # worker processes that read a data set which is not in memory
     range_check: bool | None = None,  # require images in [-1, 1], see `check_data`
+    n_classes: int | None = None,  # yield images and their labels, in 0..n_classes-1
 ):
     """Yield batches (B, ...) on the device for ever: from memory, or through a `DataLoader`."""
     check_data(data, range_check)
+    if n_classes is not None:
+        check_labels(data, n_classes)
     check_int("n_workers", n_workers, 0)
     if flip and isinstance(data, Tensor) and data.ndim != 4:
         raise ValueError(f"flip mirrors images of shape (N, C, H, W); got {tuple(data.shape)}")
     place = {"seed": seed, "start": start, "flip": flip, "rank": rank, "n_processes": n_processes}
     order = batch_order(len(data), batch_size, **place, device=device)
     if isinstance(data, Tensor | ImageDataset):
-        return _from_memory(data, order, flip, device)
+        return _from_memory(data, order, flip, device, n_classes is not None)
     ahead = batch_order(len(data), batch_size, **place)
-    return _from_dataset(data, ahead, order, flip, device, n_workers)
+    return _from_dataset(data, ahead, order, flip, device, n_workers, n_classes)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice, check_int
+from .conditioning import ClassUNet
 from .elbo import OBJECTIVES, drop_variance, output_to_eps
 from .embeddings import TimeEmbedding
 from .files import PACKAGE, find_model, load_parts, read_config, save_parts
@@ -36,8 +37,9 @@ class NoisePredictor(nn.Module):
         self.network, self.schedule = network, schedule
         self.config = network.config
 
-    def forward(self, x_t: Tensor, t: Tensor, *told) -> Tensor:
-        """Return eps_hat, in the shape of x_t; what else a network is told goes to it."""
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return eps_hat, in the shape of x_t; classes (B,) go to a network that is told them."""
+        told = () if labels is None else (labels,)
         output = drop_variance(x_t, self.network(x_t, t, *told))  # `.network` tells the variance
         return output_to_eps(self.schedule, self.objective, x_t, t, output)
 
@@ -191,12 +193,12 @@ PeerUNet.forward = _forward_peer
 
 # %% ../nbs/25_sharing.ipynb #save-pretrained
 SHIPPED = PACKAGE / "weights"
-MODELS = (UNet, ResNetBaseline, PeerUNet)  # what a folder of this kind may hold
+MODELS = (UNet, ResNetBaseline, PeerUNet, ClassUNet)  # what a folder of this kind may hold
 
 
 def save_pretrained(
     path,  # folder to create, or to fill
-    model: nn.Module,  # a `UNet`, a `ResNetBaseline`, or what `load_pretrained` returned
+    model: nn.Module,  # a `UNet`, `ClassUNet`, `ResNetBaseline`, or what `load_pretrained` returned
     schedule: NoiseSchedule,  # the schedule it was trained with
     *,
     objective: str = "eps",  # what the network predicts: "eps", "x_0", "v" or "mu"

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_floating, check_images
+from .conditioning import ClassUNet
 from .data import mix_seeds
 from .files import CONFIG_FILE, read_json, read_sealed, replaced_file, save_parts
 from .files import write_json, write_sealed
@@ -331,14 +332,17 @@ def _write_settings(out, config, origin):
 def held_out_loss(
     trainer: Trainer,  # the run
     images: Tensor,  # (N, ...) images that are not trained on
+    labels: Tensor | None = None,  # (N,) their classes, of a run that is told them
 ) -> float:
     """Return the loss of the averaged network, with the same steps and noise each time."""
-    images = images.to(trainer.device)
+    images, model = images.to(trainer.device), trainer.ema.model
+    if labels is not None:
+        model = partial(model, labels=labels.to(trainer.device))
     generator = torch.Generator(images.device).manual_seed(0)
     eps = torch.randn(images.shape, generator=generator, device=images.device)
     t = torch.arange(len(images), device=images.device) * trainer.schedule.n_steps // len(images)
     with torch.inference_mode():
-        loss = trainer.loss(trainer.ema.model, trainer.schedule, images, t=t, eps=eps)
+        loss = trainer.loss(model, trainer.schedule, images, t=t, eps=eps)
     return loss.item()
 
 # %% ../nbs/24_runs.ipynb #checkpoints
@@ -351,7 +355,7 @@ class Checkpoints(Watcher):
         data,  # what is trained on; its description is compared when the run goes on
         *,
         resume: bool = False,  # go on from the newest intact checkpoint, if there is one
-        held_out: Tensor | None = None,  # images whose loss is the score; the training loss without
+        held_out=None,  # images, or (images, labels), whose loss is the score; without, training's
         card: dict | None = None,  # facts for the model card
         origin: dict | None = None,  # how to load the data again; kept for whoever resumes
     ):
@@ -361,10 +365,7 @@ class Checkpoints(Watcher):
 
     def start(self, trainer: Trainer):
         """Go back to the newest intact checkpoint, or write checkpoint 0 and then the settings."""
-        self.description = describe_data(self.data)
-        if type(trainer.network) not in (UNet, ResNetBaseline):
-            kind = type(trainer.network).__name__
-            raise TypeError(f"model must be one of UNet, ResNetBaseline to be kept; got {kind}")
+        self.description = describe_data(self.data, trainer.config.conditional == "class")
         if trainer.processes.is_main:
             prepare_run(self.out, self.resume)
         trainer.processes.wait()
@@ -382,7 +383,9 @@ class Checkpoints(Watcher):
             raise FloatingPointError(f"the weights are not finite {where}")
         facts |= {"data": self.description, "score": self.loss}
         if self.held_out is not None and facts["step"] > 0:
-            facts["score"] = held_out_loss(trainer, self.held_out)
+            held_out = self.held_out
+            pair = (held_out,) if isinstance(held_out, Tensor) else held_out
+            facts["score"] = held_out_loss(trainer, *pair)
         if trainer.processes.is_main:
             save_checkpoint(self.out / CHECKPOINTS, tensors, facts, trainer.config.keep)
             _write_model(self, trainer)
@@ -391,6 +394,10 @@ class Checkpoints(Watcher):
 # %% ../nbs/24_runs.ipynb #begin
 def _begin(run, trainer):
     """Write checkpoint 0 and then the settings: a folder that has them can be resumed."""
+    if type(trainer.network) not in (UNet, ResNetBaseline, ClassUNet):
+        kind = type(trainer.network).__name__
+        known = "UNet, ResNetBaseline, ClassUNet"
+        raise TypeError(f"model must be one of {known} to be kept; got {kind}")
     run.checkpoint(trainer)
     if trainer.processes.is_main:
         (run.out / LOG_FILE).unlink(missing_ok=True)
@@ -426,6 +433,8 @@ def _write_model(run, trainer):
     facts = {"objective": config.objective}
     if config.variance == "learned":
         facts["variance"] = "learned"
+    if config.conditional == "class" and hasattr(run.data, "classes"):
+        facts["classes"] = list(run.data.classes)
     if getattr(run.data, "n_levels", None) is not None:
         facts["n_levels"] = run.data.n_levels
     card = run.card | {"iterations": trainer.n_steps, "batch size": config.batch_size}
@@ -447,14 +456,24 @@ def _network_of_model(out):
 
 def describe_data(
     data,  # tensor (N, ...) or a data set of (image, label)
+    with_labels: bool = False,  # the labels are trained on too
 ) -> dict:
-    """Return number and shape of the images, and a checksum where they are in memory."""
+    """Return number and shape of the images, and checksums of what is in memory."""
     in_memory = data if isinstance(data, Tensor) else getattr(data, "levels", None)
-    if in_memory is None:  # read one at a time, and perhaps changed by chance
-        return {"number": len(data), "shape": list(data[0][0].shape)}
-    content = in_memory.detach().cpu().contiguous().view(torch.uint8).numpy()
-    digest = hashlib.sha256(content).hexdigest()
-    return {"number": len(in_memory), "shape": list(in_memory.shape[1:]), "sha256": digest}
+    first = data[0][0] if in_memory is None else in_memory[0]
+    found = {"number": len(data), "shape": list(first.shape)}
+    labels = getattr(data, "labels", None)
+    if with_labels and isinstance(labels, Tensor):
+        found["labels"] = _checksum(labels)
+    if in_memory is not None:  # not read one at a time, and perhaps changed by chance
+        found["sha256"] = _checksum(in_memory)
+    return found
+
+
+def _checksum(values):
+    """Return the SHA-256 of a tensor's bytes."""
+    content = values.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return hashlib.sha256(content).hexdigest()
 
 # %% ../nbs/24_runs.ipynb #interrupted
 class Interrupted(KeyboardInterrupt):
@@ -539,7 +558,7 @@ def train(
     resume: bool = False,  # go on with the run in `out`, if it holds one
     card: dict | None = None,  # facts for the model card of the run
     origin: dict | None = None,  # how to load the data again; kept for whoever resumes
-    held_out: Tensor | None = None,  # (M, C, H, W) images whose loss picks the best checkpoint
+    held_out=None,  # (M, C, H, W) images whose loss picks the best; (images, labels) of classes
     callback=None,  # called with the `Trainer` after every iteration
     n_workers: int = 0,  # processes that read a data set which is not in memory
     tensorboard: bool = False,  # also write TensorBoard's files to `out`
@@ -549,7 +568,7 @@ def train(
 ) -> TrainResult:
     """Train as `fit` does and keep the run in a folder, from which it can go on exactly."""
     config = _settings(config, out, resume, tensorboard)
-    _check_held_out(held_out, data, range_check)
+    _check_held_out(held_out, data, range_check, _classes_told(config, model))
     stop, watchers = StopSignals(), []
     if out is not None:
         refuse_other_run(out, resume)
@@ -590,16 +609,35 @@ def _loss(config, data):
         return None
     return partial(hybrid_loss, n_levels=getattr(data, "n_levels", None))
 
-
-def _check_held_out(held_out, data, range_check):
-    """Refuse held-out images that the network could not take."""
+# %% ../nbs/24_runs.ipynb #check-held-out
+def _check_held_out(held_out, data, range_check, n_classes):
+    """Refuse held-out images that the network could not take, or whose classes are not told."""
     if held_out is None:
         return
+    if n_classes is not None:
+        held_out = _check_pair(held_out, n_classes)
     (check_images if range_check else check_floating)("held_out", held_out)
     shape = (data if isinstance(data, Tensor) else data[0][0][None]).shape[1:]
     if held_out.shape[1:] != shape or len(held_out) == 0:
         allowed = f"(M, {', '.join(map(str, shape))}) with M at least 1"
         raise ValueError(f"held_out must have shape {allowed}; got {tuple(held_out.shape)}")
+
+
+def _classes_told(config, model):
+    """Return how many classes the network is told, None if it is told none."""
+    return getattr(model, "n_classes", None) if config.conditional == "class" else None
+
+
+def _check_pair(held_out, n_classes):
+    """Return the images of (images, labels) if each has the label of a class."""
+    pair = held_out if isinstance(held_out, tuple | list) else ()
+    images, labels = pair if len(pair) == 2 else (None, None)
+    known = isinstance(labels, Tensor) and not labels.is_floating_point()
+    known = known and labels.shape == (len(images),)
+    if not known or ((labels < 0) | (labels >= n_classes)).any():
+        wanted = f"(images, labels), whole numbers (M,) in 0..{n_classes - 1}"
+        raise ValueError(f"held_out must be {wanted}; got {type(held_out).__name__}")
+    return images
 
 # %% ../nbs/24_runs.ipynb #last-good
 def _last_good(out):

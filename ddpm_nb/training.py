@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checks import call_model, check_choice, check_int, check_number
-from .data import check_data, mix_seeds, train_batches
+from .checks import check_choice, check_int, check_number
+from .data import check_data, check_labels, mix_seeds, train_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
 
@@ -45,6 +45,8 @@ class TrainConfig:
     objective: str = "eps"  # what the network predicts
     weighting: str = "simple"  # weights of the steps
     variance: str = "fixed"  # of the steps back: "fixed", or "learned" as in chapter 13
+    conditional: str = "none"  # what the network is told: "none", or "class" as in chapter 20
+    label_dropout: float = 0.1  # share of the images whose class it is not told
     precision: str = "auto"  # of the arithmetic; "auto": bfloat16 where the device computes in it
     seed: int = 0  # of the order of the data, the steps and the noise
     log_every: int = 50  # iterations between two lines of the log
@@ -70,6 +72,8 @@ def _check_settings(config):
     check_choice("lr_decay", config.lr_decay, ("cosine", "constant"))
     check_choice("objective", config.objective, OBJECTIVES)
     check_choice("weighting", config.weighting, WEIGHTINGS)
+    check_choice("conditional", config.conditional, ("none", "class"))
+    check_number("label_dropout", config.label_dropout, 0, 1)
     learns = check_choice("variance", config.variance, ("fixed", "learned")) == "learned"
     if learns and (config.objective, config.weighting) != ("eps", "simple"):
         needed = "objective='eps' and weighting='simple'"
@@ -135,8 +139,7 @@ class EMA:
         decay: float,  # share of the old value kept at each update, in [0, 1)
     ):
         self.decay = check_number("decay", decay, 0, 1, open_high=True)
-        network = getattr(model, "_orig_mod", model)  # without torch.compile's wrapper
-        self.model = copy.deepcopy(network).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.n_updates = 0
 
     @torch.no_grad()
@@ -233,10 +236,11 @@ class Trainer:
     def step(
         self,
         x_0: Tensor,  # (B, ...) this process's share of a batch
+        labels: Tensor | None = None,  # (B,) classes that the network is told, with chapter 20
     ) -> tuple[Tensor, Tensor]:
         """Take one step of Algorithm 1; return the steps t (B,) and the loss of each image (B,)."""
         t, eps = _draw_noise(self, x_0)
-        losses = _add_gradients(self, x_0, t, eps)
+        losses = _add_gradients(self, x_0, t, eps, labels)
         is_skipped = _descend_once(self)
         self.n_steps += 1
         self.n_skipped += is_skipped
@@ -255,12 +259,21 @@ def _draw_noise(trainer, x_0):
     return trainer.processes.share(t), trainer.processes.share(eps)
 
 
-def _add_gradients(trainer, x_0, t, eps):
+def _drop_labels(trainer, labels):
+    """Replace each label, with a small probability, by the one that stands for no class."""
+    n = len(labels) * trainer.processes.n
+    coins = torch.rand(n, generator=trainer.noise, device=trainer.device)
+    dropped = trainer.processes.share(coins) < trainer.config.label_dropout
+    return labels.masked_fill(dropped, trainer.network.n_classes)
+
+
+def _add_gradients(trainer, x_0, t, eps, labels):
     """Add up the gradients of the parts of a batch; return the loss of each image (B,)."""
     config, losses = trainer.config, []
-    parts = [values.chunk(config.n_accumulate) for values in (x_0, t, eps)]
-    for i, (x, t_part, noise) in enumerate(zip(*parts, strict=True), 1):
-        predict = partial(_predict, trainer)
+    told = () if labels is None else (_drop_labels(trainer, labels),)
+    parts = [values.chunk(config.n_accumulate) for values in (x_0, t, eps, *told)]
+    for i, (x, t_part, noise, *told) in enumerate(zip(*parts, strict=True), 1):
+        predict = partial(_predict, trainer, told)
         loss = trainer.loss(predict, trainer.schedule, x, t=t_part, eps=noise, reduction="none")
         losses.append(loss.detach())
         is_last = i == config.n_accumulate  # then the gradients of all processes are averaged
@@ -269,12 +282,12 @@ def _add_gradients(trainer, x_0, t, eps):
     return torch.cat(losses)
 
 # %% ../nbs/09_training.ipynb #predict
-def _predict(trainer, x_t, t):
+def _predict(trainer, told, x_t, t):
     """Call the network in the precision of the run; what comes out is float32 again."""
     if trainer.precision == torch.float32:
-        return call_model(trainer.model, x_t, t)
+        return trainer.model(x_t, t, *told)
     with torch.autocast(trainer.device.type, trainer.precision):
-        output = call_model(trainer.model, x_t, t)
+        output = trainer.model(x_t, t, *told)
     return output.float()
 
 # %% ../nbs/09_training.ipynb #descend-once
@@ -365,7 +378,8 @@ def fit(
 ) -> TrainResult:
     """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses."""
     config, processes = config or TrainConfig(), _check_processes(processes)
-    _check_run(model, schedule, config, data, range_check, n_workers, processes)
+    _check_run(config, data, range_check, n_workers, processes)
+    _check_classes(config, model, data)
     if config.variance == "learned" and loss is None:
         raise ValueError("variance='learned' needs loss=hybrid_loss of chapter 13; or use `train`")
     device = next(model.parameters()).device
@@ -388,10 +402,12 @@ def fit(
 def _run_loop(trainer, batches, watchers, callback, progress):
     """Take step after step, and tell the watchers."""
     config, left = trainer.config, range(trainer.n_steps, trainer.config.n_iterations)
+    told = config.conditional == "class"  # then a batch is images and labels
     disable = None if progress and trainer.processes.is_main else True  # None: unless on a terminal
     with tqdm(left, "training", initial=left.start, total=left.stop, disable=disable) as bar:
         for i in bar:
-            t, losses = trainer.step(next(batches))
+            batch = next(batches)
+            t, losses = trainer.step(*batch) if told else trainer.step(batch)
             for watcher in watchers:
                 watcher.step(trainer, t, losses)
             is_last = trainer.stop is not None or i + 1 == config.n_iterations
@@ -428,6 +444,7 @@ def _batches(trainer, data, n_workers):
         rank=trainer.processes.rank,
         n_processes=trainer.processes.n,
         range_check=False,  # `_check_run` has looked
+        n_classes=trainer.network.n_classes if trainer.config.conditional == "class" else None,
     )
 
 
@@ -440,15 +457,8 @@ def _check_processes(processes):
     return processes or OneProcess()
 
 # %% ../nbs/09_training.ipynb #check-run
-def _check_run(model, schedule, config, data, range_check, n_workers, processes):
+def _check_run(config, data, range_check, n_workers, processes):
     """Refuse what the run could not work with, before anything is done."""
-    wanted = {"model": (model, nn.Module), "config": (config, TrainConfig)}
-    for name, (value, kind) in (wanted | {"schedule": (schedule, NoiseSchedule)}).items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
-    for name, values in (("model", next(model.parameters())), ("schedule", schedule.betas)):
-        if values.is_meta:
-            raise ValueError(f"{name} must hold values; it is on the device meta, which has none")
     check_int("n_workers", n_workers, 0)
     check_data(data, range_check)
     if config.batch_size > len(data):
@@ -458,6 +468,19 @@ def _check_run(model, schedule, config, data, range_check, n_workers, processes)
         allowed = f"a multiple of {processes.n} processes x {config.n_accumulate} parts"
         given = f"{config.batch_size} with n_accumulate={config.n_accumulate}"
         raise ValueError(f"batch_size must be {allowed}; got {given}")
+
+# %% ../nbs/09_training.ipynb #check-classes
+def _check_classes(config, model, data):
+    """Refuse to tell classes to a network that cannot hear them, and to forget to tell them."""
+    n_classes = getattr(getattr(model, "_orig_mod", model), "n_classes", None)
+    if config.conditional == "class":
+        if n_classes is None:
+            wanted = "a network that is told a class, such as ClassUNet of chapter 20"
+            raise TypeError(f"conditional='class' needs {wanted}; got {type(model).__name__}")
+        check_labels(data, n_classes)
+    elif n_classes is not None:
+        problem = f"{type(model).__name__} would never be told a class"
+        raise ValueError(f"conditional must be 'class' in the config, or {problem}")
 
 # %% ../nbs/09_training.ipynb #getattr
 _MOVED = {"train": "runs"}

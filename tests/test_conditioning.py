@@ -1,6 +1,8 @@
 """Text conditioning: attention against other forms, what the U-Net hears, guidance, dropout, training, the shipped network."""
 
+import inspect
 import json
+from dataclasses import replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from conftest import refuses
 from ddpm_nb.captions import (
@@ -22,6 +25,7 @@ from ddpm_nb.captions import (
 )
 from ddpm_nb.clip import TextEncoder
 from ddpm_nb.conditioning import (
+    ClassUNet,
     CrossAttention,
     SpatialTransformer,
     TextLevel,
@@ -31,18 +35,20 @@ from ddpm_nb.conditioning import (
     drop_context,
     encode_words,
     guided,
+    of_class,
     score_attributes,
     train_conditional,
 )
-from ddpm_nb.data import load_dataset
-from ddpm_nb.elbo import simple_loss
+from ddpm_nb.data import ImageDataset, load_dataset
+from ddpm_nb.elbo import output_to_eps, simple_loss
 from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.files import load_parts, save_parts
 from ddpm_nb.forward import NoiseSchedule
 from ddpm_nb.gaussian import seeded, seeded_init
+from ddpm_nb.hub import PeerUNet, load_pretrained, save_pretrained
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
-from ddpm_nb.training import TrainConfig
+from ddpm_nb.training import OneProcess, TrainConfig, fit
 from ddpm_nb.unet import Downsample, ResBlock, SelfAttention, UNet, Upsample
 
 TINY = {"image_size": 8, "in_channels": 1, "context_dim": 6, "base_channels": 8, "attn_resolutions": (8, 4), "n_heads": 2, "norm_groups": 2}
@@ -225,6 +231,234 @@ def test_network_refuses_contexts():
     for context in (draw(2, 5, 7), draw(1, 5, 6), draw(2, 6), "a seven", None):
         refuses(lambda context=context: net(x, t, context), "context must have shape (2, L, 6)")
     refuses(lambda: TextUNet(**{**TINY, "context_dim": 0}), "context_dim")
+
+
+# A class
+
+
+CLASSES = {"image_size": 8, "in_channels": 1, "base_channels": 8, "channel_mults": (1, 2), "n_res_blocks": 1, "attn_resolutions": (), "norm_groups": 2}
+
+
+def class_net(**changes):
+    return perturbed(ClassUNet(3, **{**CLASSES, **changes})).eval()
+
+
+def test_a_new_class_network_is_the_network_without_classes():
+    with seeded_init(3):
+        plain = perturbed(UNet(**CLASSES)).eval()
+    with seeded_init(3):
+        net = ClassUNet(3, **CLASSES).eval()
+    net.load_state_dict(plain.state_dict() | {"classes.weight": net.classes.weight})
+    x, t = draw(2, 1, 8, 8), torch.tensor([3, 700])
+    for labels in (None, torch.tensor([0, 2]), torch.tensor([3, 1])):
+        assert torch.equal(net(x, t, labels), plain(x, t))
+
+
+def test_a_class_is_added_to_the_time():
+    net, x, t, labels = class_net(), draw(3, 1, 8, 8), torch.tensor([3, 700, 5]), torch.tensor([2, 0, 3])
+    rows = net.classes.weight[[2, 0, 3]]
+    assert torch.equal(net(x, t, labels), net.walk(x, F.silu(net.embed_time(x, t) + rows)))
+    assert net.classes.weight.shape == (4, 32)
+    assert torch.equal(net(x, t), net(x, t, torch.full((3,), 3)))
+    assert torch.equal(net(x, t, labels.int()), net(x, t, labels))
+    moved = (net(x, t, labels) - net(x, t, torch.tensor([2, 1, 3]))).abs().amax((1, 2, 3))
+    assert moved[1] > 1e-4
+    assert max(moved[0], moved[2]) < 1e-6
+
+
+def test_a_class_network_takes_the_options_of_a_unet():
+    options = {name: p.default for name, p in inspect.signature(UNet).parameters.items()}
+    own = {name: p.default for name, p in inspect.signature(ClassUNet).parameters.items()}
+    assert own == {"n_classes": inspect.Parameter.empty} | options
+    changes = {"out_channels": 2, "n_heads": 2, "dropout": 0.3, "upsampling": "transposed", "time_layout": "cos_first", "norm_eps": 1e-3}
+    net = ClassUNet(3, **CLASSES | changes)
+    assert net.config == {"n_classes": 3} | UNet(**CLASSES | changes).config
+
+
+@pytest.mark.parametrize("objective", ["eps", "v"])
+def test_a_class_network_is_saved_loaded_and_sampled(tmp_path, objective):
+    net, schedule = class_net(), make_schedule("cosine", 20)
+    save_pretrained(tmp_path / "net", net, schedule, objective=objective)
+    again, schedule = load_pretrained(tmp_path / "net")
+    x, t, labels = draw(3, 1, 8, 8), torch.tensor([3, 17, 5]), torch.tensor([2, 0, 3])
+    eps_hat = output_to_eps(schedule, objective, x, t, net(x, t, labels))
+    assert torch.equal(again(x, t, labels), eps_hat)
+    assert torch.equal(partial(again, labels=labels)(x, t), eps_hat)
+    for scale in (0, 1, 2.5):
+        options = {"n_steps": 4, "x_T": x}
+        one = sample_ddim(of_class(again, 2, scale), schedule, x.shape, **options)
+        each = sample_ddim(of_class(again, torch.full((3,), 2), scale), schedule, x.shape, **options)
+        by_hand = sample_ddim(guided(again, torch.full((3,), 2), torch.tensor([3]), scale), schedule, x.shape, **options)
+        assert torch.equal(one, each)
+        assert torch.equal(one, by_hand)
+    assert not torch.equal(one, sample_ddim(of_class(again, 1, scale), schedule, x.shape, **options))
+
+
+@pytest.mark.parametrize("scale", [0, 0.3, 1, 2.5])
+def test_guidance_of_classes_is_that_of_words(scale):
+    net, x, t, labels = class_net(), draw(3, 1, 8, 8), torch.tensor([3, 700, 5]), torch.tensor([2, 0, 1])
+    expected = scale * net(x, t, labels) + (1 - scale) * net(x, t)
+    for null in (torch.tensor([3]), torch.full((3,), 3)):
+        torch.testing.assert_close(guided(net, labels, null, scale)(x, t), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_class(net, labels, scale)(x, t), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_class_networks_refuse():
+    net, x, t = class_net(), draw(2, 1, 8, 8), torch.tensor([3, 700])
+    for labels in (torch.tensor([0, 4]), torch.tensor([-1, 0]), torch.tensor([0]), torch.tensor([0.0, 1.0]), [0, 1], 2):
+        refuses(lambda labels=labels: net(x, t, labels), "labels must be (2,) whole numbers in 0..2, or 3 for no class")
+    for labels in (3, -1, torch.tensor([0, 3]), 1.5):
+        refuses(lambda labels=labels: of_class(net, labels), "labels must be whole numbers in 0..2")
+    refuses(lambda: of_class(net, 1, -1), "scale")
+    refuses(lambda: of_class(UNet(**CLASSES), 1), "model must be told classes; UNet is not", error=TypeError)
+    refuses(lambda: of_class(net, torch.tensor([1, 2]))(draw(3, 1, 8, 8), torch.tensor([3, 7, 5])), "expand", error=RuntimeError)
+    for bad in (torch.tensor([3, 3]), torch.tensor([3.0]), 3, None):
+        refuses(lambda bad=bad: guided(net, torch.tensor([0, 1, 2]), bad, 2), "null_context must be the number of no class")
+    for n in (0, 1, 2.0):
+        refuses(lambda n=n: ClassUNet(n, **CLASSES), "n_classes", error=(ValueError, TypeError))
+
+
+def test_a_network_of_others_is_told_a_class_but_not_guided():
+    sizes = {"image_size": 8, "in_channels": 1, "out_channels": 1, "widths": (8, 8), "time_dim": 8, "norm_groups": 4}
+    peer = PeerUNet(**sizes, down_attention=(False, False), up_attention=(False, False), mid_attention=False, n_classes=3).eval()
+    peer = perturbed(peer)
+    x, t, labels = draw(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([2, 2])
+    assert torch.equal(of_class(peer, 2)(x, t), peer(x, t, labels))
+    refuses(lambda: of_class(peer, 2, 3), "scale must be 1", "no row for no class")
+
+
+# Training on classes
+
+
+class Told(nn.Module):
+    """Note what it is told about images whose grey level is their class."""
+
+    n_classes = 5
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.told = nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, x, t, labels):
+        self.told.append(labels)
+        return self.scale * x
+
+
+class Labeled(Dataset):
+    """Read one at a time."""
+
+    flip = True
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+
+class Half(OneProcess):
+    """Pretend to be one of two processes."""
+
+    n = 2
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def share(self, values):
+        return values.chunk(2)[self.rank]
+
+
+def five_classes(n=403, kind="memory"):
+    levels = torch.arange(n)[:, None, None, None].expand(n, 1, 4, 4) % 5
+    data = ImageDataset(levels, torch.arange(n) % 5, n_levels=5, classes="abcde", flip=True)
+    return data if kind == "memory" else Labeled(data)
+
+
+def what_it_was_told(data, processes=None, **changes):
+    """Train, and return the classes of the images and what the network was told, (n_iterations, B)."""
+    model, classes = Told(), []
+
+    def loss(predict, schedule, x_0, *, t, eps, reduction):
+        classes.append(((x_0[:, 0, 0, 0] + 1) * 2).round().long())
+        return (predict(x_0, t) - eps).square().flatten(1).mean(1)
+
+    config = TrainConfig(**{"n_iterations": 50, "batch_size": 80, "precision": "float32", "conditional": "class", **changes})
+    options = {"processes": processes, "loss": loss, "progress": False}
+    fit(model, make_schedule("linear", 10), data, config, **options)
+    return torch.cat(classes), torch.cat(model.told)
+
+
+@pytest.mark.parametrize("kind", ["memory", "one by one"])
+@pytest.mark.parametrize("n_accumulate", [1, 4])
+def test_each_image_comes_with_its_class_or_none(kind, n_accumulate):
+    classes, told = what_it_was_told(five_classes(kind=kind), n_accumulate=n_accumulate)
+    dropped = told == 5
+    assert len(told) == 4000
+    assert told[~dropped].equal(classes[~dropped])
+    assert abs(dropped.double().mean() - 0.1) < 5 * (0.1 * 0.9 / 4000) ** 0.5
+    in_one, _ = what_it_was_told(five_classes())
+    assert classes.equal(in_one)
+
+
+def test_labels_are_dropped_as_often_as_asked():
+    for share, expected in ((0.0, 0), (1.0, 4000)):
+        assert (what_it_was_told(five_classes(), label_dropout=share)[1] == 5).sum() == expected
+
+
+def test_processes_drop_the_labels_that_one_would():
+    classes, told = what_it_was_told(five_classes())
+    halves = [what_it_was_told(five_classes(), Half(rank)) for rank in (0, 1)]
+    for whole, first, second in zip((classes, told), *halves, strict=True):
+        assert torch.cat([first.view(50, 40), second.view(50, 40)], 1).flatten().equal(whole)
+
+
+def test_a_run_without_classes_is_as_it_was():
+    images, schedule = five_classes().images(), make_schedule("linear", 10)
+    config = TrainConfig(n_iterations=3, batch_size=8, precision="float32")
+    losses = []
+    for dropout in (0.1, 0.9):
+        with seeded_init(0):
+            net = UNet(**CLASSES | {"image_size": 4})
+        losses.append(fit(net, schedule, images, replace(config, label_dropout=dropout), progress=False).losses)
+    assert losses[0].equal(losses[1])
+
+
+def test_training_on_classes_refuses():
+    data, schedule = five_classes(), make_schedule("linear", 10)
+    config = TrainConfig(n_iterations=2, batch_size=8, precision="float32", conditional="class")
+    train_on = lambda data, model=None, config=config: fit(model or Told(), schedule, data, config, progress=False)
+    refuses(lambda: train_on(data.images()), "data must hold labels to learn classes", "ImageDataset(")
+    nameless = ImageDataset(data.levels, n_levels=5)
+    refuses(lambda: train_on(nameless), "data must have the network's 5 classes; got 1 (all)")
+    pairs = [data[i] for i in range(20)]
+    for label, told in ((5, "got 5"), (-1, "got -1"), (1.5, "got 1.5"), (None, "got None"), (torch.tensor([1, 2]), "got tensor")):
+        refuses(lambda label=label: train_on([(pairs[0][0], label), *pairs]), "the label of data[0] must be a whole number in 0..4", told)
+    late = [*pairs, (pairs[0][0], 7), *pairs]
+    long = replace(config, n_iterations=6)
+    refuses(lambda: train_on(late, config=long), "the label of data[20] must be a whole number in 0..4; got 7")
+    assert len(train_on([(image, torch.tensor(label)) for image, label in pairs]).losses) == 2
+    plain = UNet(**CLASSES | {"image_size": 4})
+    refuses(lambda: train_on(data, plain), "conditional='class' needs a network that is told a class", "got UNet", error=TypeError)
+    net = ClassUNet(5, **CLASSES | {"image_size": 4})
+    refuses(lambda: train_on(data, net, replace(config, conditional="none")), "ClassUNet would never be told a class")
+    for name, value in (("conditional", "text"), ("label_dropout", 1.1), ("label_dropout", -0.1)):
+        refuses(lambda name=name, value=value: replace(config, **{name: value}), name)
+
+
+def test_a_network_learns_its_classes():
+    with seeded_init(0):
+        net = ClassUNet(5, **CLASSES | {"image_size": 4})
+    config = TrainConfig(n_iterations=200, batch_size=40, ema_decay=0.9, precision="float32", conditional="class")
+    schedule, data = make_schedule("cosine", 50), five_classes()
+    net = fit(net, schedule, data, config, progress=False).ema
+    labels = torch.arange(5).repeat_interleave(6)
+    x = sample_ddim(of_class(net, labels), schedule, (30, 1, 4, 4), n_steps=10, generator=seeded(0))
+    assert (((x.mean((1, 2, 3)) + 1) * 2).round() == labels).double().mean() > 0.9
+    x = sample_ddim(net, schedule, (30, 1, 4, 4), n_steps=10, generator=seeded(0))  # told none: any class
+    assert len(((x.mean((1, 2, 3)) + 1) * 2).round().unique()) >= 4
 
 
 # Dropping captions

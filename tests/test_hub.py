@@ -224,7 +224,7 @@ Impostor.__name__ = "UNet"
 
 def test_save_refuses_wrong_arguments_before_it_writes(network, schedule, tmp_path):
     cases = [
-        ({"model": torch.nn.Linear(2, 2)}, TypeError, "model must be one of UNet, ResNetBaseline, PeerUNet; got Linear"),
+        ({"model": torch.nn.Linear(2, 2)}, TypeError, "model must be one of UNet, ResNetBaseline, PeerUNet, ClassUNet; got Linear"),
         ({"model": Impostor()}, TypeError, "model must be one of"),
         ({"schedule": torch.ones(3) / 2}, TypeError, "schedule must be a NoiseSchedule; got Tensor"),
         ({"card": {"loss": float("nan")}}, ValueError, "card must map names to"),

@@ -21,6 +21,7 @@ import torch
 from training_helpers import (
     N_STEPS,
     QUICK,
+    TINY,
     Affine,
     Stop,
     all_equal,
@@ -35,9 +36,12 @@ from training_helpers import (
 
 from conftest import refuses
 from ddpm_nb import runs
+from ddpm_nb.conditioning import ClassUNet
+from ddpm_nb.data import ImageDataset
 from ddpm_nb.elbo import simple_loss
 from ddpm_nb.files import checksum
 from ddpm_nb.forward import NoiseSchedule
+from ddpm_nb.gaussian import seeded_init
 from ddpm_nb.hub import describe_model, load_pretrained, save_pretrained
 from ddpm_nb.runs import (
     CHECKPOINTS,
@@ -60,7 +64,7 @@ from ddpm_nb.runs import (
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import _read_losses as read_losses
 from ddpm_nb.training import lr_factor
-from ddpm_nb.unet import UNet
+from ddpm_nb.unet import PRESETS, UNet
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -815,6 +819,54 @@ def test_a_gradient_without_limit_is_kept_in_the_settings(tmp_path):
     run(config, out=tmp_path)
     assert read_settings(tmp_path)[0] == config and "Infinity" not in (tmp_path / SETTINGS_FILE).read_text()
     run(config, out=tmp_path, resume=True)
+
+
+# --- runs that are told classes ---
+
+
+def three_classes(change=0):
+    data = make_data()
+    return ImageDataset(data.levels, (torch.arange(37) + change) % 3, n_levels=17, classes=("a", "b", "c"), flip=True)
+
+
+OF_CLASSES = replace(QUICK, conditional="class", label_dropout=0.5)
+
+
+def class_run(out=None, data=None, config=OF_CLASSES, **options):
+    with seeded_init(0):
+        net = ClassUNet(3, **PRESETS["digits"] | TINY)
+    return run(config, net, data=data or three_classes(), out=out, **options)
+
+
+def test_a_run_of_classes_resumes_exactly_and_is_loaded(tmp_path):
+    held = (three_classes().images()[:10], torch.arange(10) % 3)
+    whole = class_run(tmp_path / "whole", held_out=held)
+    with pytest.raises(Stop):
+        class_run(tmp_path / "parts", callback=at(5, act=die), held_out=held)
+    resumed = class_run(tmp_path / "parts", config=None, resume=True, held_out=held)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    assert resumed.losses.equal(whole.losses)
+    assert not resumed.losses.equal(class_run(config=replace(QUICK, conditional="class", label_dropout=0.1)).losses)
+    model, schedule = load_pretrained(tmp_path / "whole")
+    x, t, labels = held[0][:3], torch.tensor([3, 17, 5]), torch.tensor([2, 0, 3])
+    assert type(model) is ClassUNet
+    assert model(x, t, labels).equal(whole.ema(x, t, labels))
+    assert describe_model(tmp_path / "whole")["facts"]["classes"] == ["a", "b", "c"]
+    _, facts = load_checkpoint(tmp_path / "whole" / CHECKPOINTS)
+    told = lambda x, t: whole.ema(x, t, held[1])
+    assert facts["score"] == pytest.approx(simple_loss(told, schedule, held[0], **held_out_draw(held[0])).item(), rel=1e-6)
+
+
+def test_a_run_of_classes_refuses_other_labels(tmp_path):
+    out, held = tmp_path / "run", three_classes().images()[:4]
+    for bad in (held, (held, torch.arange(3)), (held, torch.tensor([0, 1, 2, 3])), (held, torch.tensor([0, 1, 2, -1])), (held, torch.ones(4)), (held,), [1, 2]):
+        refuses(lambda bad=bad: class_run(out, held_out=bad, callback=die), "held_out must be (images, labels)", "in 0..2")
+    refuses(lambda: class_run(out, held_out=(held[:0], torch.arange(0)), callback=die), "held_out must have shape")
+    refuses(lambda: class_run(out, data=make_data(), callback=die), "data must have the network's 3 classes")
+    assert not out.exists()
+    class_run(out)
+    refuses(lambda: class_run(out, data=three_classes(1), resume=True), "the data differs", "labels was")
+    refuses(lambda: class_run(out, config=replace(QUICK, conditional="class"), resume=True), "config differs from the run", "label_dropout")
 
 
 def test_what_cannot_be_saved_is_refused_before_the_work(tmp_path):
