@@ -449,16 +449,19 @@ def test_training_on_classes_refuses():
 
 
 def test_a_network_learns_its_classes():
+    patterns, labels = draw(5, 1, 4, 4).sign(), torch.arange(400) % 5
+    data = ImageDataset((patterns[labels] > 0).long(), labels, n_levels=2, classes="abcde")
     with seeded_init(0):
-        net = ClassUNet(5, **CLASSES | {"image_size": 4})
-    config = TrainConfig(n_iterations=200, batch_size=40, ema_decay=0.9, precision="float32", conditional="class")
-    schedule, data = make_schedule("cosine", 50), five_classes()
+        net = ClassUNet(5, **CLASSES | {"image_size": 4, "base_channels": 16})
+    config = TrainConfig(n_iterations=200, batch_size=40, lr=1e-2, ema_decay=0.9, precision="float32", conditional="class")
+    schedule = make_schedule("cosine", 50)
     net = fit(net, schedule, data, config, progress=False).ema
     labels = torch.arange(5).repeat_interleave(6)
+    nearest = lambda x: torch.cdist(x.flatten(1), patterns.flatten(1)).argmin(1)
     x = sample_ddim(of_class(net, labels), schedule, (30, 1, 4, 4), n_steps=10, generator=seeded(0))
-    assert (((x.mean((1, 2, 3)) + 1) * 2).round() == labels).double().mean() > 0.9
+    assert (nearest(x) == labels).double().mean() > 0.45  # chance is 0.2 +- 0.07
     x = sample_ddim(net, schedule, (30, 1, 4, 4), n_steps=10, generator=seeded(0))  # told none: any class
-    assert len(((x.mean((1, 2, 3)) + 1) * 2).round().unique()) >= 4
+    assert len(nearest(x).unique()) >= 4
 
 
 # Dropping captions
