@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .captions import PADDING, CaptionRule, attributes
-from .checks import check_floating, check_int, check_number
+from .checks import call_model, check_floating, check_generator, check_int
+from .checks import check_number
 from .clip import TextEncoder
 from .elbo import simple_loss
 from .evaluation import DigitClassifier
@@ -88,11 +89,12 @@ def guided(
     check_number("scale", scale, 0)
     null = _check_null(null_context, context).expand_as(context)
     if scale in (0, 1):
-        return lambda x_t, t: model(x_t, t, context if scale else null)
+        return lambda x_t, t: call_model(model, x_t, t, context if scale else null)
     both = torch.cat([null, context])
 
     def predict(x_t, t):
-        without, given = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        doubled = x_t.repeat(2, 1, 1, 1), t.repeat(2), both
+        without, given = call_model(model, *doubled).chunk(2)
         return without + scale * (given - without)
 
     return predict
@@ -146,7 +148,7 @@ def of_class(
     def predict(x_t, t):
         told = labels.to(x_t.device).expand(len(x_t))
         if scale == 1:
-            return model(x_t, t, told)
+            return call_model(model, x_t, t, told)
         return guided(model, told, told.new_full((1,), n_classes), scale)(x_t, t)
 
     return predict
@@ -313,6 +315,7 @@ def drop_context(
 ) -> Tensor:
     """Replace random rows by the empty sentence, each whole (Ho and Salimans 2022, Algorithm 1)."""
     check_number("probability", probability, 0, 1)
+    check_generator(generator)
     null = _check_null(null_context, context)
     device = context.device if generator is None else generator.device
     dropped = torch.rand(len(context), generator=generator, device=device) < probability

@@ -359,13 +359,15 @@ class Checkpoints(Watcher):
         card: dict | None = None,  # facts for the model card
         origin: dict | None = None,  # how to load the data again; kept for whoever resumes
     ):
-        self.out, self.data, self.resume, self.held_out = Path(out), data, resume, held_out
+        self.out, self.data, self.resume = Path(out), data, resume
+        self.held_out = (held_out,) if isinstance(held_out, Tensor) else held_out
         self.card, self.origin, self.loss = card or {}, origin or {}, None
         self.goes_on = resume and (self.out / SETTINGS_FILE).exists()
 
     def start(self, trainer: Trainer):
         """Go back to the newest intact checkpoint, or write checkpoint 0 and then the settings."""
         self.description = describe_data(self.data, trainer.config.conditional == "class")
+        _check_kind(trainer.network)
         if trainer.processes.is_main:
             prepare_run(self.out, self.resume)
         trainer.processes.wait()
@@ -383,21 +385,23 @@ class Checkpoints(Watcher):
             raise FloatingPointError(f"the weights are not finite {where}")
         facts |= {"data": self.description, "score": self.loss}
         if self.held_out is not None and facts["step"] > 0:
-            held_out = self.held_out
-            pair = (held_out,) if isinstance(held_out, Tensor) else held_out
-            facts["score"] = held_out_loss(trainer, *pair)
+            facts["score"] = held_out_loss(trainer, *self.held_out)
         if trainer.processes.is_main:
             save_checkpoint(self.out / CHECKPOINTS, tensors, facts, trainer.config.keep)
             _write_model(self, trainer)
         trainer.processes.wait()
 
-# %% ../nbs/24_runs.ipynb #begin
+# %% ../nbs/24_runs.ipynb #check-kind
+def _check_kind(network):
+    """Refuse a network that could not be loaded again."""
+    kinds = (UNet, ResNetBaseline, ClassUNet)
+    if type(network) not in kinds:
+        known, kind = ", ".join(k.__name__ for k in kinds), type(network).__name__
+        raise TypeError(f"model must be one of {known} to be kept; got {kind}")
+
+
 def _begin(run, trainer):
     """Write checkpoint 0 and then the settings: a folder that has them can be resumed."""
-    if type(trainer.network) not in (UNet, ResNetBaseline, ClassUNet):
-        kind = type(trainer.network).__name__
-        known = "UNet, ResNetBaseline, ClassUNet"
-        raise TypeError(f"model must be one of {known} to be kept; got {kind}")
     run.checkpoint(trainer)
     if trainer.processes.is_main:
         (run.out / LOG_FILE).unlink(missing_ok=True)

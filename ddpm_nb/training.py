@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checks import check_choice, check_int, check_number
+from .checks import call_model, check_choice, check_int, check_number
 from .data import check_data, check_labels, mix_seeds, train_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
@@ -139,7 +139,8 @@ class EMA:
         decay: float,  # share of the old value kept at each update, in [0, 1)
     ):
         self.decay = check_number("decay", decay, 0, 1, open_high=True)
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        network = getattr(model, "_orig_mod", model)  # without torch.compile's wrapper
+        self.model = copy.deepcopy(network).eval().requires_grad_(False)
         self.n_updates = 0
 
     @torch.no_grad()
@@ -285,9 +286,9 @@ def _add_gradients(trainer, x_0, t, eps, labels):
 def _predict(trainer, told, x_t, t):
     """Call the network in the precision of the run; what comes out is float32 again."""
     if trainer.precision == torch.float32:
-        return trainer.model(x_t, t, *told)
+        return call_model(trainer.model, x_t, t, *told)
     with torch.autocast(trainer.device.type, trainer.precision):
-        output = trainer.model(x_t, t, *told)
+        output = call_model(trainer.model, x_t, t, *told)
     return output.float()
 
 # %% ../nbs/09_training.ipynb #descend-once
@@ -378,7 +379,7 @@ def fit(
 ) -> TrainResult:
     """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses."""
     config, processes = config or TrainConfig(), _check_processes(processes)
-    _check_run(config, data, range_check, n_workers, processes)
+    _check_run(model, schedule, config, data, range_check, n_workers, processes)
     _check_classes(config, model, data)
     if config.variance == "learned" and loss is None:
         raise ValueError("variance='learned' needs loss=hybrid_loss of chapter 13; or use `train`")
@@ -457,8 +458,15 @@ def _check_processes(processes):
     return processes or OneProcess()
 
 # %% ../nbs/09_training.ipynb #check-run
-def _check_run(config, data, range_check, n_workers, processes):
+def _check_run(model, schedule, config, data, range_check, n_workers, processes):
     """Refuse what the run could not work with, before anything is done."""
+    wanted = {"model": (model, nn.Module), "config": (config, TrainConfig)}
+    for name, (value, kind) in (wanted | {"schedule": (schedule, NoiseSchedule)}).items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
+    for name, values in (("model", next(model.parameters())), ("schedule", schedule.betas)):
+        if values.is_meta:
+            raise ValueError(f"{name} must hold values; it is on the device meta, which has none")
     check_int("n_workers", n_workers, 0)
     check_data(data, range_check)
     if config.batch_size > len(data):
