@@ -581,12 +581,12 @@ def fit_pieces(
     check_int("length", length, 2)
     return PieceTokenizer(tuple(pieces), tuple(merges), tuple(words), length)
 
-# %% ../nbs/30_own_captions.ipynb #textconfig
+# %% ../nbs/30_own_captions.ipynb #textconfig-2
 _CLIP = TrainConfig(1000, batch_size=128, lr=1e-3)
 _AUTOENCODER = TrainConfig(3000, batch_size=64, lr=2e-3, ema_decay=0.99)
 _UNET = TrainConfig(10000, batch_size=64, lr=1e-3, ema_decay=0.999)
 
-
+# %% ../nbs/30_own_captions.ipynb #textconfig-3
 @dataclass(frozen=True)
 class TextConfig:
     """Hold the settings of the three stages."""
@@ -603,6 +603,7 @@ class TextConfig:
     channel_mults: tuple = (1, 2)  # channels of each of its levels, in `unet_channels`
     attn_resolutions: tuple = (8, 4)  # levels of these sides hear words; the middle does
     drop: float = 0.1  # share of the captions that the U-Net does not see
+    max_weight: float = 5.0  # of a step in the U-Net's loss, at least 1; 1: all weigh alike
     n_steps: int = 1000  # T
     clip: TrainConfig = _CLIP  # stage 1
     autoencoder: TrainConfig = _AUTOENCODER  # stage 2
@@ -639,6 +640,7 @@ def _check_config(config):
     check_int("n_downs", config.n_downs, 0)
     check_int("n_steps", config.n_steps, 2)
     check_number("drop", config.drop, 0, 1)
+    check_number("max_weight", config.max_weight, 1)
     check_int("clip.batch_size", config.clip.batch_size, 2)
     for stage in STAGES:
         c = getattr(config, stage)
@@ -738,12 +740,13 @@ class CaptionLoss(StageLoss):
         pairs: Pairs,  # the captions
         x_0: Tensor,  # (N, C, H, W) pictures, or their latents
         drop: float,  # share of the captions that the network does not see
+        max_weight: float = 1.0,  # of a step, at least 1; 1: all weigh alike
     ):
         super().__init__(pairs)
-        self.x_0, self.drop = x_0, drop
+        self.x_0, self.drop, self.max_weight = x_0, drop, max_weight
 
     def __call__(self, predict, schedule, numbers, *, t, eps, reduction="none"):
-        """Return the squared error of each picture, (B,)."""
+        """Return the weighted squared error of each picture, (B,)."""
         trainer, chosen = self.trainer, numbers.long()
         rows, x_0 = self.pairs.captions(chosen, trainer.noise), self.x_0[chosen]
         unseen = torch.rand(len(rows), generator=trainer.noise, device=rows.device) < self.drop
@@ -755,7 +758,8 @@ class CaptionLoss(StageLoss):
             with torch.autocast(x_t.device.type, trainer.precision, enabled=low):
                 return trainer.network(x_t, t, rows).float()
 
-        return simple_loss(predict_noise, schedule, x_0, t=t, eps=eps, reduction="none")
+        errors = simple_loss(predict_noise, schedule, x_0, t=t, eps=eps, reduction="none")
+        return errors * (1 / schedule.alpha_bars[t]).clamp(max=self.max_weight)
 
 # %% ../nbs/30_own_captions.ipynb #textdenoiser
 class TextDenoiser(nn.Module):
@@ -860,7 +864,8 @@ def train_text(
         return _put_together(config, tokenizer, network, autoencoder, facts, device)
 
     sheets = SampleSheets(out, make, prompts)
-    loss = CaptionLoss(pairs, x_0 if config.n_downs else pairs.images(slice(None)), config.drop)
+    x_0 = x_0 if config.n_downs else pairs.images(slice(None))
+    loss = CaptionLoss(pairs, x_0, config.drop, config.max_weight)
     network = run.train("unet", denoiser.requires_grad_(True), loss, sheets)
     pipeline = make(network)
     pipeline.save_pretrained(out, overwrite=True)

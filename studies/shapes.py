@@ -36,10 +36,10 @@ RECIPE = TextConfig(
     autoencoder_channels=12,
     unet_channels=32,
     channel_mults=(1, 2),
-    attn_resolutions=(8, 4),
-    clip=TrainConfig(600, batch_size=64, lr=1e-3, ema_decay=0.99, checkpoint_every=200),
-    autoencoder=TrainConfig(2500, batch_size=32, lr=2e-3, ema_decay=0.99, checkpoint_every=500),
-    unet=TrainConfig(7000, batch_size=64, lr=2e-3, warmup=200, ema_decay=0.999, checkpoint_every=500),
+    attn_resolutions=(8,),
+    clip=TrainConfig(300, batch_size=64, lr=1e-3, ema_decay=0.98, checkpoint_every=300, precision="float32"),
+    autoencoder=TrainConfig(1800, batch_size=32, lr=3e-3, ema_decay=0.99, checkpoint_every=300, precision="float32"),
+    unet=TrainConfig(8000, batch_size=32, lr=1.5e-3, warmup=200, ema_decay=0.999, checkpoint_every=500, precision="float32"),
 )
 GUIDANCES = (1.0, 2.0, 3.0, 5.0)
 NAMES = ("colours", "shapes", "relation")
@@ -62,9 +62,9 @@ class Clock:
         now = time.process_time()
         self.minutes[stage] = self.minutes.get(stage, 0.0) + (now - self.last) / 60
         self.last = now
-        if trainer.n_steps % 100 == 0:
+        if trainer.n_steps % 50 == 0:
             write_json(self.path, self.minutes)
-            loss = sum(trainer.history[-100:]) / max(1, len(trainer.history[-100:]))
+            loss = sum(trainer.history[-50:]) / max(1, len(trainer.history[-50:]))
             print(f"{stage} {trainer.n_steps}: loss {loss:.4f}, {self.minutes[stage]:.1f} CPU minutes", flush=True)
 
 
