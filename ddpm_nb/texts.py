@@ -7,7 +7,8 @@ __all__ = ['PALETTE', 'KINDS', 'RELATIONS', 'LEAST_AREA', 'WORD_START', 'MAX_LEN
            'turn_round', 'describe_scenes', 'shape_cover', 'Shapes', 'draw_shapes', 'split_scenes', 'read_shapes',
            'score_shapes', 'read_metadata', 'CaptionedFolder', 'merge_pair', 'learn_merges', 'cut_word',
            'PieceTokenizer', 'count_tokens', 'fit_pieces', 'TextConfig', 'Pairs', 'StageLoss', 'PairLoss',
-           'CompressionLoss', 'CaptionLoss', 'TextDenoiser', 'StageCheckpoints', 'SampleSheets', 'train_text']
+           'CompressionLoss', 'CaptionLoss', 'TextDenoiser', 'StageCheckpoints', 'SampleSheets', 'train_text',
+           'word_maps', 'map_scores']
 
 # %% ../nbs/30_own_captions.ipynb #import-torch
 import copy
@@ -33,7 +34,7 @@ from .captions import BEGIN, MARKS, PADDING, UNKNOWN, check_prompts, split_words
 from .checks import check_batch, check_choice, check_floating, check_int, check_number
 from .checks import check_square_images
 from .clip import MAX_LOG_SCALE, TextEncoder, contrastive_loss, make_clip
-from .conditioning import TextUNet
+from .conditioning import TextUNet, attention_maps, encode_words
 from .data import scale_levels
 from .elbo import simple_loss
 from .files import CONFIG_FILE, read_json, replaced_file, write_json
@@ -44,7 +45,7 @@ from .pipeline import TextToImage
 from .plots import tile
 from .runs import LOG_FILE, SETTINGS_FILE, Checkpoints, Interrupted, StopSignals, TrainLog
 from .runs import describe_data, prepare_run
-from .sampling import respace
+from .sampling import respace, respaced_steps
 from .schedules import make_schedule
 from .training import TrainConfig, Watcher, fit
 
@@ -1015,3 +1016,46 @@ def _put_together(config, tokenizer, network, autoencoder, card, device):
         schedule = respace(schedule, list(range(round(0.98 * config.n_steps))))
     parts = {"text_encoder": network.text_encoder, "unet": network.unet}
     return TextToImage(tokenizer, **parts, schedule=schedule, autoencoder=autoencoder, card=card)
+
+# %% ../nbs/30_own_captions.ipynb #word-maps
+@torch.no_grad()
+def word_maps(
+    pipeline: TextToImage,  # the model
+    prompts: list,  # N sentences, a picture for each
+    *,
+    guidance: float = 3.0,  # of the pictures; maps are those of the given words
+    n_steps: int = 30,  # steps of the walk, at least 4
+    side: int | None = 8,  # layers whose maps have this side; all without
+    generator: torch.Generator | None = None,  # source of the noise
+) -> tuple[Tensor, Tensor]:
+    """Draw pictures (N, C, H, W), and maps (3, N, L, h, w) of their tokens over the walk."""
+    tokens = pipeline.tokenizer.encode(check_prompts(prompts, pipeline.tokenizer))
+    context = encode_words(pipeline.text_encoder, tokens.to(pipeline.schedule.betas.device))[0]
+    kept = respaced_steps(pipeline.schedule.n_steps, check_int("n_steps", n_steps, 4))
+    following = dict(pairwise(kept))
+    thirds = [[], [], []]
+
+    def look(t, z, z_0_hat):
+        """Take the maps of what the walk has made, at the level where it is now."""
+        if t in following:
+            level = torch.full((len(z),), following[t])
+            i = 3 * (kept.index(t)) // (len(kept) - 1)
+            thirds[i].append(attention_maps(pipeline.unet, z, level, context, side=side))
+
+    options = {"guidance": guidance, "n_steps": n_steps, "generator": generator}
+    pictures = pipeline.generate(list(prompts), callback=look, **options)
+    return pictures, torch.stack([torch.stack(maps).mean(0) for maps in thirds])
+
+# %% ../nbs/30_own_captions.ipynb #map-scores
+def map_scores(
+    maps: Tensor,  # (N, H, W) any values
+    on: Tensor,  # (N, H, W) bool: where the shape is
+    off: Tensor | None = None,  # (N, H, W) bool: what it is compared with; all the rest without
+) -> Tensor:
+    """Return the chance that a pixel on the shape has a higher value than one off it, (N,)."""
+    off = ~on if off is None else off
+    scores = []
+    for values, inside, outside in zip(maps, on, off, strict=True):
+        difference = values[inside][:, None] - values[outside]
+        scores.append(((difference > 0).double() + (difference == 0).double() / 2).mean())
+    return torch.stack(scores)

@@ -17,13 +17,14 @@ from PIL import Image
 from conftest import refuses
 from ddpm_nb.captions import BEGIN, PADDING, UNKNOWN, Tokenizer, check_prompts
 from ddpm_nb.clip import contrastive_loss, make_clip
-from ddpm_nb.conditioning import TextUNet
+from ddpm_nb.conditioning import TextUNet, attention_maps, encode_words
 from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.latent import to_latents
 from ddpm_nb.pipeline import TextToImage
 from ddpm_nb.plots import to_pixels
 from ddpm_nb.runs import Interrupted, read_log
+from ddpm_nb.sampling import respaced_steps
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.texts import (
     KINDS,
@@ -42,6 +43,7 @@ from ddpm_nb.texts import (
     draw_shapes,
     fit_pieces,
     learn_merges,
+    map_scores,
     merge_pair,
     read_metadata,
     read_shapes,
@@ -50,6 +52,7 @@ from ddpm_nb.texts import (
     split_scenes,
     train_text,
     turn_round,
+    word_maps,
 )
 from ddpm_nb.training import TrainConfig
 
@@ -466,3 +469,38 @@ def test_the_losses_are_those_of_their_chapters(few):
         weights = torch.minimum(1 / schedule.alpha_bars[t], torch.tensor(4.0))
         assert (weights == 4).any() and (weights < 4).any() and torch.allclose(found, error * weights, rtol=1e-4)
     assert single.tokens.equal(tokens)  # what was left out was left out of a copy
+
+
+# Maps of words
+
+
+def test_the_score_of_a_map_is_the_area_under_its_curve():
+    maps = torch.tensor([[[4.0, 3.0], [2.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    on = torch.tensor([[[True, False], [True, False]]]).expand(2, 2, 2)
+    # 4 and 2 against 3 and 1: three of four pairs; equal values count half
+    assert map_scores(maps, on).tolist() == [0.75, 0.5]
+    off = torch.tensor([[[False, True], [False, False]]]).expand(2, 2, 2)
+    assert map_scores(maps, on, off).tolist() == [0.5, 0.5]
+
+
+def test_maps_are_those_of_the_words_on_the_walk(few, whole):
+    pipeline, prompts = whole[1], few[1][:3]
+    pictures, maps = word_maps(pipeline, prompts, n_steps=7, side=None, generator=seeded(0))
+    alone = pipeline.generate(prompts, guidance=3.0, n_steps=7, generator=seeded(0))
+    assert pictures.equal(alone)  # looking changes nothing
+    assert maps.shape == (3, 3, pipeline.tokenizer.length, 4, 4) and (maps.sum(2) - 1).abs().max() < 1e-4
+    context = encode_words(pipeline.text_encoder, pipeline.tokenizer.encode(prompts))[0]
+    kept, seen = respaced_steps(980, 7), []
+
+    def note(t, z, z_0_hat):
+        seen.append(z)
+
+    pipeline.generate(prompts, guidance=3.0, n_steps=7, generator=seeded(0), callback=note)
+    for third in range(3):  # six of the seven steps lead to a level at which the model can be asked
+        own = []
+        for i in (2 * third, 2 * third + 1):
+            own.append(attention_maps(pipeline.unet, seen[i], torch.full((3,), kept[i + 1]), context))
+        assert torch.allclose(maps[third], torch.stack(own).mean(0))
+    refuses(lambda: word_maps(pipeline, ["a zebra"]), "unknown words: 'zebra'")
+    refuses(lambda: word_maps(pipeline, prompts, n_steps=3), "n_steps must be at least 4")
+    refuses(lambda: word_maps(pipeline, prompts, n_steps=7, side=16), "side must be that of a layer that attends")
