@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'STYLE', 'TOUCH', 'HEAVIEST', 'new_figure', 'plot_curves', 'to_pixels', 'tile', 'show_images', 'Html',
-           'touchable', 'image_slider']
+           'touchable', 'frame_sheet', 'image_slider']
 
 # %% ../nbs/92_figures.ipynb #import-base64-import-io-import-j
 import base64
@@ -209,22 +209,41 @@ def touchable(
     return Html(page)
 
 # %% ../nbs/92_figures.ipynb #draw-some
-def _draw_some(sheets, labels):
-    """Draw a few frames below each other, with their labels, and return the axes."""
-    some = sorted({round(i * (len(sheets) - 1) / 4) for i in range(5)})
-    height, width = sheets[0].shape[:2]
-    _, axes = new_figure(len(some), 1, size=(5, max(0.3, 5 * height / width)))
-    axes = np.atleast_1d(axes)
-    for ax, i in zip(axes, some, strict=True):
-        ax.imshow(sheets[i].squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        ax.set(xticks=[], yticks=[])
-        ax.set_ylabel(labels[i], rotation=0, ha="right", va="center", fontsize=8)
-        ax.spines[:].set_visible(False)
-    return axes[0]
+def _draw_some(rows, labels, n_cols):
+    """Draw a few frames of one row, or the last ones of several, and return the axes."""
+    (first, *others) = rows.values()
+    some = dict(zip(labels, first, strict=True))
+    if others:
+        some = {labels[0]: first[0]} | {name: row[-1] for name, row in rows.items()}
+    picked = sorted({round(k * (len(some) - 1) / 4) for k in range(5)})
+    some = [list(some.items())[i] for i in picked]
+    height, width = tile(first[0], n_cols).shape[:2]
+    if height > width / 2:  # side by side, or else below each other
+        _, axes = new_figure(1, len(some), size=(1.6, 1.6 * height / width + 0.2))
+    else:
+        _, axes = new_figure(len(some), 1, size=(5, max(0.3, 5 * height / width)))
+    for ax, (label, frame) in zip(np.atleast_1d(axes), some, strict=True):
+        show_images(frame, n_cols=n_cols, ax=ax)
+        if height > width / 2:
+            ax.set_title(label, fontsize=8)
+        else:
+            ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    return ax
+
+# %% ../nbs/92_figures.ipynb #frame-sheet
+def frame_sheet(
+    rows: list,  # lists of batches (B, C, H, W) in [-1, 1]; a row of the sheet each
+    n_cols: int,  # images in a row of a frame
+) -> dict:
+    """Lay frames out in one picture; return its address and the size of a frame in pixels."""
+    sheets = [np.concatenate([tile(frame, n_cols) for frame in row], 1) for row in rows]
+    whole = np.concatenate(sheets)
+    height, width = whole.shape[0] // len(rows), whole.shape[1] // len(rows[0])
+    return {"png": _png_address(Image.fromarray(whole.squeeze())), "width": width, "height": height}
 
 # %% ../nbs/92_figures.ipynb #image-slider
 def image_slider(
-    frames,  # batches (B, C, H, W), one for each position; or a dict of such lists, to choose from
+    frames,  # batches (B, C, H, W), one for each position; or a dict of such lists to choose from
     labels: list,  # the text shown at each position
     *,
     alt: str,  # what the frames show, for those who cannot see them
@@ -238,12 +257,9 @@ def image_slider(
     if not labels or any(len(row) != len(labels) for row in rows.values()):
         got = f"{[len(row) for row in rows.values()]} frames, {len(labels)} labels"
         raise ValueError(f"frames and labels must have one length, at least 1; got {got}")
-    sheets = [[tile(frame, n_cols) for frame in row] for row in rows.values()]
-    height, width = sheets[0][0].shape[:2]
-    whole = np.concatenate([np.concatenate(row, 1) for row in sheets])  # a row for each choice
-    data = {"png": _png_address(Image.fromarray(whole.squeeze())), "width": width, "height": height}
+    data = frame_sheet(list(rows.values()), n_cols)
     data |= {"scale": scale, "positions": [str(label) for label in labels], "label": name}
     if isinstance(frames, dict):
-        data |= {"choice": choice, "choices": dict(enumerate(rows))}
-    still = _draw_some(sheets[0], data["positions"])
+        data |= {"choice": choice, "choices": list(rows)}
+    still = _draw_some(rows, data["positions"], n_cols)
     return touchable("frames", data, still=still, alt=alt, label=name)

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import check_site
 import look
 import pytest
 from docutils import nodes
@@ -33,6 +34,35 @@ def test_page_loses_what_it_does_not_use():
     assert "touch.js" in finish.lighten(HEAD + '<div class="touch" role="group">', False)
     assert "searchindex" in finish.lighten(HEAD, is_search=True)
     assert finish.lighten(plain, is_search=False) == plain
+
+
+def test_what_is_seen_is_what_is_heard():
+    page = (
+        '<button class="btn search-button-field pst" title="Search" aria-label="Search">Search Ctrl+K</button>'
+        '<summary aria-label="Toggle hidden content">Show the code</summary>'
+        '<table><tr><th class="head"><p></p></th><th class="head"><p>T</p></th></tr></table>'
+    )
+    text = finish.lighten(page, is_search=False)
+    assert "aria-label" not in text and 'title="Search"' in text
+    assert text.count("<th ") == 1 and '<td class="head"></td>' in text
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('<button aria-label="Search">Find it</button>', "calls 'Find it' 'Search'"),
+        ("<button><i></i></button>", "has a button without a name"),
+        ('<input type="range">', "has a field without a name"),
+        ("<table><tr><th> </th></tr></table>", "has a table with an empty heading"),
+        ('<button aria-label="Play the walk">Play</button>', None),
+        ('<label for="t">t</label><input type="range" id="t">', None),
+        ('<label><input type="radio"> one</label>', None),
+    ],
+)
+def test_names_of_controls_and_columns_are_checked(tmp_path, text, fault):
+    (tmp_path / "page.html").write_text(f"<!doctype html><body>{text}</body>")
+    found = list(check_site.access_faults(check_site.Page(tmp_path / "page.html")))
+    assert [words[: len(fault)] for words in found] == [fault] if fault else found == []
 
 
 def test_icons_are_those_of_the_pages(tmp_path):

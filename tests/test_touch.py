@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ddpm_nb.bound import optimal_denoiser
 from ddpm_nb.elbo import diffuse_mixture
@@ -262,7 +263,7 @@ def test_slider_and_choice_speak(tmp_path):
     other.checked = true; other.dispatchEvent(new Event("change")); tell();
     """
     text, told = drive(picture, steps, tmp_path)
-    assert told == [["t = 9. one: t = 9"], ["t = 5. one: t = 5"], ["t = 5. other: t = 5"]]
+    assert told == [["t = 9. one, t = 9"], ["t = 5. one, t = 5"], ["t = 5. other, t = 5"]]
     assert 'role="group"' in text and 'aria-label="squares"' in text
     label = re.search('<label for="([^"]*)">step</label>', text)[1]
     assert re.search(rf'<input type="range" id="{label}"', text)
@@ -279,11 +280,43 @@ def test_finger_on_the_canvas_moves_the_nearest_value(tmp_path):
     const at = x => ({clientX: place.left + 14 + (place.width - 28) * (x + 5) / 10, clientY: place.top + 100, buttons: 1});
     canvas.dispatchEvent(new PointerEvent("pointerdown", at(1.5))); tell();
     canvas.dispatchEvent(new PointerEvent("pointermove", at(-2))); tell();
+    const finger = x => ({...at(x), pointerType: "touch"});
+    canvas.dispatchEvent(new PointerEvent("pointerdown", finger(2)));
+    canvas.dispatchEvent(new PointerEvent("pointercancel", finger(2))); tell();  // the page scrolled
+    canvas.dispatchEvent(new PointerEvent("pointerdown", finger(2)));
+    canvas.dispatchEvent(new PointerEvent("pointerup", finger(2))); tell();  // a tap
     const heights = [...box.querySelectorAll("input[type=range]")].map(i => i.getBoundingClientRect().height);
     told.push(heights);
     """
-    _, (first, second, third, heights) = drive(picture, steps, tmp_path)
+    _, (first, second, third, scrolled, tapped, heights) = drive(picture, steps, tmp_path)
+    assert scrolled == third
+    assert [words.split(". ")[0] for words in tapped] == ["3 of 3", "\u22122.00", "2.00"]
     assert [words.split(". ")[0] for words in first] == ["3 of 3", "1.00", "\u22121.00"]
     assert [words.split(". ")[0] for words in second] == ["3 of 3", "1.50", "\u22121.00"]
     assert [words.split(". ")[0] for words in third] == ["3 of 3", "\u22122.00", "\u22121.00"]
     assert min(heights) >= 24
+
+
+def test_guided_points_are_those_of_the_sampler(compute, plane):
+    schedule = make_schedule("linear", 1000, dtype=f64)
+    levels = [999, 600, 300, 100, 0]
+    given = GaussianMixture(torch.ones(1, dtype=f64), plane.means[1:2], plane.covariances[1:2])
+    of_all, of_given = optimal_denoiser(plane, schedule), optimal_denoiser(given, schedule)
+    start = x = torch.randn(5, 2, dtype=f64)
+    for t, t_prev in pairwise(levels):
+        eps_hat = of_all(x, t) + 2.5 * (of_given(x, t) - of_all(x, t))
+        x, _ = ddim_step(schedule, x, t, t_prev, eps_hat, clip_x_0=False)
+    data = {"all": numbers(plane), "given": numbers(given)}
+    alpha_bars = schedule.alpha_bars[levels].tolist()
+    same(compute("guidedWalk", data, start.tolist(), alpha_bars, 2.5), x)
+
+
+def test_attention_is_that_of_the_patches(compute):
+    image = torch.randn(1, 1, 8, 8, dtype=f64)
+    patches = F.unfold(image, 5, padding=2).mT
+    patches = F.normalize(patches - patches.mean(2, keepdim=True), dim=2)
+    weights = ((30 * patches) @ patches.mT / 5).softmax(-1)[0, 3 * 8 + 6]
+    data = {"side": 8, "image": image.flatten().tolist(), "patch": 5, "sharpness": 30}
+    same(compute("attention", data, {"row": 3, "column": 6}), weights)
+    flat = data | {"image": [-1.0] * 64}  # every patch is constant, but for the border
+    same(sum(compute("attention", flat, {"row": 4, "column": 4})), 1.0)

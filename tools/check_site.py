@@ -1,5 +1,5 @@
 """Check a built site: it loads nothing remote, has no dead link, its mathematics and figures are
-complete, the code that a reader can see or unfold on a page would run, and the search finds the
+complete, controls and headings of tables have names, the code that a reader can see or unfold on a page would run, and the search finds the
 chapter that teaches a thing.
 
 Usage: python tools/check_site.py FOLDER
@@ -191,6 +191,24 @@ def figure_faults(page):
             yield f"has a figure without a caption: {tag.get('id', '')}"
 
 
+def access_faults(page):
+    """List what a screen reader would call otherwise than the eye does, or not at all."""
+    for tag in page.soup.select("button, summary, a[aria-label], [role=button]"):
+        text, label = " ".join(tag.get_text(" ").split()), tag.get("aria-label", "").strip()
+        if text and label and text.lower() not in label.lower():
+            yield f"calls {text[:40]!r} {label!r}"
+        if not (text or label or tag.get("title") or tag.find("img", alt=True)):
+            yield f"has a {tag.name} without a name: {str(tag)[:80]}"
+    named = {label["for"] for label in page.soup.select("label[for]")}
+    for tag in page.soup.select("input:not([type=hidden]), select, textarea"):
+        own = tag.get("aria-label") or tag.get("title") or tag.get("id") in named
+        if not own and tag.find_parent("label") is None:
+            yield f"has a field without a name: {str(tag)[:80]}"
+    for tag in page.soup.select("th"):
+        if not tag.get_text(strip=True) and not tag.find("img"):
+            yield "has a table with an empty heading"
+
+
 def directive_faults(page):
     """List nbdev directives that a reader would see."""
     for tag in page.soup.select("div.cell pre"):
@@ -276,6 +294,7 @@ def check(root):
             *link_faults(page, pages),
             *math_faults(page),
             *figure_faults(page),
+            *access_faults(page),
             *directive_faults(page),
         ]
         faults += [f"{path.relative_to(root)} {fault}" for fault in found]

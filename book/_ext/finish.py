@@ -2,6 +2,7 @@
 
 - Icons come as one small font with the few that occur, instead of 1.5 MB of script.
 - The search index is loaded by the search page alone, MathJax by pages with formulas alone.
+- What a page shows and what a screen reader says agree.
 - Each page has a description, a canonical address and a picture for previews; there is a page for addresses that do not exist.
 """
 
@@ -21,6 +22,14 @@ RULE = re.compile(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
 NAME = re.compile(r"\.fa-([a-z0-9-]+):before")
 STYLES = {"fa-solid": "solid", "fas": "solid", "fab": "brands", "fa-brands": "brands"}
 SCRIPTED = "sun moon circle-half-stroke xmark bars chevron-down chevron-right angles-left"  # shown by scripts
+RENAMED = [  # what is seen is what is heard: a name that says something else goes
+    (r'(<button class="btn search-button-field[^>]*?) aria-label="[^"]*"', r"\1"),
+    (r'<summary aria-label="Toggle hidden content">', "<summary>"),
+    (
+        r"<th([^>]*)>(?:<p></p>)?\s*</th>",
+        r"<td\1></td>",
+    ),  # the empty corner of a table is no heading
+]
 UNUSED = "fontawesome.js|sphinx-thebe.js|design-tabs.js"
 SEARCH = "searchtools.js|language_data.js|searchindex.js"
 logging.getLogger("fontTools").setLevel(logging.WARNING)
@@ -67,6 +76,8 @@ def lighten(text, is_search):
     text = re.sub(rf'\s*<script[^>]*src="[^"]*(?:{unused})[^"]*"[^>]*></script>', "", text)
     text = re.sub(r'\s*<script type="text/x-thebe-config">.*?</script>', "", text, flags=re.S)
     text = re.sub(r"\s*<link[^>]*sphinx-thebe.css[^>]*/>", "", text)
+    for old, new in RENAMED:
+        text = re.sub(old, new, text)
     first, *others = re.split(r'(?=<meta name="viewport")', text)
     return first + "".join(others[:1] + [re.sub("^<meta[^>]*>", "", part) for part in others[1:]])
 

@@ -21,7 +21,7 @@ function fitTable(table) {
 }
 
 function nameColumns(table) {
-  const names = [...table.querySelectorAll("thead th")].map(cell => cell.textContent.trim());
+  const names = [...table.querySelectorAll("thead :is(th, td)")].map(cell => cell.textContent.trim());
   for (const row of table.querySelectorAll("tbody tr"))
     [...row.cells].forEach((cell, i) => i && names[i] && (cell.dataset.column = names[i]));
 }

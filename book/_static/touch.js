@@ -94,20 +94,46 @@
     return { responsibilities, eps, clean: point.map((value, i) => (value - noise * eps[i]) / signal) };
   }
 
-  // where points are after each step of DDIM with the best denoiser, through falling noise levels
-  function walk(data, points, alphaBars) {
+  // where points are after each step of DDIM through falling noise levels; `predict` names the noise
+  function steps(points, alphaBars, predict) {
     const path = [points];
     for (let i = 0; i + 1 < alphaBars.length; i++) {
-      const next = alphaBars[i + 1];
-      path.push(path[i].map(point => {
-        const { eps, clean } = denoise(data, point, alphaBars[i]);
-        return clean.map((value, j) => Math.sqrt(next) * value + Math.sqrt(1 - next) * eps[j]);
-      }));
+      const now = alphaBars[i], next = alphaBars[i + 1];
+      path.push(path[i].map(point => predict(point, now).map((eps, j) =>
+        Math.sqrt(next) * (point[j] - Math.sqrt(1 - now) * eps) / Math.sqrt(now) + Math.sqrt(1 - next) * eps)));
     }
     return path;
   }
 
-  const formulas = { chain, bells, betasOf, schedule, noisy, estimators, bound, denoise, walk };
+  const walk = (data, points, alphaBars) => steps(points, alphaBars, (point, level) => denoise(data, point, level).eps);
+
+  // the same with guidance: away from what is likely, towards what is asked for
+  const guidedWalk = ({ all, given }, points, alphaBars, scale) => steps(points, alphaBars, (point, level) => {
+    const without = denoise(all, point, level).eps, asked = denoise(given, point, level).eps;
+    return without.map((eps, j) => eps + scale * (asked[j] - eps));
+  }).at(-1);
+
+  // how much one position of an image attends to each: queries and keys are patches without their mean, of one length
+  function attention({ side, image, patch, sharpness }, { row, column }) {
+    const reach = (patch - 1) / 2;
+    const at = (r, c) => (r < 0 || c < 0 || r >= side || c >= side ? 0 : image[r * side + c]);
+    const patchOf = (r, c) => {
+      const values = [];
+      for (let i = -reach; i <= reach; i++) for (let j = -reach; j <= reach; j++) values.push(at(r + i, c + j));
+      const mean = sum(values) / values.length, centred = values.map(value => value - mean);
+      const size = Math.sqrt(sum(centred.map(value => value * value)));
+      return centred.map(value => (size > 1e-9 ? value / size : 0));
+    };
+    const query = patchOf(row, column);
+    const scores = image.map((_, i) => {
+      const key = patchOf(Math.floor(i / side), i % side);
+      return sharpness * sum(query.map((value, j) => value * key[j])) / patch;
+    });
+    const top = Math.max(...scores), shares = scores.map(score => Math.exp(score - top)), total = sum(shares);
+    return shares.map(share => share / total);
+  }
+
+  const formulas = { chain, bells, betasOf, schedule, noisy, estimators, bound, denoise, walk, guidedWalk, attention };
   if (typeof module !== "undefined") {
     module.exports = formulas;
     return;
@@ -247,11 +273,17 @@
     pen.drawImage(small, left, top, size, size);
   }
 
+  async function loadSheet(data) {
+    data.sheet = new Image();
+    data.sheet.src = data.png;
+    await data.sheet.decode();
+  }
+
   const number = (value, digits = 2) => value.toFixed(digits).replace("-", "\u2212");
   const isNarrow = width => width < 480;
 
   // ---------------------------------------------------------------- the pictures
-  // controls: sliders ({key, label, min, max, step, value, say}) and choices ({key, label, options: {value: name}, value});
+  // controls: sliders ({key, label, min, max, step, value, say}) and choices ({key, label, options: names, value: "0"});
   // draw: paints and returns its panels; tell: the state in words; grab (optional): what a finger on the canvas changes.
 
   const pictures = {
@@ -294,13 +326,12 @@
     },
 
     schedules: {
-      names: { linear: "linear", rescaled: "rescaled", cosine: "cosine", sigmoid: "sigmoid" },
-      colours: { linear: "a", rescaled: "b", cosine: "c", sigmoid: "d" },
+      names: ["linear", "rescaled", "cosine", "sigmoid"],
       height: width => (isNarrow(width) ? 520 : 370),
       controls() {
         return [
-          { key: "name", label: "schedule", options: this.names, value: "linear" },
-          { key: "steps", label: "steps T", min: 25, max: 1000, step: 25, value: 1000, say: String },
+          { key: "name", label: "schedule", options: this.names, value: "0" },
+          { key: "steps", label: "steps T", min: 25, max: 1000, step: 25, value: 100, say: String },
           { key: "s", label: "cosine: offset s", min: 0, max: 0.2, step: 0.008, value: 0.008, say: s => number(s, 3) },
           { key: "tau", label: "sigmoid: temperature \u03c4", min: 0.3, max: 2, step: 0.1, value: 1, say: tau => number(tau, 1) },
         ];
@@ -312,14 +343,14 @@
         const right = new Panel(pen, colours, box, [0, 1], [-14, 10]);
         left.axes({ title: "\u1fb1", xLabel: narrow ? "" : "t / T" });
         right.axes({ title: "log-SNR", xLabel: narrow ? "" : "t / T" });
-        for (const name of Object.keys(this.names)) {
-          const { alphaBars, logSnr } = schedule(name, state), us = alphaBars.map((_, i) => (i + 1) / state.steps);
-          const style = name === state.name ? { width: 3.5 } : { width: 1.5, opacity: 0.75 };
-          left.line(us, alphaBars, this.colours[name], style);
-          right.line(us, logSnr, this.colours[name], style);
+        for (const [i, name] of this.names.entries()) {
+          const { alphaBars, logSnr } = schedule(name, state), us = alphaBars.map((_, t) => (t + 1) / state.steps);
+          const style = i === Number(state.name) ? { width: 3.5 } : { width: 1.5, opacity: 0.75 };
+          left.line(us, alphaBars, "abcd"[i], style);
+          right.line(us, logSnr, "abcd"[i], style);
         }
-        legend(left, Object.entries(this.names).map(([key, name]) => [name, this.colours[key]]), 36, 12);
-        const found = schedule(state.name, state), n = narrow ? 6 : 11, size = Math.min((width - 20) / n - 3, 56), top = height - size - 4;
+        legend(left, this.names.map((name, i) => [name, "abcd"[i]]), 36, 12);
+        const found = schedule(this.names[state.name], state), n = narrow ? 6 : 11, size = Math.min((width - 20) / n - 3, 56), top = height - size - 4;
         for (let i = 0; i < n; i++) {
           const step = Math.round(i / (n - 1) * state.steps) - 1;
           const image = step < 0 ? data.image : noisy(data.image, data.eps, found.alphaBars[step], found.noise[step]);
@@ -328,7 +359,7 @@
         return {};
       },
       tell(state) {
-        const { alphaBars, logSnr } = schedule(state.name, state), half = alphaBars.findIndex(a => a < 0.5) + 1;
+        const { alphaBars, logSnr } = schedule(this.names[state.name], state), half = alphaBars.findIndex(a => a < 0.5) + 1;
         const share = half ? `at ${Math.round(100 * half / state.steps)} % of the way` : "never";
         return `${this.names[state.name]}, ${state.steps} steps: half of the variance is noise ${share}; `
           + `${(100 * Math.sqrt(alphaBars.at(-1))).toPrecision(2)} % of the amplitude are left at the end, log-SNR ${number(logSnr.at(-1), 1)}.`;
@@ -338,8 +369,8 @@
     estimators: {
       height: width => (isNarrow(width) ? 340 : 360),
       controls: () => [
-        { key: "std", label: "\u03c3", min: -1.3, max: 0.3, step: 0.02, value: 0, say: log => number(10 ** log, 2), map: log => 10 ** log },
-        { key: "mean", label: "\u03bc", min: 0, max: 2, step: 0.1, value: 1.5, say: mean => number(mean, 1) },
+        { key: "std", label: "spread \u03c3", min: -1.3, max: 0.3, step: 0.02, value: 0, say: log => number(10 ** log, 2), map: log => 10 ** log },
+        { key: "mean", label: "mean \u03bc", min: 0, max: 2, step: 0.1, value: 1.5, say: mean => number(mean, 1) },
       ],
       draw(pen, colours, width, height, state, data) {
         const found = estimators(data, state), ends = [-22, 28], bins = 100, each = (height - 110) / 2;
@@ -363,7 +394,7 @@
         const { pathwiseVariance, scoreVariance } = estimators(data, state), ratio = scoreVariance / pathwiseVariance;
         const many = ratio < 10 ? ratio.toFixed(1) : Math.round(ratio).toLocaleString("en");
         return `Both have the mean ${number(2 * state.mean, 1)}. Standard deviation: pathwise ${number(Math.sqrt(pathwiseVariance))}, `
-          + `score function ${number(Math.sqrt(scoreVariance))}. It needs ${many} draws for each pathwise one.`;
+          + `score function ${number(Math.sqrt(scoreVariance))}. The latter needs ${many} draws for each pathwise one.`;
       },
     },
 
@@ -407,11 +438,10 @@
 
     mixture: {
       height: width => Math.min(width, 440),
-      free: true, // both directions of a finger are the picture's
       play: "level",
       controls: data => [
         {
-          key: "level", label: "noise level", min: 0, max: data.alpha_bars.length - 1, step: 1, value: 24, seconds: 5,
+          key: "level", label: "step of the walk", min: 0, max: data.alpha_bars.length - 1, step: 1, value: 30, seconds: 5,
           say: i => `t = ${data.steps[i]}`,
         },
         { key: "x", label: "point, across", min: -3, max: 3, step: 0.1, value: -0.6, say: x => number(x, 1) },
@@ -425,6 +455,12 @@
         const mixed = shares => `rgb(${[0, 1, 2].map(i => Math.round(sum(shares.map((share, k) => share * base[k][i]))))})`;
         panel.axes({});
         panel.clipped(() => {
+          for (let i = 0; i < 169; i++) { // the score: the longer, the more shortened
+            const from = [-3 + i % 13 / 2, -3 + Math.floor(i / 13) / 2];
+            const score = denoise(data, from, alphaBar).eps.map(eps => -eps / Math.sqrt(1 - alphaBar));
+            const scale = Math.min(0.16, 0.5 / Math.sqrt(Math.hypot(...score))) / Math.sqrt(Math.hypot(...score));
+            panel.arrow(from, from.map((value, j) => value + scale * score[j]), "muted", 1);
+          }
           for (const point of data.path[state.level]) panel.dot(...point, mixed(denoise(data, point, alphaBar).responsibilities), 2.5);
           const found = denoise(data, [state.x, state.y], alphaBar);
           for (const [k, mean] of data.means.entries()) {
@@ -448,23 +484,101 @@
       },
     },
 
+    guidance: {
+      height: width => Math.round(isNarrow(width) ? 1.75 * width : width / 2),
+      play: "frame",
+      controls: data => [{
+        key: "frame", label: "guidance scale s", min: 0, max: data.scales.length - 1, step: 1, value: 2, seconds: 6,
+        say: i => number(data.scales[i], 1),
+      }],
+      async prepare(data) {
+        data.clouds = new Map();
+        await loadSheet(data);
+      },
+      cloud(data, i) {
+        if (!data.clouds.has(i)) data.clouds.set(i, guidedWalk(data, data.starts, data.alpha_bars, data.scales[i]));
+        return data.clouds.get(i);
+      },
+      draw(pen, colours, width, height, state, data) {
+        const size = isNarrow(width) ? width : width / 2;
+        const panel = new Panel(pen, colours, { left: 10, top: 26, width: size - 30, height: size - 56 }, [-2.2, 2.2], [-1.7, 2.4]);
+        panel.axes({ title: "asked for: the upper heap", yTicks: false });
+        const turns = linspace(0, 2 * Math.PI, 60);
+        data.all.means.forEach(([x, y], i) => panel.line(
+          turns.map(a => x + data.radius * Math.cos(a)), turns.map(a => y + data.radius * Math.sin(a)), i ? "edge" : "b"));
+        panel.clipped(() => this.cloud(data, state.frame).forEach(([x, y]) => panel.dot(x, y, "a", 2)));
+        const left = isNarrow(width) ? 0 : size, top = isNarrow(width) ? size : 0, scale = Math.min((size - 46) / data.width, (size - 60) / data.height);
+        panel.text(data.sentence, left + size / 2, top + 14, { align: "center", pixels: true });
+        pen.imageSmoothingEnabled = false;
+        pen.drawImage(data.sheet, state.frame * data.width, 0, data.width, data.height,
+          left + (size - scale * data.width) / 2, top + 26, scale * data.width, scale * data.height);
+        return {};
+      },
+      tell(state, data) {
+        const points = this.cloud(data, state.frame), middle = [0, 1].map(j => sum(points.map(point => point[j])) / points.length);
+        const square = sum(points.map(([x, y]) => (x - middle[0]) ** 2 + (y - middle[1]) ** 2)) / (2 * points.length);
+        const inside = points.filter(([x, y]) => Math.hypot(x - data.all.means[0][0], y - data.all.means[0][1]) < data.radius).length;
+        return `s = ${number(data.scales[state.frame], 1)}: ${Math.round(100 * inside / points.length)} % of the points are in the upper ring, `
+          + `their spread is ${number(Math.sqrt(square))}.`;
+      },
+    },
+
+    attention: {
+      height: width => Math.round(width / 2) + 10,
+      controls: data => [
+        { key: "row", label: "row", min: 0, max: data.side - 1, step: 1, value: 9, say: String },
+        { key: "column", label: "column", min: 0, max: data.side - 1, step: 1, value: 28, say: String },
+        { key: "layers", label: "3 \u00d7 3 convolutions", min: 1, max: 12, step: 1, value: 4, say: String },
+      ],
+      draw(pen, colours, width, height, state, data) {
+        const size = width / 2, side = data.side, ends = [[-0.5, side - 0.5], [side - 0.5, -0.5]];
+        const weights = attention(data, state), most = Math.max(...weights);
+        const [left, right] = [8, size + 8].map(start =>
+          new Panel(pen, colours, { left: start, top: 24, width: size - 16, height: size - 16 }, ...ends));
+        paintImage(pen, data.image, side, left.box.left, left.box.top, left.box.width);
+        paintImage(pen, weights.map(weight => 2 * weight / most - 1), side, right.box.left, right.box.top, right.box.width);
+        const far = state.layers + 0.5, x = [state.column - far, state.column + far], y = [state.row - far, state.row + far];
+        left.line([x[0], x[1], x[1], x[0], x[0]], [y[0], y[0], y[1], y[1], y[0]], "#ff8f4d", { width: 2.5 });
+        for (const panel of [left, right]) {
+          panel.line([state.column - 1, state.column + 1], [state.row - 1, state.row + 1], "#ff8f4d", { width: 3 });
+          panel.line([state.column - 1, state.column + 1], [state.row + 1, state.row - 1], "#ff8f4d", { width: 3 });
+        }
+        left.text("what the convolutions see", left.box.left + left.box.width / 2, left.box.top - 12, { align: "center", pixels: true });
+        right.text("where attention looks", right.box.left + right.box.width / 2, right.box.top - 12, { align: "center", pixels: true });
+        return { left, right };
+      },
+      tell(state, data) {
+        const weights = attention(data, state).map((weight, i) => [weight, i]).sort((a, b) => b[0] - a[0]);
+        let total = 0, count = 0, farthest = 0;
+        while (total < 0.5) {
+          const [weight, i] = weights[count++], row = Math.floor(i / data.side), column = i % data.side;
+          total += weight;
+          farthest = Math.max(farthest, Math.abs(row - state.row), Math.abs(column - state.column));
+        }
+        const reach = 2 * state.layers + 1;
+        return `The convolutions see ${reach} by ${reach} pixels. Half of the attention goes to ${count} of ${weights.length} pixels, `
+          + `the farthest of them ${farthest} away.`;
+      },
+      grab({ left, right }, x, y) {
+        const panel = [left, right].find(one => one.holds(x, y));
+        if (!panel) return {};
+        const [column, row] = panel.at(x, y);
+        return { row, column };
+      },
+    },
+
     // Frames drawn beforehand: one sheet, a column for each position and a row for each choice.
     frames: {
       height: (width, data) => Math.round(Math.min(width, data.width * data.scale) * data.height / data.width),
       play: "position",
       controls(data) {
         const slider = {
-          key: "position", label: data.label, min: 0, max: data.positions.length - 1, step: 1, value: data.start || 0,
+          key: "position", label: data.label, min: 0, max: data.positions.length - 1, step: 1, value: 0,
           say: i => data.positions[i], seconds: 5,
         };
-        if (!data.choices) return [slider];
-        return [{ key: "choice", label: data.choice, options: data.choices, value: "0" }, slider];
+        return data.choices ? [{ key: "choice", label: data.choice, options: data.choices, value: "0" }, slider] : [slider];
       },
-      async prepare(data) {
-        data.sheet = new Image();
-        data.sheet.src = data.png;
-        await data.sheet.decode();
-      },
+      prepare: loadSheet,
       draw(pen, colours, width, height, state, data) {
         const wide = Math.min(width, data.width * data.scale);
         pen.imageSmoothingEnabled = false;
@@ -472,7 +586,7 @@
           (width - wide) / 2, 0, wide, height);
         return {};
       },
-      tell: (state, data) => (data.choices ? `${data.choices[state.choice]}: ` : "") + data.positions[state.position],
+      tell: (state, data) => (data.choices ? `${data.choices[state.choice]}, ` : "") + data.positions[state.position],
       grab(panels, x, y, state, start, width, data) {
         return { position: x / width * (data.positions.length - 1) };
       },
@@ -497,7 +611,7 @@
 
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", photo.alt);
-    canvas.style.touchAction = picture.free ? "none" : "pan-y";
+    canvas.style.touchAction = "pan-y"; // a finger that moves up or down scrolls the page
     box.setAttribute("role", "group");
     const rows = controls.map(control => (control.options ? choice(control) : slider(control)));
     box.append(canvas, ...rows, words);
@@ -524,7 +638,7 @@
     function choice(control) {
       const row = element("fieldset", { className: "touch-row" });
       row.append(element("legend", { textContent: control.label }));
-      for (const [value, name] of Object.entries(control.options)) {
+      for (const [value, name] of Object.entries(control.options)) { // value is a number as text
         const input = element("input", { type: "radio", name: `${group}-${control.key}`, value, checked: value === control.value });
         const label = element("label");
         label.append(input, name);
@@ -602,11 +716,24 @@
 
     if (picture.grab) {
       canvas.classList.add("held");
+      let tap = null; // a finger that is down and may still scroll
       canvas.addEventListener("pointerdown", event => {
         canvas.setPointerCapture(event.pointerId);
-        drag(event, true);
+        if (event.pointerType === "touch") tap = event;
+        else drag(event, true);
       });
-      canvas.addEventListener("pointermove", event => { if (event.buttons) drag(event, false); });
+      canvas.addEventListener("pointermove", event => {
+        if (!event.buttons) return;
+        if (tap && Math.abs(event.clientY - tap.clientY) > Math.abs(event.clientX - tap.clientX)) return;
+        if (tap) drag(tap, true);
+        tap = null;
+        drag(event, false);
+      });
+      canvas.addEventListener("pointerup", () => {
+        if (tap) drag(tap, true);
+        tap = null;
+      });
+      canvas.addEventListener("pointercancel", () => { tap = null; });
     }
     new ResizeObserver(() => { if (box.clientWidth !== width) resize(); }).observe(box);
     new MutationObserver(() => { colours = readColours(box); show(); })
