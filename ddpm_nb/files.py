@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS_FILE', 'CONFIG_FILE', 'CARD_FILE', 'PACKAGE', 'replaced_file', 'write_json', 'read_json', 'checksum',
            'write_sealed', 'read_sealed', 'find_model', 'model_card', 'plan_module', 'build_parts', 'save_parts',
-           'read_config', 'load_parts']
+           'read_config', 'load_parts', 'Pretrained']
 
 # %% ../nbs/93_files.ipynb #import-hashlib-import-json-impor
 import hashlib
@@ -380,3 +380,41 @@ def load_parts(
         raise ValueError(f"{path} does not hold a complete model: {error}") from None
     modules = {name: module.to(device).eval() for name, module in modules.items()}
     return modules, further, config
+
+# %% ../nbs/93_files.ipynb #pretrained
+class Pretrained:
+    """Give a class `save_pretrained` and `from_pretrained`; it says what its parts are.
+
+    The class has a folder `shipped`, the classes `kinds` of its networks, the names `extra` of its
+    further tensors, `to_parts() -> (networks, tensors, facts)`, and a class method
+    `from_parts(networks, tensors, facts, card)`.
+    """
+
+    shipped, kinds, extra, card = None, (), (), None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path,  # a shipped name, such as "mnist", or a folder, such as "./mine"
+        *,
+        device="cpu",  # where the networks shall live
+    ):
+        """Load a model in evaluation mode; refuse files that were changed or do not fit."""
+        path = find_model(name_or_path, cls.shipped)
+        networks, tensors, config = load_parts(path, cls.kinds, extra=cls.extra, device=device)
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        try:
+            return cls.from_parts(networks, tensors, config["facts"], config["card"])
+        except (*_BAD_CONTENT, AttributeError) as error:
+            raise ValueError(f"{path} does not hold a complete model: {error}") from None
+
+    def save_pretrained(
+        self,
+        path,  # folder to create, or to fill
+        *,
+        overwrite: bool = False,  # replace a model that is already there
+    ):
+        """Write all parts as one folder of safetensors, JSON and a readable card."""
+        networks, tensors, facts = self.to_parts()
+        options = {"card": self.card, "overwrite": overwrite}
+        save_parts(path, networks, tensors=tensors, facts=facts, **options)

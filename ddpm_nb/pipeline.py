@@ -9,13 +9,15 @@ __all__ = ['PIPELINES', 'MAX_GUIDANCE', 'TextToImage']
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .captions import CaptionRule, Tokenizer, check_prompts
-from .checks import check_generator, check_images, check_int, check_number
+from .checks import check_each, check_fit, check_images, check_int
+from .checks import check_mask, check_number
 from .clip import TextEncoder
 from .conditioning import TextUNet, encode_words, guided
-from .files import PACKAGE, find_model, load_parts, save_parts
+from .files import PACKAGE, Pretrained
 from .forward import NoiseSchedule, q_sample
 from .gaussian import randn
 from .latent import Autoencoder, from_latents, to_latents
@@ -27,7 +29,7 @@ _CLASSES = (TextEncoder, TextUNet, Autoencoder)
 
 
 @dataclass(eq=False)
-class TextToImage:
+class TextToImage(Pretrained):
     """Make pictures from sentences: a text encoder, a U-Net that hears it, a decoder."""
 
     tokenizer: Tokenizer  # sentences -> tokens
@@ -41,68 +43,48 @@ class TextToImage:
     def __post_init__(self):
         _check_fit(self)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path,  # a shipped name, such as "mnist", or a folder, such as "./mine"
-        *,
-        device="cpu",  # where the parts shall live
-    ):
-        """Load a pipeline in evaluation mode; refuse files that were changed or do not fit."""
-        return _load(cls, find_model(name_or_path, PIPELINES), device)
+    @property
+    def device(self):
+        """Return where the parts live."""
+        return self.schedule.betas.device
 
-    def save_pretrained(
-        self,
-        path,  # folder to create, or to fill
-        *,
-        overwrite: bool = False,  # replace a pipeline that is already there
-    ):
-        """Write all parts as one folder of safetensors, JSON and a readable card."""
-        parts = {"text_encoder": self.text_encoder, "unet": self.unet}
-        if self.autoencoder is not None:
-            parts["autoencoder"] = self.autoencoder
-        rule = None if self.rule is None else self.rule.to_dict()
-        facts = {"tokenizer": self.tokenizer.to_dict(), "rule": rule}
-        tensors = {"schedule.betas": self.schedule.exact_betas}
-        save_parts(path, parts, tensors=tensors, facts=facts, card=self.card, overwrite=overwrite)
+    def encode_text(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Return the words of texts, (N, L, D), and those of the empty sentence, (1, L, D)."""
+        return encode_words(self.text_encoder, self.tokenizer.encode(texts).to(self.device))
 
-# %% ../nbs/22_stable_diffusion.ipynb #load
-def _load(cls, path, device):
-    """Build a pipeline from what a folder holds."""
-    parts, tensors, config = load_parts(path, _CLASSES, extra=["schedule.betas"], device=device)
-    facts = config["facts"]
-    try:
-        parts["schedule"] = NoiseSchedule(tensors["schedule.betas"]).to(device)
-        parts["tokenizer"] = Tokenizer.from_dict(facts["tokenizer"])
-        parts["rule"] = None if facts["rule"] is None else CaptionRule.from_dict(facts["rule"])
-        return cls(**parts, card=config["card"])
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold a pipeline: {error}") from None
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Return the latents of pictures (N, C, H, W) in [-1, 1]."""
+        pictures = pictures.to(self.device)
+        return pictures if self.autoencoder is None else to_latents(self.autoencoder, pictures)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the pictures of latents, (N, C, H, W) in [-1, 1]."""
+        return z.clamp(-1, 1) if self.autoencoder is None else from_latents(self.autoencoder, z)
 
 # %% ../nbs/22_stable_diffusion.ipynb #check-fit
 def _check_fit(pipeline):
     """Refuse parts that do not fit together."""
-    text, unet = pipeline.text_encoder.config, pipeline.unet.config
-    vocabulary = (len(pipeline.tokenizer), text["n_words"])
-    pairs = {"the tokenizer's vocabulary and the text encoder": vocabulary}
-    pairs["the tokenizer's rows and the text encoder"] = (pipeline.tokenizer.length, text["length"])
-    pairs["the text encoder's words and the U-Net"] = (text["dim"], unet["context_dim"])
+    tokenizer, unet = pipeline.tokenizer, pipeline.unet.config
+    text = pipeline.text_encoder.config
+    latent_shape, picture_shape = _shapes(pipeline)
+    fits = {
+        "the tokenizer's vocabulary and the text encoder": (len(tokenizer), text["n_words"]),
+        "the tokenizer's rows and the text encoder": (tokenizer.length, text["length"]),
+        "the text encoder's words and the U-Net": (text["dim"], unet["context_dim"]),
+    }
     if pipeline.autoencoder is not None:
-        latents = (unet["in_channels"], unet["image_size"], unet["image_size"])
-        names = "the autoencoder's latents and the U-Net"
-        pairs[names] = (pipeline.autoencoder.latent_shape, latents)
+        shapes = (pipeline.autoencoder.latent_shape, latent_shape)
+        fits["the autoencoder's latents and the U-Net"] = shapes
     if pipeline.rule is not None:
-        sizes = (_picture_shape(pipeline)[1], pipeline.rule.image_size)
-        pairs["the pictures and the caption rule"] = sizes
-    for names, (one, other) in pairs.items():
-        if one != other:
-            raise ValueError(f"parts must fit together; {names} do not: {one} and {other}")
+        sizes = (picture_shape[1], pipeline.rule.image_size)
+        fits["the pictures and the caption rule"] = sizes
+    check_fit(fits)
 
 
-def _picture_shape(pipeline):
-    """Return the shape of a picture, (C, H, W)."""
-    config = (pipeline.autoencoder or pipeline.unet).config
-    return config["in_channels"], config["image_size"], config["image_size"]
+def _shapes(pipeline):
+    """Return the shapes of a latent and of a picture, (C, H, W) each."""
+    configs = (pipeline.unet.config, (pipeline.autoencoder or pipeline.unet).config)
+    return [(c["in_channels"], c["image_size"], c["image_size"]) for c in configs]
 
 # %% ../nbs/22_stable_diffusion.ipynb #patch
 def patch(method):
@@ -110,6 +92,28 @@ def patch(method):
     cls = next(iter(method.__annotations__.values()))
     method.__qualname__ = f"{cls.__name__}.{method.__name__}"
     setattr(cls, method.__name__, method)
+
+# %% ../nbs/22_stable_diffusion.ipynb #to-parts
+@patch
+def to_parts(self: TextToImage):
+    """Return the networks, the betas, and the values that go to disk."""
+    networks = {"text_encoder": self.text_encoder, "unet": self.unet}
+    if self.autoencoder is not None:
+        networks["autoencoder"] = self.autoencoder
+    rule = None if self.rule is None else self.rule.to_dict()
+    facts = {"tokenizer": self.tokenizer.to_dict(), "rule": rule}
+    return networks, {"schedule.betas": self.schedule.exact_betas}, facts
+
+
+def _from_parts(cls, networks, tensors, facts, card):
+    """Build a pipeline of what a folder holds."""
+    networks["tokenizer"] = Tokenizer.from_dict(facts["tokenizer"])
+    networks["rule"] = None if facts["rule"] is None else CaptionRule.from_dict(facts["rule"])
+    return cls(**networks, schedule=NoiseSchedule(tensors["schedule.betas"]), card=card)
+
+
+TextToImage.shipped, TextToImage.extra = PIPELINES, ("schedule.betas",)
+TextToImage.kinds, TextToImage.from_parts = _CLASSES, classmethod(_from_parts)
 
 # %% ../nbs/22_stable_diffusion.ipynb #generate
 @patch
@@ -119,8 +123,10 @@ def generate(
     n: int = 1,  # pictures for each sentence
     guidance: float = 4.0,  # 1: as trained; above: closer to the text, less varied; in [0, 20]
     *,
+    negative=None,  # a sentence to keep away from, or one for each sentence
     image: Tensor | None = None,  # (1 or n times the sentences, C, H, W) in [-1, 1], to begin with
-    strength: float = 0.7,  # share of the chain that an image goes through, in (0, 1]
+    mask: Tensor | None = None,  # (1 or as many, 1, H, W) bool, True where the image is to stay
+    strength: float | None = None,  # share of the chain that is walked, in (0, 1]; 0.7 for an image
     n_steps: int = 50,  # steps of the whole chain, 1..T
     eta: float = 0.0,  # 0: DDIM; 1: as noisy as the posterior
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each picture
@@ -128,66 +134,115 @@ def generate(
     callback=None,  # called as callback(t, z, z_0_hat) after each step, with latents
 ) -> Tensor:
     """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""
-    texts = _check_texts(self, prompt, n, guidance)
-    check_generator(generator, len(texts))
-    kept, image = _check_start(self, image, len(texts), strength, n_steps, eta)
-    levels = [-1, *reversed(kept)]  # rising; -1 is the clean latent
-    options = {"eta": eta, "clip_x_0": self.autoencoder is None, "generator": generator}
-
-    def step(z, i, eps_hat):
-        return ddim_step(self.schedule, z, levels[i + 1], levels[i], eps_hat, **options)
-
+    texts, unwanted = _check_texts(self, prompt, negative, n, guidance)
+    kept, image, mask = _check_start(self, image, mask, strength, len(texts), n_steps, eta)
     with torch.inference_mode():
-        model = _hear(self, texts, guidance)
-        z = _begin(self, image, len(texts), kept[0], generator)
-        z = walk(model, z, kept, step, progress=progress, callback=callback)
-        pictures = z.clamp(-1, 1) if self.autoencoder is None else from_latents(self.autoencoder, z)
+        words, null = self.encode_text(texts)
+        if negative is not None:
+            null, _ = self.encode_text(unwanted)
+        told = prompt is not None or negative is not None
+        model = guided(self.unet, words, null, guidance if told else 0)
+        eps = randn((len(texts), *_shapes(self)[0]), generator=generator, device=self.device)
+        z_0 = None if image is None else self.encode(_filled(image, mask))
+        z = eps if image is None else q_sample(self.schedule, z_0, kept[0], eps)
+        known = None if mask is None else (_latent_mask(self, mask), z_0, eps)
+        options = {"eta": eta, "generator": generator, "progress": progress, "callback": callback}
+        pictures = self.decode(_walk(self, model, z, kept, known, **options))
+        if mask is not None:
+            pictures = torch.where(mask.to(self.device), image.to(self.device), pictures)
     return pictures.clone()  # a tensor that autograd may use again
 
-# %% ../nbs/22_stable_diffusion.ipynb #hear
-def _hear(pipeline, texts, guidance):
-    """Return the U-Net as a callable model(z_t, t) that is guided by the texts."""
-    tokens = pipeline.tokenizer.encode(texts).to(pipeline.schedule.betas.device)
-    context, null = encode_words(pipeline.text_encoder, tokens)  # (N, L, D), (1, L, D)
-    scale = guidance if any(texts) else 0  # any picture: the empty sentence alone
-    return guided(pipeline.unet, context, null, scale)
+# %% ../nbs/22_stable_diffusion.ipynb #walk
+def _walk(pipeline, model, z, kept, known=None, *, eta, generator, progress, callback):
+    """Walk from z to a clean latent by DDIM; hold what is known at the noise of each step."""
+    levels = [-1, *reversed(kept)]  # rising; -1 is the clean latent
+    options = {"eta": eta, "clip_x_0": pipeline.autoencoder is None, "generator": generator}
+
+    def step(z, i, eps_hat):
+        t_prev, t = levels[i], levels[i + 1]
+        z, z_0_hat = ddim_step(pipeline.schedule, z, t, t_prev, eps_hat, **options)
+        if known is not None:
+            where, z_0, eps = known
+            held = z_0 if t_prev < 0 else q_sample(pipeline.schedule, z_0, t_prev, eps)
+            z = torch.where(where, held, z)
+        return z, z_0_hat
+
+    return walk(model, z, kept, step, progress=progress, callback=callback)
+
+# %% ../nbs/22_stable_diffusion.ipynb #filled
+def _filled(image, mask):
+    """Put the mean of the known pixels into the hole of each image."""
+    if mask is None:
+        return image
+    n_known = mask.sum((2, 3), keepdim=True).clamp(min=1)
+    mean = (image * mask).sum((2, 3), keepdim=True) / n_known
+    return torch.where(mask, image, mean)
 
 
-def _begin(pipeline, image, n, k, generator):
-    """Draw noise (n, C, H, W), or noise the given pictures to step k."""
-    config, device = pipeline.unet.config, pipeline.schedule.betas.device
-    shape = (n, config["in_channels"], config["image_size"], config["image_size"])
-    eps = randn(shape, generator=generator, device=device)
-    if image is None:
-        return eps
-    z_0 = image.to(device)
-    if pipeline.autoencoder is not None:
-        z_0 = to_latents(pipeline.autoencoder, z_0)
-    return q_sample(pipeline.schedule, z_0, k, eps)
+def _latent_mask(pipeline, mask):
+    """Find the latents (N, 1, h, w) all of whose pixels are known."""
+    if pipeline.autoencoder is None:
+        return mask.to(pipeline.device)
+    hole = F.pad((~mask).float(), [pipeline.autoencoder.config["padding"]] * 4)
+    pixels = hole.shape[-1] // pipeline.autoencoder.latent_shape[-1]  # a side of one latent
+    return (F.max_pool2d(hole, pixels) == 0).to(pipeline.device)
+
+# %% ../nbs/22_stable_diffusion.ipynb #interpolate
+@patch
+def interpolate(
+    self: TextToImage,
+    first: str,  # the sentence of the first picture
+    second: str,  # the sentence of the last
+    n: int = 8,  # pictures, at least 2
+    guidance: float = 4.0,  # as for `generate`
+    *,
+    n_steps: int = 50,  # steps of the chain, 1..T
+    generator: torch.Generator | None = None,  # source of the one noise
+    progress: bool = False,  # show a progress bar on a terminal
+) -> Tensor:
+    """Draw n pictures (n, C, H, W) from one noise, from one sentence to another."""
+    check_int("n", n, 2)
+    ends, _ = _check_texts(self, [first, second], None, 1, guidance)
+    kept = respaced_steps(self.schedule.n_steps, n_steps)
+    with torch.inference_mode():
+        words, empty = self.encode_text(ends)
+        shares = torch.linspace(0, 1, n, device=self.device)[:, None, None]
+        model = guided(self.unet, torch.lerp(words[0], words[1], shares), empty, guidance)
+        z = randn((1, *_shapes(self)[0]), generator=generator, device=self.device)
+        options = {"eta": 0.0, "generator": None, "progress": progress, "callback": None}
+        z = _walk(self, model, z.expand(n, -1, -1, -1), kept, **options)
+        return self.decode(z).clone()
 
 # %% ../nbs/22_stable_diffusion.ipynb #check-texts
 MAX_GUIDANCE = 20.0
 
 
-def _check_texts(pipeline, prompt, n, guidance):
-    """Check what is asked for; return a sentence for each picture, empty ones for any picture."""
-    texts = [""] if prompt is None else check_prompts(prompt, pipeline.tokenizer)
+def _check_texts(pipeline, prompt, negative, n, guidance):
+    """Return a sentence, and one to keep away from, for each picture; empty ones where none is."""
     check_int("n", n)
     check_number("guidance", guidance, 0, MAX_GUIDANCE)
-    return [text for text in texts for _ in range(n)]
+    texts = [""] if prompt is None else check_prompts(prompt, pipeline.tokenizer)
+    unwanted = [""] if negative is None else check_prompts(negative, pipeline.tokenizer)
+    if len(unwanted) not in (1, len(texts)):
+        allowed = f"one sentence, or one for each of {len(texts)} prompts"
+        raise ValueError(f"negative must be {allowed}; got {len(unwanted)}")
+    unwanted = unwanted * (len(texts) // len(unwanted))
+    return [[text for text in each for _ in range(n)] for each in (texts, unwanted)]
 
-
-def _check_start(pipeline, image, n, strength, n_steps, eta):
-    """Check where the walk begins; return the falling indices to visit, and a picture for each."""
+# %% ../nbs/22_stable_diffusion.ipynb #check-start
+def _check_start(pipeline, image, mask, strength, n, n_steps, eta):
+    """Return the falling indices to visit, and an image and a mask for each of n pictures."""
     check_number("eta", eta, 0, 1)
-    check_number("strength", strength, 0, 1, open_low=True)
     kept = respaced_steps(pipeline.schedule.n_steps, n_steps)
+    if strength is None:
+        strength = 0.7 if mask is None else 1.0
+    check_number("strength", strength, 0, 1, open_low=True)
+    if image is None and mask is not None:
+        raise ValueError("mask needs an image, whose pixels stay where the mask is True")
     if image is None:
-        return kept, None
-    shape = _picture_shape(pipeline)
-    if check_images("image", image).shape[1:] != shape or len(image) not in (1, n):
-        counts = " or ".join(str(count) for count in sorted({1, n}))
-        wanted = f"({counts}, {', '.join(map(str, shape))})"
-        raise ValueError(f"image must have shape {wanted}; got {tuple(image.shape)}")
-    n_walked = max(1, round(strength * len(kept)))
-    return kept[-n_walked:], image.expand(n, *shape)  # the last share of the chain
+        return kept, None, None
+    shape = _shapes(pipeline)[1]
+    image = check_each("image", check_images("image", image), shape, n)
+    if mask is not None:
+        mask = check_each("mask", check_mask("mask", mask), (1, *shape[1:]), n)
+    return kept[-max(1, round(strength * len(kept))) :], image, mask  # the last share of the chain

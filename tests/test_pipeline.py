@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from conftest import refuses
 from ddpm_nb.captions import TEMPLATES, WORDS, CaptionRule, fit_tokenizer, write_captions
 from ddpm_nb.clip import TextEncoder
 from ddpm_nb.conditioning import TextUNet, encode_words, guided, score_attributes
@@ -130,7 +131,74 @@ def test_one_picture_serves_all_sentences(pipeline):
     assert torch.equal(one, pipeline.generate([A, B], image=image.expand(2, 1, 8, 8), **order()))
 
 
+# what to keep away from, holes, mixtures
+
+
+def test_a_negative_prompt_takes_the_place_of_the_empty_sentence(pipeline):
+    words, _ = pipeline.encode_text([A, B])
+    for negative, asked in ((B, [B, B]), ([B, A], [B, A])):
+        null, _ = pipeline.encode_text(asked)
+        side, pixels = pipeline.unet.config["image_size"], pipeline.autoencoder is None
+        shape = (2, pipeline.unet.config["in_channels"], side, side)
+        z = sample_ddim(guided(pipeline.unet, words, null, 3.0), pipeline.schedule, shape, clip_x_0=pixels, **order())
+        drawn = pipeline.generate([A, B], guidance=3.0, negative=negative, **order())
+        torch.testing.assert_close(drawn, pipeline.decode(z))
+    same = pipeline.generate(A, negative=A, guidance=9.0, **order())
+    torch.testing.assert_close(same, pipeline.generate(A, guidance=1.0, **order()), atol=1e-4, rtol=0)
+    pushed = pipeline.generate(negative=A, guidance=3.0, **order())
+    assert (pushed - pipeline.generate(**order())).abs().max() > 1e-4
+
+
+def test_a_hole_is_drawn_and_the_rest_stays(pipeline):
+    image = torch.rand(1, 1, 8, 8, generator=seeded(0)) * 2 - 1
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., 4:, 2:] = False
+    drawn = pipeline.generate([A, B], image=image, mask=mask, **order())
+    where = mask.expand_as(drawn)
+    assert torch.equal(drawn[where], image.expand_as(drawn)[where])
+    assert (drawn - image).abs()[~where].max() > 1e-3
+    under = torch.where(mask, image, -image)  # what lies under the hole does not matter
+    torch.testing.assert_close(pipeline.generate([A, B], image=under, mask=mask, **order()), drawn)
+    other = torch.where(mask, -image, image)  # what is known does
+    assert (pipeline.generate([A, B], image=other, mask=mask, **order()) - drawn).abs()[~where].max() > 1e-3
+    whole = pipeline.generate(A, image=image, mask=torch.ones_like(mask), **order())
+    assert torch.equal(whole, image)
+    empty = pipeline.generate(A, image=image, mask=torch.zeros_like(mask), **order())
+    alone = pipeline.generate(A, image=torch.zeros_like(image), strength=1.0, **order())
+    torch.testing.assert_close(empty, alone)  # nothing known: an image of the mean, here none
+
+
+def test_known_latents_carry_the_noise_of_their_step(pipeline):
+    image, seen = torch.rand(1, 1, 8, 8, generator=seeded(0)) * 2 - 1, []
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., :3, :] = False  # a row of latents is half known, and so is drawn
+    pipeline.generate(A, image=image, mask=mask, callback=lambda t, z, _: seen.append((t, z)), **order())
+    known = slice(3, None) if pipeline.autoencoder is None else slice(2, None)
+    filled = torch.where(mask, image, image[mask].mean())
+    z_0, eps = pipeline.encode(filled), torch.randn(seen[0][1].shape, generator=seeded(3))
+    for i, (_, z) in enumerate(seen):
+        t_prev = seen[i + 1][0] if i + 1 < len(seen) else None
+        held = z_0 if t_prev is None else q_sample(pipeline.schedule, z_0, t_prev, eps)
+        torch.testing.assert_close(z[..., known, :], held[..., known, :])
+
+
+def test_interpolation_ends_in_its_sentences(pipeline):
+    between = pipeline.interpolate(A, B, n=3, guidance=2.0, **order())
+    for at, text in ((0, A), (2, B)):
+        end = pipeline.generate(text, guidance=2.0, **order())
+        torch.testing.assert_close(between[at : at + 1], end)
+    assert all((between[i] - between[i + 1]).abs().max() > 1e-4 for i in (0, 1))
+    refuses(lambda: pipeline.interpolate(A, B, n=1), "n must be at least 2")
+
+
+def test_each_picture_may_have_its_own_seed(pipeline):
+    both = pipeline.generate(A, n=2, **order(generator=[seeded(1), seeded(2)], eta=1.0))
+    one = pipeline.generate(A, **order(generator=seeded(2), eta=1.0))
+    torch.testing.assert_close(both[1:], one)
+
+
 # what is refused
+
 
 
 @pytest.mark.parametrize(
@@ -154,6 +222,10 @@ def test_one_picture_serves_all_sentences(pipeline):
         ({"image": torch.zeros(1, 1, 4, 4)}, r"image must have shape \(1 or 2, 1, 8, 8\); got \(1, 1, 4, 4\)"),
         ({"image": torch.zeros(3, 1, 8, 8)}, "image must have shape"),
         ({"image": torch.full((1, 1, 8, 8), 255.0)}, "image must be scaled"),
+        ({"mask": torch.ones(1, 1, 8, 8, dtype=torch.bool)}, "mask needs an image"),
+        ({"image": torch.zeros(1, 1, 8, 8), "mask": torch.ones(1, 1, 4, 4, dtype=torch.bool)}, "mask must have shape"),
+        ({"negative": "a bald seven"}, "unknown words: 'bald'"),
+        ({"negative": [A, B]}, "negative must be one sentence, or one for each of 1 prompts; got 2"),
     ],
 )
 def test_bad_orders_are_refused_before_any_work(pipeline, monkeypatch, wrong, message):
@@ -214,8 +286,8 @@ def test_exchanged_and_damaged_parts_are_refused(pipeline, saved):
     facts, parts = config["facts"], config["parts"]
     fewer = {**facts["tokenizer"], "words": facts["tokenizer"]["words"][:-1]}
     refuse("vocabulary and the text encoder do not", facts=facts | {"tokenizer": fewer})
-    refuse("does not hold a pipeline", facts={"rule": None})
-    refuse("does not hold a pipeline", facts=facts | {"rule": {"image_size": 8}})
+    refuse("does not hold a complete model", facts={"rule": None})
+    refuse("does not hold a complete model", facts=facts | {"rule": {"image_size": 8}})
     refuse("does not hold a complete model", parts={k: v for k, v in parts.items() if k != "unet"})
     refuse("part 'unet' must name a class among", parts=parts | {"unet": {"class": "Popen", "config": {}}})
     giant = {**parts["unet"]["config"], "n_res_blocks": 10**9}

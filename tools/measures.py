@@ -41,8 +41,8 @@ PURPOSES = {
         _download_manners _download _load_torchvision _from_torchvision _to_mode
         _refuse_bomb _read_levels _list_images _raise _find_classes _find_unreadable _report
         _scan_folder FolderDataset _existing_folder _read_or_name _load_folder
-        _batches_from_files _Bytes _OnDisk _load _assemble_pipeline TextToImage.from_pretrained
-        TextToImage.save_pretrained save_classifier load_classifier _find_classifier
+        _batches_from_files _Bytes _OnDisk _load TextToImage.from_pretrained to_parts
+        TextToImage.save_pretrained _from_parts save_classifier load_classifier _find_classifier
         _read_classifier
     """,
     "process": """
@@ -54,12 +54,12 @@ PURPOSES = {
         attend_by_products attend_joined is_plain _faster_upsample _faster_attention
         faster_on_cpu _compiled optimize_for_sampling keep_freed_memory
     """,
-    # what chapter 8 teaches in a section of its own: in which range images are
+    # what chapters teach in a section of their own: in which range images are (8), which parts fit (22)
     "subject": """
-        check_data
+        check_data _check_fit
     """,
     "check": """
-        _refuse_shards _Order inpaint.refuse _picture_shape
+        _refuse_shards _Order inpaint.refuse
     """,
 }
 # What a chapter is about counts as its subject, whatever it is elsewhere.
