@@ -1,6 +1,6 @@
 """Train a whole text-to-image pipeline and ship it in ddpm_nb/pipelines/NAME, with its measured card.
 
-Usage: python studies/train_pipeline.py {digits,mnist,digits-pixels} --hardware "what it runs on" [--root data] [--work runs/pipelines]
+Usage: python studies/train_pipeline.py {digits,mnist} --hardware "what it runs on" [--root data] [--work runs/pipelines]
 
 Each part is written to --work when it is finished, and a part that is there is not trained again. Measuring follows training.
 """
@@ -57,13 +57,6 @@ class Recipe:
 
 RECIPES = {
     "digits": Recipe(
-        dataset="digits",
-        clip={"n_iterations": 1500, "dim": 48},
-        autoencoder={"n_iterations": 3000, "latent_channels": 4, "base_channels": 16, "n_downs": 1, "kl_weight": 1e-3},
-        unet={"base_channels": 64, "channel_mults": (1, 2), "attn_resolutions": (4,)},
-        config=TrainConfig(n_iterations=3000, batch_size=64, lr=2e-3, warmup=100, ema_decay=0.999),
-    ),
-    "digits-pixels": Recipe(
         dataset="digits",
         clip={"n_iterations": 1500, "dim": 48},
         autoencoder=None,

@@ -52,7 +52,7 @@ from ddpm_nb.training import OneProcess, TrainConfig, fit
 from ddpm_nb.unet import Downsample, ResBlock, SelfAttention, UNet, Upsample
 
 TINY = {"image_size": 8, "in_channels": 1, "context_dim": 6, "base_channels": 8, "attn_resolutions": (8, 4), "n_heads": 2, "norm_groups": 2}
-SHIPPED = Path(str(files("ddpm_nb"))) / "pipelines" / "digits-pixels"
+SHIPPED = Path(str(files("ddpm_nb"))) / "pipelines" / "digits"
 
 
 @pytest.fixture(autouse=True)
