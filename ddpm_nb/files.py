@@ -258,20 +258,32 @@ def save_parts(
     facts: dict | None = None,  # what a program needs to know besides, as JSON can hold it
     card: dict | None = None,  # what a person wants to know: data, steps, metrics
     overwrite: bool = False,  # replace a model that is already there
+    half: bool = False,  # keep weights as float16, rounded to 3 digits, in half the bytes
 ):
     """Write modules as one model: safetensors, JSON and a readable card, all three or none."""
     # without the wrapper of torch.compile, which gives the weights other names
     parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)
-    card = _check_card(card or {})
-    config = _FORMAT | {"parts": described, "facts": facts or {}, "card": card}
+    card, facts = _check_card(card or {}), dict(facts or {})
+    if half:
+        facts["weights"] = "float16"
+    config = _FORMAT | {"parts": described, "facts": facts, "card": card}
     json.dumps(config, allow_nan=False)  # refuses what JSON cannot hold, before anything is written
     weights = dict(tensors or {})
     for name, part in parts.items():
         weights |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
+    if half:
+        weights = {k: _halved(k, v) if k not in (tensors or {}) else v for k, v in weights.items()}
     texts = {CARD_FILE: model_card(card.get("name", "model"), card, described)}
     folder = _prepare_folder(Path(path), overwrite)
     write_sealed(folder / CONFIG_FILE, folder / WEIGHTS_FILE, config, weights, texts=texts)
+
+# %% ../nbs/93_files.ipynb #halved
+def _halved(name, tensor):
+    """Round a tensor to float16; refuse one that does not fit."""
+    if tensor.abs().max() > torch.finfo(torch.float16).max:
+        raise ValueError(f"half=True needs weights below 65504; {name} has larger ones")
+    return tensor.half()
 
 # %% ../nbs/93_files.ipynb #describe
 def _describe(parts):
@@ -375,6 +387,8 @@ def load_parts(
     _, tensors = read_sealed(path / CONFIG_FILE, path / WEIGHTS_FILE)
     try:
         further = {name: tensors.pop(name) for name in extra}
+        if config["facts"].get("weights") == "float16":
+            tensors = {name: tensor.float() for name, tensor in tensors.items()}
         modules = build_parts(config["parts"], classes, tensors)
     except _BAD_CONTENT as error:
         raise ValueError(f"{path} does not hold a complete model: {error}") from None

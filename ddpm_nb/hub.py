@@ -206,6 +206,7 @@ def save_pretrained(
     n_levels: int | None = None,  # grey levels of the data, if known
     card: dict | None = None,  # what a person wants to know, such as data, steps, metrics
     overwrite: bool = False,  # replace a model that is already there
+    half: bool = False,  # keep weights as float16 on disk; they come back as float32
 ):
     """Write a network with its schedule, its objective and a readable card, all or nothing."""
     check_choice("variance", variance, ("fixed", "learned"))
@@ -219,8 +220,8 @@ def save_pretrained(
     if n_levels is not None:
         facts["n_levels"] = check_int("n_levels", n_levels, 2)
     tensors = {"schedule.betas": schedule.exact_betas}
-    parts = {"model": model}
-    save_parts(path, parts, tensors=tensors, facts=facts, card=card, overwrite=overwrite)
+    options = {"facts": facts, "card": card, "overwrite": overwrite, "half": half}
+    save_parts(path, {"model": model}, tensors=tensors, **options)
 
 # %% ../nbs/25_sharing.ipynb #check-model
 def _check_model(model, schedule, objective):

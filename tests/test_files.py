@@ -343,6 +343,23 @@ def test_save_refuses_paths_that_cannot_take_a_model(parts, original, public):
     assert contents(public) == before
 
 
+def test_weights_in_half_the_bytes_come_back_as_float32(tmp_path):
+    part, betas = randomize(UNet(**SMALL), 1), torch.tensor([0.1, 0.2], dtype=torch.float64)
+    for half in (False, True):
+        save_parts(tmp_path / str(half), {"small": part}, tensors={"schedule.betas": betas}, half=half)
+    sizes = [(tmp_path / name / WEIGHTS_FILE).stat().st_size for name in ("False", "True")]
+    assert sizes[1] < 0.6 * sizes[0]
+    again, tensors, _ = load_parts(tmp_path / "True", CLASSES, extra=["schedule.betas"])
+    assert torch.equal(tensors["schedule.betas"], betas)
+    for name, tensor in part.state_dict().items():
+        found = again["small"].state_dict()[name]
+        assert found.dtype == torch.float32 and torch.equal(found, tensor.half().float())
+    with torch.no_grad():
+        next(part.parameters()).fill_(1e5)
+    refuses(lambda: save_parts(tmp_path / "x", {"small": part}, half=True), "half=True needs weights below 65504")
+    assert not (tmp_path / "x").exists()
+
+
 # read_config, load_parts
 
 
