@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['assert_refused', 'check_choice', 'check_int', 'check_number', 'check_generator', 'check_floating', 'check_same_shape',
-           'check_timesteps', 'check_images', 'check_batch', 'check_square_images', 'check_each', 'check_mask',
-           'check_fit']
+           'check_timesteps', 'check_range', 'check_images', 'call_model', 'check_batch', 'check_square_images',
+           'check_each', 'check_mask', 'check_fit']
 
 # %% ../nbs/91_checks.ipynb #import-math-import-numbers-impor
 import math
 import numbers
 import re
 import tempfile
+import warnings
 
 import torch
 from torch import Tensor
@@ -149,22 +150,58 @@ def check_timesteps(
     index = t.item() if isinstance(t, Tensor) else t
     return check_int("t", index, 0, n_steps - 1)
 
+# %% ../nbs/91_checks.ipynb #check-range
+def check_range(
+    name: str,  # the argument's name
+    x,  # what was given, of any shape
+    *,
+    may_spill: bool = False,  # allow values beyond [-1, 1], as samples have that were not clipped
+) -> Tensor:
+    """Return `x` if its values are in [-1, 1]; warn if none is below 0, as in [0, 1]."""
+    if check_floating(name, x).is_meta or not x.numel():
+        return x
+    low, high = float(x.min()), float(x.max())
+    is_unsigned = 0 <= low < high
+    if (low < -1 - 1e-6 or high > 1 + 1e-6) and (is_unsigned or not may_spill):
+        raise ValueError(
+            f"{name} must be scaled to [-1, 1]; got values from {low:.4g} to {high:.4g}"
+        )
+    if is_unsigned:
+        text = f"{name} must be scaled to [-1, 1] and hold no value below 0: are they in [0, 1]?"
+        warnings.warn(f"{text} Then 2 * x - 1 is right", stacklevel=4)
+    return x
+
 # %% ../nbs/91_checks.ipynb #check-images
 def check_images(
     name: str,  # the argument's name
     x,  # what was given
+    *,
+    may_spill: bool = False,  # allow values beyond [-1, 1], see `check_range`
 ) -> Tensor:
     """Return `x` if it is a batch of images (B, C, H, W) with values in [-1, 1]."""
-    check_floating(name, x)
-    if x.ndim != 4:
+    if check_floating(name, x).ndim != 4:
         raise ValueError(f"{name} must have shape (B, C, H, W); got {tuple(x.shape)}")
-    if x.device.type == "cpu" and x.numel():
-        low, high = float(x.min()), float(x.max())
-        if low < -1 - 1e-6 or high > 1 + 1e-6:
-            raise ValueError(
-                f"{name} must be scaled to [-1, 1]; got values from {low:.4g} to {high:.4g}"
-            )
-    return x
+    return check_range(name, x, may_spill=may_spill)
+
+# %% ../nbs/91_checks.ipynb #call-model
+def call_model(
+    model,  # callable model(x, ...)
+    x: Tensor,  # (B, ...) its input
+    *rest,  # what else it takes, such as t
+) -> Tensor:
+    """Return model(x, ...); if that fails since type or device do not fit, say so."""
+    try:
+        return model(x, *rest)
+    except RuntimeError as error:
+        network = getattr(model, "func", model)  # the network in a `partial`
+        weights = list(network.parameters()) if hasattr(network, "parameters") else []
+        kinds = {(w.dtype, w.device) for w in weights if w.is_floating_point()}
+        if not kinds or (x.dtype, x.device) in kinds:
+            raise
+        wanted = " or ".join(f"{dtype} on {device}" for dtype, device in kinds)
+        remedy = "convert the images and the schedule, or the model, by .to(...)"
+        got = f"{x.dtype} on {x.device}: {remedy}"
+        raise TypeError(f"the model's input must be as its weights, {wanted}; got {got}") from error
 
 # %% ../nbs/91_checks.ipynb #check-batch
 def check_batch(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .captions import CaptionRule, Tokenizer, check_prompts
-from .checks import check_each, check_fit, check_images, check_int
+from .checks import check_each, check_fit, check_generator, check_images, check_int
 from .checks import check_mask, check_number
 from .clip import TextEncoder
 from .conditioning import TextUNet, encode_words, guided
@@ -135,6 +135,7 @@ def generate(
 ) -> Tensor:
     """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""
     texts, unwanted = _check_texts(self, prompt, negative, n, guidance)
+    check_generator(generator, len(texts))
     kept, image, mask = _check_start(self, image, mask, strength, len(texts), n_steps, eta)
     with torch.inference_mode():
         words, null = self.encode_text(texts)
