@@ -15,8 +15,14 @@ from pathlib import Path
 import torch
 
 from ddpm_nb.data import load_dataset
-from ddpm_nb.evaluation import bits_per_dim, classifier_features, classifier_report, distance_with_error
-from ddpm_nb.evaluation import frechet_distance, train_classifier
+from ddpm_nb.evaluation import (
+    bits_per_dim,
+    classifier_features,
+    classifier_report,
+    distance_with_error,
+    frechet_distance,
+    train_classifier,
+)
 from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import describe_model, load_pretrained, save_pretrained
