@@ -271,10 +271,7 @@ class Tokenizer:
 
     def encode(self, captions: list[str]) -> Tensor:
         """Return tokens (N, length), int64: BEGIN, the words, then PADDING."""
-        is_list = isinstance(captions, list | tuple)
-        if not is_list or not all(isinstance(caption, str) for caption in captions):
-            one = "one text, " if isinstance(captions, str) else ""
-            raise TypeError(f"captions must be a list of texts; got {one}{captions!r}")
+        _check_texts(captions)
         numbers = {word: i for i, word in enumerate(self.words, len(MARKS))}
         rows = []
         for caption in captions:
@@ -303,9 +300,16 @@ class Tokenizer:
     def from_dict(cls, values: dict):
         """Rebuild a tokenizer from what `to_dict` returned; chapter 30's has merges."""
         if "merges" in values:
-            kind = import_module(f"{__package__}.texts").PieceTokenizer
-            return kind.from_dict(values)
+            return import_module(f"{__package__}.texts").PieceTokenizer.from_dict(values)
         return cls(tuple(values["words"]), values["length"])
+
+# %% ../nbs/18_captions.ipynb #check-texts
+def _check_texts(captions):
+    """Refuse what is no list of texts; a text alone would be cut into its letters."""
+    is_list = isinstance(captions, list | tuple)
+    if not is_list or not all(isinstance(caption, str) for caption in captions):
+        one = "one text, " if isinstance(captions, str) else ""
+        raise TypeError(f"captions must be a list of texts; got {one}{captions!r}")
 
 # %% ../nbs/18_captions.ipynb #fit-tokenizer
 def fit_tokenizer(
