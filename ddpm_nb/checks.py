@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['assert_refused', 'check_choice', 'check_int', 'check_number', 'check_generator', 'check_floating', 'check_same_shape',
-           'check_timesteps', 'check_range', 'check_images', 'call_model', 'check_batch', 'check_square_images',
-           'check_each', 'check_mask', 'check_fit']
+           'check_timesteps', 'check_range', 'check_images', 'call_model', 'check_model', 'check_batch',
+           'check_square_images', 'check_each', 'check_mask', 'check_fit']
 
 # %% ../nbs/91_checks.ipynb #import-math-import-numbers-impor
 import math
@@ -202,6 +202,23 @@ def call_model(
         remedy = "convert the images and the schedule, or the model, by .to(...)"
         got = f"{x.dtype} on {x.device}: {remedy}"
         raise TypeError(f"the model's input must be as its weights, {wanted}; got {got}") from error
+
+# %% ../nbs/91_checks.ipynb #check-model
+def check_model(
+    model,  # what was given as the model
+    schedule,  # what was given as its noise schedule
+):
+    """Refuse a model that cannot be called, a schedule that is none, and both swapped."""
+    is_schedule = hasattr(schedule, "alpha_bars")
+    if hasattr(model, "alpha_bars") and not is_schedule:
+        order = "the model comes first, then the schedule, as in (model, schedule, ...)"
+        raise TypeError(f"model and schedule are swapped: {order}")
+    if not callable(model) or hasattr(model, "alpha_bars"):
+        got = type(model).__name__
+        raise TypeError(f"model must be callable as model(x_t, t); got {got}")
+    if not is_schedule:
+        wanted = "a NoiseSchedule, such as make_schedule('cosine', 1000)"
+        raise TypeError(f"schedule must be {wanted}; got {type(schedule).__name__}")
 
 # %% ../nbs/91_checks.ipynb #check-batch
 def check_batch(

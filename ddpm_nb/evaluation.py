@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from .bound import VLBTerms, vlb_terms
 from .checks import check_floating, check_generator, check_images, check_int
-from .checks import check_number, check_square_images
+from .checks import check_model, check_number, check_square_images
 from .files import PACKAGE, find_model, load_parts, save_parts
 from .forward import NoiseSchedule
 from .gaussian import seeded_init
-from .training import TrainConfig, descend
+from .training import TrainConfig, descend, show_progress
 
 # %% ../nbs/11_evaluation.ipynb #bitsperdim-2
 @dataclass(frozen=True)
@@ -35,22 +35,34 @@ class BitsPerDim:
 
 # %% ../nbs/11_evaluation.ipynb #bits-per-dim
 def bits_per_dim(
-    model,  # callable model(x_t, t) -> eps_hat
+    model,  # callable model(x_t, t) -> eps_hat (with "learned": and v)
     schedule: NoiseSchedule,  # the noise schedule
     images: Tensor,  # (N, C, H, W) held-out images on the grid of levels, N at least 2
     *,
     n_levels: int,  # grey levels of the images
     batch_size: int = 256,  # images at once
+    variance: str = "posterior",  # of the steps: "posterior", "beta" or "learned"
     generator: torch.Generator | None = None,  # source of the noise
+    progress: bool = False,  # show a progress bar
 ) -> BitsPerDim:
     """Compute the variational bound on held-out images with its standard error over images."""
     check_int("batch_size", batch_size)
     if len(check_images("images", images)) < 2:
         needed = "at least 2 images for a standard error"
         raise ValueError(f"images must hold {needed}; got {len(images)}")
-    parts = []
-    for x in images.split(batch_size):
-        parts.append(vlb_terms(model, schedule, x, n_levels=n_levels, generator=generator))
+    check_model(model, schedule)
+    batches, size = images.split(batch_size), 512  # noisy images through the model at once
+    n_calls = sum(math.ceil(schedule.n_steps / max(1, size // len(x))) for x in batches)
+    bar = iter(show_progress(range(n_calls), "measuring", progress))
+
+    def predict(x_t, t):
+        next(bar)
+        return model(x_t, t)
+
+    options = {"n_levels": n_levels, "variance": variance, "chunk_size": size}
+    options["generator"] = generator
+    parts = [vlb_terms(predict, schedule, x, **options) for x in batches]
+    next(bar, None)  # to its end
     names = ("prior", "kl", "decoder", "mse")
     terms = VLBTerms(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
     total = terms.total  # (N,)

@@ -24,10 +24,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from .checks import check_choice, check_int
 from .data import ImageDataset, scale_levels
+from .training import show_progress
 
 # %% ../nbs/23_pictures.ipynb #to-mode-2
 def _to_mode(image, mode, white_level):
@@ -163,8 +163,8 @@ def _read_all(root, files, how) -> tuple[dict, list]:
             return f"{type(error).__name__}: {error}".replace(f"{root}{os.sep}", ""), 0
 
     with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
-        bar = {"total": len(files), "desc": "checking images", "disable": None, "leave": False}
-        found = list(tqdm(pool.imap(look, files), **bar))
+        looks, n = pool.imap(look, files), len(files)
+        found = list(show_progress(looks, "checking images", total=n, delay=3.0))
     problems = {file: reason for file, (reason, _) in zip(files, found, strict=True) if reason}
     return problems, [level for _, level in found if level]
 

@@ -130,7 +130,7 @@ def generate(
     n_steps: int = 50,  # steps of the whole chain, 1..T
     eta: float = 0.0,  # 0: DDIM; 1: as noisy as the posterior
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each picture
-    progress: bool = False,  # show a progress bar on a terminal
+    progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, z, z_0_hat) after each step, with latents
 ) -> Tensor:
     """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""

@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checks import check_floating, check_images
+from .checks import check_floating, check_images, check_model
 from .conditioning import ClassUNet
-from .data import mix_seeds
+from .data import _image_of, mix_seeds
 from .files import CONFIG_FILE, read_json, read_sealed, replaced_file, save_parts
 from .files import write_json, write_sealed
 from .forward import NoiseSchedule
@@ -296,7 +296,7 @@ def refuse_other_run(
     steps = [path.name for path in (out / CHECKPOINTS).glob("step-*.json")]
     holds = steps or any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
     if holds and not resume:
-        remedy = "resume it (resume=True, --resume), or choose another folder"
+        remedy = "resume it (resume=True), or choose another folder"
         raise FileExistsError(f"out={str(out)!r} already holds a run; {remedy}")
     # killed before its settings were written, a run has checkpoint 0 at most and may begin again
     if holds and not (out / SETTINGS_FILE).exists() and steps != ["step-00000000.json"]:
@@ -407,17 +407,23 @@ def _begin(run, trainer):
         (run.out / LOG_FILE).unlink(missing_ok=True)
         _write_settings(run.out, trainer.config, run.origin)
 
-
+# %% ../nbs/24_runs.ipynb #go-back
 def _go_back(run, trainer):
-    """Go back to the newest intact checkpoint, and cut the log there."""
+    """Go back to the newest intact checkpoint, cut the log there, note how long the run is."""
     tensors, facts = load_checkpoint(run.out / CHECKPOINTS)
     facts = {"network": _network_of_model(run.out), "data": {}} | facts  # older ones do not say it
     refuse_difference("the data", facts["data"], run.description)
+    made, wanted = facts["step"], trainer.config.n_iterations
+    if made > wanted:
+        raise ValueError(f"n_iterations must be at least {made}, those already made; got {wanted}")
     load_trainer_state(trainer, tensors, facts)
     lines = read_log(run.out / LOG_FILE, trainer.n_steps)
     trainer.history = [loss for line in lines for loss in line["losses"]]
     trainer.processes.wait()
     if trainer.processes.is_main:
+        kept, origin = read_settings(run.out)
+        if kept != trainer.config:  # it is longer now, or shorter
+            _write_settings(run.out, trainer.config, origin)
         _remove_newer(run.out / CHECKPOINTS, trainer.n_steps)
         _write_model(run, trainer)  # a killed process may have left it half replaced
         with replaced_file(run.out / LOG_FILE) as file:
@@ -567,10 +573,11 @@ def train(
     n_workers: int = 0,  # processes that read a data set which is not in memory
     tensorboard: bool = False,  # also write TensorBoard's files to `out`
     range_check: bool = True,  # require images in [-1, 1]; False for other data of shape (N, ...)
-    progress: bool = True,  # show a progress bar on a terminal
+    progress: bool = True,  # show a progress bar
     processes=None,  # `Processes` of chapter 26; this process alone without
 ) -> TrainResult:
     """Train as `fit` does and keep the run in a folder, from which it can go on exactly."""
+    check_model(model, schedule)
     config = _settings(config, out, resume, tensorboard)
     _check_held_out(held_out, data, range_check, _classes_told(config, model))
     stop, watchers = StopSignals(), []
@@ -595,16 +602,24 @@ def _settings(config, out, resume, tensorboard):
     """Return the settings: the given ones, or those that the run in `out` was started with."""
     if resume and out is None:
         raise ValueError("resume=True needs out=, the folder of the run")
-    if tensorboard and (out is None or find_spec("tensorboard") is None):
-        raise ValueError("tensorboard=True needs out=, a folder, and the package tensorboard")
+    if tensorboard and out is None:
+        raise ValueError("tensorboard=True needs out=, the folder of the run")
+    if tensorboard and find_spec("tensorboard") is None:
+        package = "the package tensorboard: pip install 'ddpm_nb[tensorboard]'"
+        raise ValueError(f"tensorboard=True needs {package}")
+    if not isinstance(config, TrainConfig | None):
+        raise TypeError(f"config must be a TrainConfig; got {type(config).__name__}")
     if not resume or not (Path(out) / SETTINGS_FILE).exists():
         return config or TrainConfig()
     kept, _ = read_settings(out)
-    if config is not None and config != kept:
-        names = [k for k, v in asdict(kept).items() if v != getattr(config, k)]
+    if config is None:
+        return kept
+    # longer, or shorter, is the same run
+    names = [k for k, v in asdict(kept).items() if v != getattr(config, k) and k != "n_iterations"]
+    if names:
         problem = f"config differs from the run in {out} in {', '.join(names)}"
         raise ValueError(f"{problem}; leave it out to go on with the run's own")
-    return kept
+    return config
 
 # %% ../nbs/24_runs.ipynb #loss
 def _loss(config, data):
@@ -621,7 +636,7 @@ def _check_held_out(held_out, data, range_check, n_classes):
     if n_classes is not None:
         held_out = _check_pair(held_out, n_classes)
     (check_images if range_check else check_floating)("held_out", held_out)
-    shape = (data if isinstance(data, Tensor) else data[0][0][None]).shape[1:]
+    shape = data.shape[1:] if isinstance(data, Tensor) else _image_of(data, 0).shape
     if held_out.shape[1:] != shape or len(held_out) == 0:
         allowed = f"(M, {', '.join(map(str, shape))}) with M at least 1"
         raise ValueError(f"held_out must have shape {allowed}; got {tuple(held_out.shape)}")

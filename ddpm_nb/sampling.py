@@ -9,13 +9,14 @@ __all__ = ['ddpm_step', 'p_sample', 'respaced_steps', 'respace', 'walk', 'sample
 # %% ../nbs/10_sampling.ipynb #import-torch-from-torch-import-t
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .checks import call_model, check_choice, check_floating, check_generator
-from .checks import check_int, check_number, check_range, check_same_shape
+from .checks import check_int, check_model, check_number, check_range
+from .checks import check_same_shape
 from .elbo import STEP_VARIANCES, split_output
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
 from .gaussian import randn
+from .training import show_progress
 
 # %% ../nbs/10_sampling.ipynb #check-index
 def _check_index(name, t, schedule, low=0):
@@ -103,12 +104,12 @@ def walk(
     kept: list[int],  # code indices at which to ask the model, in this order
     step,  # called as step(x, i, eps_hat) -> (x, x_0_hat); i counts down to 0
     *,
-    progress: bool = False,  # show a progress bar on a terminal
+    progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x, x_0_hat) after each step
 ) -> Tensor:
     """Ask the model at each index and take the step that follows, without gradients."""
     countdown = reversed(range(len(kept)))
-    bar = tqdm(kept, desc="sampling", disable=None if progress else True)
+    bar = show_progress(kept, "sampling", progress)
     with torch.inference_mode():
         for i, t in zip(countdown, bar, strict=True):
             eps_hat = call_model(model, x, torch.full((len(x),), t, device=x.device))
@@ -129,10 +130,11 @@ def sample_ddpm(
     variance: str = "posterior",  # of the steps: "posterior", "beta" or "learned"
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
-    progress: bool = False,  # show a progress bar on a terminal
+    progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
     """Sample by walking back through all or some of the T steps (DDPM, Algorithm 2)."""
+    check_model(model, schedule)
     check_choice("variance", variance, STEP_VARIANCES)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     short = respace(schedule, kept)
@@ -147,7 +149,7 @@ def sample_ddpm(
 # %% ../nbs/10_sampling.ipynb #start-2
 def _start(schedule, shape, x_T, generator):
     """Return the noise to start from, drawn if it is not given."""
-    if not isinstance(shape, list | tuple):
+    if not isinstance(shape, list | tuple) or not shape:
         raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r}")
     shape = tuple(check_int("shape", side) for side in shape)
     check_generator(generator, shape[0])
@@ -200,10 +202,11 @@ def sample_ddim(
     x_T: Tensor | None = None,  # the noise to start from; drawn without
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
-    progress: bool = False,  # show a progress bar on a terminal
+    progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
     """Sample with few steps by the non-Markovian reverse process (DDIM, equation 12)."""
+    check_model(model, schedule)
     check_number("eta", eta, 0, 1)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     levels = [-1, *reversed(kept)]  # rising; -1 is the clean image
@@ -226,10 +229,11 @@ def sample_dpm_solver(
     x_T: Tensor | None = None,  # the noise to start from; drawn without
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of x_T; a list: one for each image
-    progress: bool = False,  # show a progress bar on a terminal
+    progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
     """Solve the flow of DDIM to second order, one call a step (Lu et al. 2022, DPM-Solver++ 2M)."""
+    check_model(model, schedule)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     levels = [-1, *reversed(kept)]  # rising; -1 is the clean image
     x_0_last = None  # the guess of the step before
@@ -267,10 +271,11 @@ def ddim_invert(
     n_steps: int | None = 50,  # network calls, 1..T; all T with None
     spacing: str = "linspace",  # which steps to keep, as in `respaced_steps`
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
-    progress: bool = False,  # show a progress bar on a terminal
+    progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x_t, x_0_hat) after each step
 ) -> Tensor:
     """Find the noise x_T from which `sample_ddim` with eta = 0 draws x_0 (DDIM, section 4.3)."""
+    check_model(model, schedule)
     x = (check_range if clip_x_0 else check_floating)("x_0", x_0).to(schedule.betas.device)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     asked = [0, *reversed(kept[1:])]  # the first step begins at the clean image
@@ -314,10 +319,11 @@ def inpaint(
     variance: str = "posterior",  # of the steps: "posterior", "beta" or "learned"
     clip_x_0: bool = True,  # clip each predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
-    progress: bool = False,  # show a progress bar on a terminal
+    progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
     """Draw the unknown pixels of images, given the known ones (RePaint, Algorithm 1)."""
+    check_model(model, schedule)
     known, mask = _check_known(schedule, known, mask, clip_x_0)
     n_repeats = check_int("n_repeats", n_repeats)
     check_choice("variance", variance, STEP_VARIANCES)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .checks import call_model, check_floating, check_generator, check_int
-from .checks import check_number, check_timesteps
+from .checks import check_model, check_number, check_timesteps
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
+from .training import show_progress
 
 # %% ../nbs/14_score.ipynb #score
 def score(
@@ -72,16 +73,20 @@ def sample_sde(
     noise: float = 1.0,  # gamma, at least 0; 0: the flow, 1: the reverse SDE
     x_T: Tensor | None = None,  # the noise to start from; drawn without
     generator: torch.Generator | None = None,  # source of all noise
+    progress: bool = False,  # show a progress bar
 ) -> Tensor:
     """Solve the reverse SDE by T steps of Euler and Maruyama (Song et al. 2021)."""
+    check_model(model, schedule)
     check_generator(generator)
     gamma = check_number("noise", noise, 0)
+    if not isinstance(shape, list | tuple) or not shape:
+        raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r}")
     shape = tuple(check_int("shape", side) for side in shape)
     like = {"device": schedule.betas.device, "dtype": schedule.betas.dtype}
     x = randn(shape, generator=generator, **like) if x_T is None else check_floating("x_T", x_T)
     if x.shape != shape:
         raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x.shape)}")
-    for t in range(schedule.n_steps - 1, -1, -1):
+    for t in show_progress(range(schedule.n_steps)[::-1], "sampling", progress):
         beta = schedule.betas[t]
         with torch.no_grad():
             s = score(model, schedule, x, t)
@@ -116,8 +121,10 @@ def flow_log_likelihood(
     t: int | None = None,  # noise level of the images, an index; None: clean
     n_probes: int | None = None,  # random vectors for the trace; None: exact, D gradients
     generator: torch.Generator | None = None,  # source of the random vectors
+    progress: bool = False,  # show a progress bar
 ) -> Tensor:
     """Compute log p(x_0) of the probability flow in nats, (B,) float64 (Song et al. 2021)."""
+    check_model(model, schedule)
     x, nodes, probes = _check_flow(schedule, x_0, n_steps, t, n_probes, generator)
     clock, d = schedule.log_snr.double() / 2, x[0].numel()
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -126,7 +133,7 @@ def flow_log_likelihood(
         u, spread = _velocity_and_divergence(model, schedule, x, 0, probes)
         x = x - (u - rest * x) / 2
         total += 0.5 * d * schedule.alpha_bars[0].double().log() - (spread - rest * d) / 2
-    for here, after in pairwise(nodes):
+    for here, after in show_progress([*pairwise(nodes)], "integrating", progress):
         h = clock[after] - clock[here]  # negative: towards the noise
         u, spread = _velocity_and_divergence(model, schedule, x, here, probes)
         step = h.to(x) * u

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'TrainConfig', 'lr_factor', 'make_optimizer', 'descend', 'EMA', 'pick_precision', 'OneProcess',
-           'Trainer', 'seed_dropout', 'Watcher', 'TrainResult', 'fit']
+           'Trainer', 'seed_dropout', 'Watcher', 'recent_loss', 'TrainResult', 'show_progress', 'fit']
 
 # %% ../nbs/09_training.ipynb #import-copy-import-json-import-m
 import copy
 import importlib
 import math
 import os
+import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checks import call_model, check_choice, check_int, check_number
+from .checks import call_model, check_choice, check_int, check_model, check_number
 from .data import check_data, check_labels, mix_seeds, train_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
@@ -352,6 +353,15 @@ def _read_losses(
             raise FloatingPointError(f"the loss is not finite at {where}; {remedy}")
     return losses
 
+# %% ../nbs/09_training.ipynb #recent-loss
+def recent_loss(
+    losses,  # loss of each iteration so far
+    config: TrainConfig,  # settings of the run
+) -> float:
+    """Average the losses over as many iterations as lie between two lines of the log."""
+    last = losses[-config.log_every :]
+    return float(sum(last) / len(last))
+
 # %% ../nbs/09_training.ipynb #trainresult
 @dataclass(frozen=True)
 class TrainResult:
@@ -361,6 +371,60 @@ class TrainResult:
     losses: Tensor  # (n_iterations,) loss of each iteration
     seconds: float  # wall time of the loop, in this process
     n_skipped: int = 0  # steps without an update, since a float16 gradient overflowed
+
+# %% ../nbs/09_training.ipynb #lines
+class _Lines:
+    """Stand for a bar where none can be drawn: print a line every ten seconds."""
+
+    seconds = 10.0
+    form = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+    def __init__(self, items, text, start, total):
+        self.items, self.text, self.start, self.total = items, text, start, total
+        self.postfix = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __iter__(self):
+        begun = told = time.perf_counter()
+        for n, item in enumerate(self.items, self.start + 1):
+            yield item
+            now = time.perf_counter()
+            ends = n == self.total and told > begun
+            if ends or now - told >= self.seconds:
+                told, passed = now, now - begun
+                facts = {"prefix": self.text, "postfix": self.postfix, "initial": self.start}
+                line = tqdm.format_meter(n, self.total, passed, bar_format=self.form, **facts)
+                print(line, file=sys.stderr, flush=True)
+
+    def set_postfix(self, **values):
+        """Keep what shall stand at the end of the next line."""
+        self.postfix = ", ".join(f"{name}={value}" for name, value in values.items())
+
+# %% ../nbs/09_training.ipynb #show-progress
+def show_progress(
+    items,  # what is walked through
+    text: str,  # what is being done
+    shown: bool = True,  # False: show nothing
+    *,
+    start: int = 0,  # how many came before these
+    total: int | None = None,  # how many there are in the end; counted without
+    delay: float = 0.0,  # seconds before a bar is shown, for what is mostly quick
+):
+    """Iterate with a bar, on a terminal or in a notebook; elsewhere with a line now and then."""
+    total = start + len(items) if total is None else total
+    options = {"desc": text, "initial": start, "total": total, "delay": delay}
+    if not shown:
+        return tqdm(items, disable=True)
+    if type(sys.stdout).__module__.startswith("ipykernel"):  # a page, which draws what it is sent
+        return tqdm(items, ncols=80, file=sys.stdout, **options)
+    if sys.stderr.isatty():
+        return tqdm(items, dynamic_ncols=True, **options)
+    return _Lines(items, text, start, total)
 
 # %% ../nbs/09_training.ipynb #fit
 def fit(
@@ -373,11 +437,12 @@ def fit(
     callback=None,  # called with the `Trainer` after every iteration
     n_workers: int = 0,  # processes that read a data set which is not in memory
     range_check: bool = True,  # require images in [-1, 1]; False for other data of shape (N, ...)
-    progress: bool = True,  # show a progress bar on a terminal
+    progress: bool = True,  # show a progress bar
     processes=None,  # `Processes` of chapter 26; this process alone without
     loss=None,  # called as `simple_loss` is, such as chapter 13's `hybrid_loss`; that one without
 ) -> TrainResult:
     """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses."""
+    check_model(model, schedule)
     config, processes = config or TrainConfig(), _check_processes(processes)
     _check_run(model, schedule, config, data, range_check, n_workers, processes)
     _check_classes(config, model, data)
@@ -404,18 +469,18 @@ def _run_loop(trainer, batches, watchers, callback, progress):
     """Take step after step, and tell the watchers."""
     config, left = trainer.config, range(trainer.n_steps, trainer.config.n_iterations)
     told = config.conditional == "class"  # then a batch is images and labels
-    disable = None if progress and trainer.processes.is_main else True  # None: unless on a terminal
-    with tqdm(left, "training", initial=left.start, total=left.stop, disable=disable) as bar:
+    shown = progress and trainer.processes.is_main
+    with show_progress(left, "training", shown, start=left.start) as bar:
         for i in bar:
             batch = next(batches)
             t, losses = trainer.step(*batch) if told else trainer.step(batch)
             for watcher in watchers:
                 watcher.step(trainer, t, losses)
-            is_last = trainer.stop is not None or i + 1 == config.n_iterations
-            saves = is_last or (i + 1) % config.checkpoint_every == 0
+            stops = trainer.stop is not None
+            saves = stops or i + 1 == left.stop or (i + 1) % config.checkpoint_every == 0
             if saves or (i + 1) % config.log_every == 0:
                 losses = _read_losses(trainer)
-                bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}")
+                bar.set_postfix(loss=f"{recent_loss(trainer.history, config):.4f}")
                 for watcher in watchers:
                     watcher.line(trainer, losses)
             for watcher in watchers if saves else ():
@@ -423,7 +488,7 @@ def _run_loop(trainer, batches, watchers, callback, progress):
             if callback is not None:
                 with _own_streams(trainer.device):
                     callback(trainer)
-            if is_last:
+            if stops:
                 break
 
 # %% ../nbs/09_training.ipynb #own-streams

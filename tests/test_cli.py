@@ -26,6 +26,8 @@ from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.training import TrainConfig
 
 ROOT = Path(__file__).parent.parent
+
+
 def own_noise(seed, n):
     """Return a generator for each image, as the command draws them."""
     return [seeded(mix_seeds(seed, i)) for i in range(n)]
@@ -73,6 +75,17 @@ def test_help_needs_no_explanation(tmp_path):
         "train --dataset digits",
         "train --dataset digits --out x --lr fast",
         "resume",
+        "train --dataset digits --out x --objective velvet",
+        "train --dataset digits --out x --weighting heavy",
+        "train --dataset digits --out x --precision float1",
+        "train --dataset digits --out x --lr-decay fast",
+        "train --dataset digits --out x --variance wide",
+        "train --dataset digits --out x --unreadable eat",
+        "train --dataset digits --out x --schedule tight",
+        "train --dataset digits --out x --network net",
+        "train --dataset digits --out x --device abacus",
+        "train --dataset digits --out x --held-out some",
+        "sample --run digits --out x.png --sampler walker",
         "sample --run digits --out x.png --n so",
         "evaluate",
     ],
@@ -92,22 +105,26 @@ def test_options_that_cannot_be_understood(words, capsys, tmp_path, monkeypatch)
         ("sample --run digits --out no/x.png", "the folder no does not exist"),
         ("sample --run digits --out x.png --n 0", "--n must be at least 1; got 0"),
         ("sample --run digits --out x.png --batch-size 0", "--batch-size must be at least 1; got 0"),
-        ("sample --run digits --out x.png --precision float16 --device cpu", "precision='float16' needs a CUDA device; got cpu"),
+        ("sample --run digits --out x.png --precision float16 --device cpu", "--precision float16 needs a CUDA device; got cpu"),
         ("sample --run digits --out x.png --steps 5000", "--steps must be in 1..1000; got 5000"),
         ("sample --run digits --out x.png --seed -1", "--seed must be in 0..18446744073709551615; got -1"),
         ("info --run nowhere", "no model at nowhere"),
-        ("train --dataset digits --out run --iterations 0", "n_iterations must be at least 1; got 0"),
-        ("train --dataset digits --out run --lr -1", "lr must be finite"),
-        ("train --dataset digits --out run --n-steps 0", "n_steps must be at least 1; got 0"),
+        ("train --dataset digits --out run --iterations 0", "--iterations must be at least 1; got 0"),
+        ("train --dataset digits --out run --lr -1", "--lr must be finite"),
+        ("train --dataset digits --out run --n-steps 0", "--n-steps must be at least 1; got 0"),
         ("train --dataset digits --out run --sample-every -1", "--sample-every must be at least 0; got -1"),
         ("train --dataset digits --out run --workers -1", "--workers must be at least 0; got -1"),
-        ("train --dataset digits --out run --precision float16 --device cpu", "precision='float16' needs a CUDA device; got cpu"),
-        ("train --dataset folder --out run --root nowhere --image-size 8", "nowhere"),
+        ("train --dataset digits --out run --precision float16 --device cpu", "--precision float16 needs a CUDA device; got cpu"),
+        ("train --dataset folder --out run --root nowhere --image-size 8", "--root must be an existing folder of pictures; got 'nowhere'"),
+        ("train --dataset folder --out run", "--root must be an existing folder of pictures; got 'data'"),
+        ("train --dataset digits --out run --held-out -1", "--held-out must be at least 0; got -1"),
+        ("evaluate --run digits --held-out 0.1", "--held-out is for a folder without parts"),
+        ("generate --out x.png --steps 9999", "--steps must be in 1..1000; got 9999"),
         ("train --config nowhere.json", "nowhere.json"),
         ("resume --out nowhere", "'nowhere' holds no training run"),
         ("evaluate --run digits --n 1", "--n must be at least 2; got 1"),
         ("evaluate --run digits --out no/x.json", "the folder no does not exist"),
-        ("train --dataset digits --out run --batch-size 9999", "batch_size must be at most the number of images, 1500; got 9999"),
+        ("train --dataset digits --out run --batch-size 9999", "--batch-size must be at most the number of images, 1500; got 9999"),
     ],
 )
 def test_errors_say_what_to_do_and_leave_nothing(words, message, tmp_path, monkeypatch, capsys):
@@ -153,10 +170,10 @@ def test_a_network_that_predicts_something_else_is_sampled_and_measured_as_such(
     monkeypatch.chdir(tmp_path)
     options = ["--objective", "v", "--precision", "float32", "--sample-every", "2", "--device", "cpu"]
     assert main([*QUICK, *options, "--out", "run"]) == 0
-    assert main(["sample", "--run", "run", "--n", "64", "--seed", "0", "--device", "cpu", "--out", "drawn.png"]) == 0
+    assert main(["sample", "--run", "run", "--n", "16", "--seed", "0", "--device", "cpu", "--out", "drawn.png"]) == 0
     assert main(["evaluate", "--run", "run", "--n", "4", "--device", "cpu", "--out", "figures.json"]) == 0
     model, schedule = load_pretrained("run")
-    draw = lambda model: sample_ddim(model, schedule, (64, 1, 8, 8), n_steps=20, generator=own_noise(0, 64))
+    draw = lambda model: sample_ddim(model, schedule, (16, 1, 8, 8), n_steps=20, generator=own_noise(0, 16))
     for name, model_ in (("right", model), ("wrong", model.network)):
         cli._save_picture(draw(model_), Path(f"{name}.png"))
     pictures = {path.name: path.read_bytes() for path in (*Path().glob("*.png"), Path("run/samples/step-00000002.png"))}
@@ -187,11 +204,11 @@ def test_resume_keeps_the_held_out_images(tmp_path, monkeypatch, capsys):
         given.append(held_out)
         raise RuntimeError("enough")
 
-    monkeypatch.setattr(cli, "train", enough)
+    monkeypatch.setattr("ddpm_nb.runs.train", enough)
     assert main(["resume", "--out", "run"]) == 1
     assert given[0].shape == (5, 1, 8, 8)
     assert main([*QUICK, "--held-out", "6", "--resume", "--out", "run"]) == 1
-    assert "held_out was 5 and is 6" in capsys.readouterr().err
+    assert "--held-out was 5 and is 6" in capsys.readouterr().err
     settings = json.loads(Path("run/train.json").read_text())
     del settings["data"]["held_out"]  # as an older version wrote it
     Path("run/train.json").write_text(json.dumps(settings))
@@ -218,14 +235,16 @@ def test_three_sources_of_options(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ({"learning_rate": 1}, "unknown learning_rate; allowed are dataset, root"),
-        ({"config": 1, "data": 2}, "unknown config, data; allowed are dataset, root"),
-        ({"dataset": "cats"}, "dataset must be one of"),
-        ({"lr": "1"}, "lr must be of type float; got '1'"),
-        ({"seed": True}, "seed must be of type int; got True"),
-        ({"resume": 1}, "resume must be of type bool; got 1"),
-        ({"root": None}, "root must be of type str; got None"),
-        ({"n_iterations": 1.5}, "n_iterations must be of type int; got 1.5"),
+        ({"learning_rate": 1}, "unknown 'learning_rate'; allowed are dataset, root, image-size"),
+        ({"config": 1, "data": 2}, "unknown 'config'; allowed are dataset, root"),
+        ({"dataset": "cats"}, "'dataset' must be one of"),
+        ({"lr": "1"}, "'lr' must be of type float; got '1'"),
+        ({"seed": True}, "'seed' must be of type int; got True"),
+        ({"resume": 1}, "'resume' must be of type bool; got 1"),
+        ({"root": None}, "'root' must be of type str; got None"),
+        ({"n_iterations": 1.5}, "'n_iterations' must be of type int; got 1.5"),
+        ({"iterations": 3, "n-iterations": 3}, "'n-iterations' is there twice"),
+        ({"--held-out": "0.1"}, "'--held-out' must be of type float; got '0.1'"),
         ([], "must hold an object of options; got list"),
         ("{", "must hold an object"),
     ],
@@ -273,9 +292,9 @@ def test_resume_says_when_the_newest_checkpoint_is_damaged(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--lr", "0.1"], "config differs from the run in run in lr"),
-        (["--n-steps", "30"], "n_steps was 20 and is 30"),
-        (["--image-size", "16"], "image_size was None and is 16"),
+        (["--lr", "0.1"], "the run in run cannot go on: --lr was 0.003 and is 0.1; leave it out to go on with the run's own"),
+        (["--n-steps", "30"], "--n-steps was 20 and is 30"),
+        (["--image-size", "16"], "--image-size was None and is 16"),
     ],
 )
 def test_resume_refuses_another_run(change, message, tmp_path, monkeypatch, capsys):
@@ -352,7 +371,7 @@ def test_generate_refuses_in_a_line_and_writes_nothing(tmp_path, monkeypatch, ca
 
 def test_nothing_but_lines_where_there_is_no_terminal(tmp_path):
     done = shell(*QUICK, "--out", "run", cwd=tmp_path)
-    assert done.stderr == "" and len(done.stdout.splitlines()) == 4 and "\r" not in done.stdout
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 5 and "\r" not in done.stdout
 
 
 def examples():
@@ -368,6 +387,7 @@ def test_every_example_of_the_chapter_runs(tmp_path, monkeypatch):
         "train": ["--iterations", "2", "--batch-size", "8", "--n-steps", "60", "--checkpoint-every", "1", "--precision", "float32"],
         "sample": ["--steps", "2", "--n", "4"],
         "evaluate": ["--n", "2"],
+        "resume": ["--iterations", "3"],
         "generate": ["--steps", "2", "--n", "4"],
     }
     monkeypatch.chdir(tmp_path)
@@ -422,7 +442,7 @@ def test_samples_drawn_in_batches_are_the_samples_of_the_library(tmp_path, monke
 
 @pytest.mark.skipif(sys.platform != "linux" or os.confstr("CS_GNU_LIBC_VERSION") is None, reason="a setting of glibc")
 def test_keeping_freed_memory_is_asked_for_unless_the_user_set_malloc():
-    code = "from ddpm_nb.cli import keep_freed_memory\nprint(keep_freed_memory())"
+    code = "from ddpm_nb.fast import keep_freed_memory\nprint(keep_freed_memory())"
     clean = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("MALLOC_")}
     for environment, expected in ((clean, "True"), (clean | {"MALLOC_ARENA_MAX": "2"}, "False")):
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)

@@ -226,26 +226,6 @@ def test_the_walk_counts_down_and_reports():
     assert x.flatten().tolist() == [7, 7] and not x.is_inference()
 
 
-@pytest.mark.parametrize("call", ["ddpm", "ddim", "dpm", "inpaint", "invert"])
-def test_progress_is_asked_for(call, monkeypatch):
-    bars = []
-    bar = lambda kept, **options: bars.append((len(kept), options["disable"])) or kept
-    monkeypatch.setattr("ddpm_nb.sampling.tqdm", bar)
-    schedule, mask = make_schedule("cosine", 60), torch.ones(4, dtype=torch.bool)
-    x_0 = torch.zeros(SHAPE)
-    for progress in (False, True):
-        options = {"n_steps": 3, "progress": progress}
-        {
-            "ddpm": lambda o: sample_ddpm(network, schedule, SHAPE, **o),
-            "ddim": lambda o: sample_ddim(network, schedule, SHAPE, **o),
-            "dpm": lambda o: sample_dpm_solver(network, schedule, SHAPE, **o),
-            "inpaint": lambda o: inpaint(network, schedule, x_0, mask, n_repeats=2, **o),
-            "invert": lambda o: ddim_invert(network, schedule, x_0, **o),
-        }[call](options)
-    n_calls = 5 if call == "inpaint" else 3
-    assert bars == [(n_calls, True), (n_calls, None)]  # None: shown on a terminal only
-
-
 def test_callbacks_see_every_step():
     schedule, seen = make_schedule("cosine", 60), []
     record = lambda t, x, x_0_hat: seen.append((t, x, x_0_hat))

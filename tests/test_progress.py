@@ -1,0 +1,149 @@
+"""Progress: a bar on a terminal and in a Jupyter kernel, a line now and then where output is piped, nothing unless asked."""
+
+import io
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+from ddpm_nb import evaluation, sampling, scores, training
+from ddpm_nb.evaluation import bits_per_dim
+from ddpm_nb.sampling import ddim_invert, inpaint, sample_ddim, sample_ddpm, sample_dpm_solver
+from ddpm_nb.schedules import make_schedule
+from ddpm_nb.scores import flow_log_likelihood, sample_sde
+from ddpm_nb.training import TrainConfig, recent_loss, show_progress
+
+SHAPE = (2, 1, 4, 4)
+SCHEDULE = make_schedule("cosine", 60)
+IMAGES = torch.zeros(SHAPE) - 1
+
+
+def silence(x_t, t):
+    """Answer zero, in a way that can be differentiated."""
+    return 0 * x_t
+
+
+WALKS = {
+    "ddpm": (sampling, 3, lambda o: sample_ddpm(silence, SCHEDULE, SHAPE, n_steps=3, **o)),
+    "ddim": (sampling, 3, lambda o: sample_ddim(silence, SCHEDULE, SHAPE, n_steps=3, **o)),
+    "dpm": (sampling, 3, lambda o: sample_dpm_solver(silence, SCHEDULE, SHAPE, n_steps=3, **o)),
+    "invert": (sampling, 3, lambda o: ddim_invert(silence, SCHEDULE, IMAGES, n_steps=3, **o)),
+    "inpaint": (sampling, 5, lambda o: inpaint(silence, SCHEDULE, IMAGES, torch.ones(4).bool(), n_steps=3, n_repeats=2, **o)),
+    "sde": (scores, 60, lambda o: sample_sde(silence, SCHEDULE, SHAPE, **o)),
+    "likelihood": (scores, 3, lambda o: flow_log_likelihood(silence, SCHEDULE, IMAGES, n_steps=3, n_probes=1, **o)),
+    "bits": (evaluation, 1, lambda o: bits_per_dim(silence, SCHEDULE, IMAGES, n_levels=2, **o)),
+    "bits in batches": (evaluation, 2, lambda o: bits_per_dim(silence, SCHEDULE, IMAGES, n_levels=2, batch_size=1, **o)),
+}
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_every_walk_shows_progress_if_asked(name, monkeypatch):
+    module, n, call = WALKS[name]
+    asked, seen = [], []
+
+    def note(items, text, shown=True, **options):
+        asked.append((len(items), shown))
+        for item in items:
+            seen.append(shown)
+            yield item
+
+    monkeypatch.setattr(module, "show_progress", note)
+    call({})
+    call({"progress": True})
+    assert asked == [(n, False), (n, True)] and len(seen) == 2 * n  # silent by default; walked to the end
+
+
+def test_bars_change_no_number():
+    options = lambda shown: {"progress": shown, "generator": torch.Generator().manual_seed(0)}
+    for name in ("ddim", "sde", "bits"):
+        one, other = (WALKS[name][2](options(shown)) for shown in (False, True))
+        assert getattr(one, "mean", 0) == getattr(other, "mean", 0) if name == "bits" else one.equal(other)
+
+
+class Clock:
+    """Tell a time that moves when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+
+def test_piped_output_gets_a_line_about_every_ten_seconds(monkeypatch, capsys):
+    clock, bar = Clock(monkeypatch), show_progress(range(7), "walking")
+    for i in bar:
+        bar.set_postfix(loss=f"{i}.5")
+        clock.now += 4
+    told = capsys.readouterr()
+    lines = told.err.splitlines()
+    assert [line.split(" [")[0] for line in lines] == ["walking:  43% 3/7", "walking:  86% 6/7", "walking: 100% 7/7"]
+    assert lines[0].endswith("[00:12<00:16, loss=2.5]") and "\r" not in told.err and told.out == ""
+
+
+def test_piped_output_of_a_quick_walk_stays_empty(capsys):
+    sample_ddim(silence, SCHEDULE, SHAPE, progress=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_that_goes_on_begins_where_it_stopped(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    for _ in show_progress(range(6, 10), "training", start=6):
+        clock.now += 11
+    assert re.findall(r"% (\S+)", capsys.readouterr().err) == ["7/10", "8/10", "9/10", "10/10"]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := io.StringIO())
+    screen.isatty = lambda: True
+    sample_ddim(silence, SCHEDULE, SHAPE, progress=True)
+    assert "sampling: 100%" in screen.getvalue() and "\r" in screen.getvalue()
+    screen.truncate(0)
+    sample_ddim(silence, SCHEDULE, SHAPE)
+    assert screen.getvalue() == ""
+
+
+def test_what_is_quick_need_not_show_a_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := io.StringIO())
+    screen.isatty = lambda: True
+    assert list(show_progress(iter("abc"), "checking", total=3, delay=60)) == [*"abc"]
+    assert screen.getvalue() == ""
+
+
+def test_a_jupyter_kernel_gets_a_bar_and_no_widget():
+    """In a real kernel, by Jupyter's own client: training and sampling show bars; a redirected call and a silent one do not."""
+    begin = (
+        "import torch\nfrom ddpm_nb.sampling import sample_ddim\nfrom ddpm_nb.schedules import make_schedule\n"
+        "from ddpm_nb.training import TrainConfig, fit\nfrom ddpm_nb.unet import make_unet\n"
+        "schedule, model = make_schedule('cosine', 60), make_unet('digits')\n"
+    )
+    cells = [
+        begin,
+        "fit(model, schedule, torch.zeros(8, 1, 8, 8) - 1, TrainConfig(n_iterations=3, batch_size=4));",
+        "sample_ddim(model, schedule, (1, 1, 8, 8), n_steps=3, progress=True);",
+        "sample_ddim(model, schedule, (1, 1, 8, 8), n_steps=3);",
+        "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n"
+        "    sample_ddim(model, schedule, (1, 1, 8, 8), n_steps=3, progress=True)",
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(book, timeout=120, kernel_name="python3").execute()
+    shown = [[(output.output_type, output.get("name"), output.get("text", "")) for output in cell.outputs] for cell in book.cells]
+    assert "training: 100%" in shown[1][0][2] and "3/3" in shown[1][0][2] and "loss=" in shown[1][0][2]
+    assert "sampling: 100%" in shown[2][0][2] and "3/3" in shown[2][0][2]
+    assert {(kind, name) for cell in shown for kind, name, _ in cell} == {("stream", "stdout")}
+    assert shown[0] == shown[3] == shown[4] == []
+
+
+def test_the_last_loss_of_the_bar_is_the_mean_over_a_line_of_the_log():
+    config = TrainConfig(log_every=3)
+    assert recent_loss(torch.tensor([9.0, 1.0, 2.0, 3.0]), config) == recent_loss([1.0, 2.0, 3.0], config) == 2
+    assert recent_loss([4.0], config) == 4
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("nbs/*.ipynb")), ids=lambda path: path.stem)
+def test_no_page_is_filled_by_bars(path):
+    outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
+    assert [text for output in outputs if re.search(r"\d%\|", text := str(output.get("text", "")))] == []
