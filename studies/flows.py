@@ -1,67 +1,114 @@
-"""Measure what straight paths are worth on the digits: quality for each number of network calls, over five seeds.
+"""Measure what straight paths are worth, in the plane and on the digits, with five small networks that are trained side by side.
 
-Run `python studies/flows.py` (about twenty minutes on one core); chapter 15 reads ddpm_nb/measured/flows.json.
-A number after it does so many seeds and stops; the next run goes on.
+Run `python studies/flows.py` (three minutes on one idle core); chapter 15 reads ddpm_nb/measured/flows.json.
+The networks have fully connected layers, so that five of each kind train in a minute; each has its own first weights and draws.
 """
 
-import sys
+import math
 
 import torch
+import torch.nn.functional as F
 from common import MEASURED, setting, write
 from torch import nn
 
 from ddpm_nb.data import load_images
-from ddpm_nb.evaluation import (
-    classifier_features,
-    classifier_report,
-    frechet_distance,
-    load_classifier,
-)
-from ddpm_nb.files import read_json
+from ddpm_nb.elbo import simple_loss
+from ddpm_nb.embeddings import sinusoidal_embedding
+from ddpm_nb.evaluation import classifier_features, frechet_distance, load_classifier
 from ddpm_nb.flows import (
     edm_denoiser,
     flow_matching_loss,
     logit_normal_times,
     sample_flow,
     sample_heun,
-    straightness,
 )
 from ddpm_nb.gaussian import GaussianMixture, seeded, seeded_init
 from ddpm_nb.sampling import sample_ddim, sample_ddpm, sample_dpm_solver
 from ddpm_nb.schedules import make_schedule
-from ddpm_nb.training import TrainConfig, fit
-from ddpm_nb.unet import UNet
 
-SEEDS, CALLS, FEW = (0, 1, 2, 3, 4), (5, 10, 20, 50), (1, 2, 4)
-ITERATIONS, BATCH, T, N, PAIRS = 800, 64, 1000, 500, 2000
-PATH = MEASURED / "flows.json"
+SEEDS, CALLS, FEW = 5, (5, 10, 20, 50), (1, 2, 4)
+ITERATIONS, BATCH, T, N, PAIRS = {"plane": 1200, "digits": 1800}, 100, 1000, 1000, 4000
 
 
-class PlaneVelocity(nn.Module):
-    """Predict the velocity of points in the plane, as in chapter 15."""
+class Networks(nn.Module):
+    """Five networks on d values, side by side: a batch is that of the first, then of the second, ..."""
 
-    def __init__(self, width=64):
+    def __init__(self, d, width=128, depth=2):
         super().__init__()
-        layers = [nn.Linear(6, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()]
-        self.net = nn.Sequential(*layers, nn.Linear(width, 2))
+        self.d = d
+        sizes = {"enter": (d, width), "leave": (width, d)}
+        for i in range(depth):
+            sizes |= {f"time_{i}": (64, width), f"first_{i}": (width, width), f"second_{i}": (width, width)}
+        weights = {name: torch.randn(SEEDS, *size) / math.sqrt(size[0]) for name, size in sizes.items()}
+        self.weights = nn.ParameterDict({name: nn.Parameter(value) for name, value in weights.items()})
+        self.biases = nn.ParameterDict({name: nn.Parameter(torch.zeros(SEEDS, 1, size[1])) for name, size in sizes.items()})
+        self.depth = depth
+
+    def linear(self, name, x):
+        """Apply a layer of each network to its own part; (SEEDS, B, in) -> (SEEDS, B, out)."""
+        return torch.baddbmm(self.biases[name], x, self.weights[name])
 
     def forward(self, x, t):
-        turns = torch.stack([t, (3 * t).sin(), (3 * t).cos(), (6 * t).sin()], 1)
-        return self.net(torch.cat([x, turns], 1))
+        waves = sinusoidal_embedding(t, 64).view(SEEDS, -1, 64)
+        h = self.linear("enter", x.reshape(SEEDS, -1, self.d))
+        for i in range(self.depth):
+            inner = self.linear(f"first_{i}", F.layer_norm(h, h.shape[-1:])) + self.linear(f"time_{i}", waves)
+            h = h + self.linear(f"second_{i}", F.silu(inner))
+        return self.linear("leave", h).view_as(x)
 
 
-def learn(loss, seed, n_updates=1200):
-    """Minimise loss(model, generator) in the plane."""
-    with seeded_init(seed):
-        model = PlaneVelocity()
-    optimizer, generator = torch.optim.Adam(model.parameters(), 3e-3), seeded(3000 + seed)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_updates)
-    for _ in range(n_updates):
+def timed(networks):
+    """Let networks that read steps up to 1,000 be velocities for times up to 1."""
+    return lambda x, t: networks(x, 1000 * t)
+
+
+def learn(loss, d, n_iterations, start=None):
+    """Minimise loss(networks), from first weights or from those of `start`; return the average of the last weights."""
+    with seeded_init(0):
+        networks = Networks(d)
+    if start is not None:
+        networks.load_state_dict(start.state_dict())
+    average = Networks(d).requires_grad_(False)
+    average.load_state_dict(networks.state_dict())
+    optimizer = torch.optim.Adam(networks.parameters(), 2e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_iterations)
+    for _ in range(n_iterations):
         optimizer.zero_grad()
-        loss(model, generator).backward()
+        loss(networks).backward()
         optimizer.step()
         decay.step()
-    return model.requires_grad_(False)
+        torch._foreach_lerp_(list(average.parameters()), list(networks.parameters()), 0.01)
+    return average
+
+
+def trained(draw, d, n_iterations, seed):
+    """Train flows on data that `draw(n)` draws, let them join pairs, and train once more on these; return both."""
+    generator = seeded(seed)
+
+    def fresh(networks):
+        x_0, t = draw(SEEDS * BATCH), logit_normal_times(SEEDS * BATCH, generator=generator)
+        return flow_matching_loss(timed(networks), x_0, t=t, generator=generator)
+
+    flow = learn(fresh, d, n_iterations)
+    starts = torch.randn(SEEDS * PAIRS, *draw(1).shape[1:], generator=generator)
+    ends = sample_flow(timed(flow), starts.shape, n_steps=12, x_T=starts)
+    first = torch.arange(SEEDS)[:, None] * PAIRS  # each network keeps to its own pairs
+
+    def joined(networks):
+        chosen = (first + torch.randint(PAIRS, (SEEDS, BATCH), generator=generator)).flatten()
+        return flow_matching_loss(timed(networks), ends[chosen], eps=starts[chosen], generator=generator)
+
+    return flow, learn(joined, d, n_iterations, start=flow)
+
+
+def straightness(networks, noise, n_steps=50):
+    """Measure S of each network, as the chapter's `straightness` does of one."""
+    x, speeds = noise, []
+    for i in range(n_steps):
+        speeds.append(timed(networks)(x, torch.full((len(x),), 1 - i / n_steps)))
+        x = x - speeds[-1] / n_steps
+    gaps = [(noise - x - v).flatten(1).square().sum(1).view(SEEDS, -1).mean(1) for v in speeds]
+    return torch.stack(gaps).mean(0).tolist()
 
 
 def energy_distance(x, y):
@@ -70,86 +117,37 @@ def energy_distance(x, y):
     return float(2 * torch.cdist(x, y).mean() - own[0] - own[1])
 
 
-def in_the_plane(seed):
-    """Train a flow in the plane of chapter 15 and straighten it; return what it was and became."""
+def in_the_plane():
+    """Train and straighten flows in the plane of the chapter; return S and distances from the data."""
     means = torch.tensor([[-2.0, -0.4], [0.8, 1.0], [1.2, -1.1]])
     tall, slanted = [[0.06, 0.0], [0.0, 0.12]], [[0.16, 0.08], [0.08, 0.1]]
     covariances = torch.tensor([tall, slanted, [[0.05, -0.02], [-0.02, 0.1]]])
-    plane = GaussianMixture(torch.tensor([0.15, 0.5, 0.35]), means, covariances)
-    starts = torch.randn(8192, 2, generator=seeded(4000 + seed))
-
-    def fresh(model, generator):
-        x_0, t = plane.sample(256, generator=generator), logit_normal_times(256, generator=generator)
-        return flow_matching_loss(model, x_0, t=t, generator=generator)
-
-    def joined(model, generator):
-        chosen = torch.randint(len(starts), (256,), generator=generator)
-        return flow_matching_loss(model, ends[chosen], eps=starts[chosen], generator=generator)
-
-    flow = learn(fresh, seed)
-    ends = sample_flow(flow, starts.shape, n_steps=25, x_T=starts)
-    straight = learn(joined, seed)
-    data, noise = plane.sample(3000, generator=seeded(seed)), torch.randn(3000, 2, generator=seeded(5000 + seed))
+    plane, generator = GaussianMixture(torch.tensor([0.15, 0.5, 0.35]), means, covariances), seeded(1)
+    flow, straight = trained(lambda n: plane.sample(n, generator=generator), 2, ITERATIONS["plane"], 2)
+    data, noise = plane.sample(2000, generator=seeded(3)), torch.randn(SEEDS * 2000, 2, generator=seeded(4))
     facts = {}
-    for name, model in {"before": flow, "after": straight}.items():
-        draw = lambda n, model=model: sample_flow(model, (3000, 2), n_steps=n, method="euler", x_T=noise)
-        facts[name] = {str(n): energy_distance(draw(n), data) for n in FEW} | {"S": straightness(model, noise)}
+    for name, networks in {"before": flow, "after": straight}.items():
+        facts[name] = {"S": straightness(networks, noise)}
+        for n in FEW:
+            x = sample_flow(timed(networks), noise.shape, n_steps=n, method="euler", x_T=noise)
+            facts[name][str(n)] = [energy_distance(part, data) for part in x.split(2000)]
     return facts
 
 
-def timed(network):
-    """Let a U-Net, which reads steps up to 1,000, be a velocity for times up to 1."""
-    return lambda x, t: network(x, 1000 * t)
-
-
-def trained(schedule, images, seed, loss=None, start=None):
-    """Train a small U-Net, from its first weights or from those of `start`; return its average."""
-    with seeded_init(seed):
-        network = UNet(8, 1, 16, (1, 2), 1, (4,), norm_groups=8)
-    if start is not None:
-        network.load_state_dict(start.state_dict())
-    config = TrainConfig(n_iterations=ITERATIONS, batch_size=BATCH, seed=seed, precision="float32")
-    return fit(network, schedule, images, config, loss=loss, range_check=False, progress=False).ema
-
-
-def flow_loss(seed):
-    """Build the loss of flow matching with logit-normal times."""
-    generator = seeded(1000 + seed)
-
-    def loss(model, schedule, x_0, *, t, eps, reduction):
-        times = logit_normal_times(len(x_0), generator=generator)
-        return flow_matching_loss(timed(model), x_0, t=times, eps=eps, reduction=reduction)
-
-    return loss
-
-
-def pair_loss(model, schedule, x_0, *, t, eps, reduction):
-    """Compute the loss of pairs, an image and its noise as two channels, with uniform times."""
-    times = (t + 0.5) / schedule.n_steps
-    image, noise = x_0.split(1, 1)
-    return flow_matching_loss(timed(model), image, t=times, eps=noise, reduction=reduction)
-
-
-def in_parts(sample, noise):
-    """Call a sampler for 500 images at a time; return what is left after clipping."""
-    with torch.inference_mode():
-        return torch.cat([sample(part) for part in noise.split(500)]).clamp(-1, 1)
-
-
-def samplers(ddpm, schedule, flow, straight, seed):
+def samplers(ddpm, schedule, flow, straight):
     """List for each sampler which numbers of calls it is measured at, and how it draws."""
-    chain = lambda sampler: lambda x, n: sampler(ddpm, schedule, x.shape, n_steps=n, x_T=x, generator=seeded(seed))
+    chain = lambda sampler: lambda x, n: sampler(ddpm, schedule, x.shape, n_steps=n, x_T=x, generator=seeded(5))
     denoiser = edm_denoiser(ddpm, schedule, clip_x_0=True)
-    heun = lambda network: lambda x, n: sample_flow(timed(network), x.shape, n_steps=(n + 1) // 2, x_T=x)
-    euler = lambda network: lambda x, n: sample_flow(timed(network), x.shape, n_steps=n, method="euler", x_T=x)
+    heun = lambda networks: lambda x, n: sample_flow(timed(networks), x.shape, n_steps=(n + 1) // 2, x_T=x)
+    euler = lambda networks: lambda x, n: sample_flow(timed(networks), x.shape, n_steps=n, method="euler", x_T=x)
     return {
         "DDPM": (CALLS, chain(sample_ddpm)),
-        "DDIM": ((*FEW, *CALLS), chain(sample_ddim)),
+        "DDIM": (CALLS, chain(sample_ddim)),
         "2M": (CALLS, chain(sample_dpm_solver)),
         "EDM's Heun": (CALLS, lambda x, n: sample_heun(denoiser, x.shape, n_steps=(n + 1) // 2, x_T=x)),
-        "flow, Euler": ((*FEW, *CALLS[:2]), euler(flow)),
+        "flow, Euler": (FEW, euler(flow)),
         "flow, Heun": (CALLS, heun(flow)),
-        "rectified, Euler": ((*FEW, *CALLS[:2]), euler(straight)),
+        "rectified, Euler": (FEW, euler(straight)),
         "rectified, Heun": (CALLS, heun(straight)),
     }
 
@@ -160,50 +158,40 @@ def as_text(images):
     return ["".join(f"{level:x}" for level in image) for image in levels]
 
 
-def one_seed(seed, schedule, digits, judge, results):
-    """Train three networks, draw with all samplers, and append what is measured."""
-    ddpm = trained(schedule, digits, seed)
-    flow = trained(schedule, digits, seed, flow_loss(seed))
-    starts = torch.randn(PAIRS, 1, 8, 8, generator=seeded(2000 + seed))
-    ends = in_parts(lambda x: sample_flow(timed(flow), x.shape, n_steps=10, x_T=x), starts)
-    straight = trained(schedule, torch.cat([ends, starts], 1), seed, pair_loss, start=flow)
-    noise = torch.randn(N, 1, 8, 8, generator=seeded(seed))
-    for name, network in {"before": flow, "after": straight}.items():
-        results["straightness"][name].append(straightness(timed(network), noise[:300]))
+def on_digits():
+    """Train all three kinds on the digits; return S, distances and a few pictures."""
+    schedule, digits, judge = make_schedule("cosine", T), load_images("digits"), load_classifier("digits")
+    generator = seeded(6)
+    draw = lambda n: digits[torch.randint(len(digits), (n,), generator=generator)]
+    loss = lambda networks: simple_loss(networks, schedule, draw(SEEDS * BATCH), generator=generator)
+    ddpm = learn(loss, 64, ITERATIONS["digits"])
+    flow, straight = trained(draw, 64, ITERATIONS["digits"], 7)
+    noise = torch.randn(SEEDS * N, 1, 8, 8, generator=seeded(8))
+    few = noise.view(SEEDS, N, 1, 8, 8)[:, :200].flatten(0, 1)
     reference = classifier_features(judge, digits)
-    for name, (counts, draw) in samplers(ddpm, schedule, flow, straight, seed).items():
+    facts = {"straightness": {"before": straightness(flow, few), "after": straightness(straight, few)}}
+    held_out = classifier_features(judge, load_images("digits", split="test"))
+    facts |= {"floor": frechet_distance(reference, held_out), "distance": {}, "pictures": {}}
+    for name, (counts, sample) in samplers(ddpm, schedule, flow, straight).items():
+        facts["distance"][name] = {}
         for n in counts:
-            images = in_parts(lambda x, n=n, draw=draw: draw(x, n), noise)
-            row = results["distance"].setdefault(name, {}).setdefault(str(n), [])
-            row.append(frechet_distance(reference, classifier_features(judge, images)))
-            sure = results["confident"].setdefault(name, {}).setdefault(str(n), [])
-            sure.append(classifier_report(judge, images).confident)
-            shown = ("Euler" in name and n in FEW) or (name, n) == ("flow, Heun", 50)
-            if seed == SEEDS[0] and shown:
-                results["pictures"].setdefault(name, {})[str(n)] = as_text(images[:10])
+            images = sample(noise, n).clamp(-1, 1)
+            parts = [classifier_features(judge, part) for part in images.split(N)]
+            facts["distance"][name][str(n)] = [frechet_distance(reference, part) for part in parts]
+            if "Euler" in name or (name, n) == ("flow, Heun", 50):
+                facts["pictures"].setdefault(name, {})[str(n)] = as_text(images[:10])
+        print(name, {n: [round(v, 1) for v in values] for n, values in facts["distance"][name].items()}, flush=True)
+    return facts
 
 
 def main():
     """Train, measure and write."""
     torch.set_num_threads(1)
-    schedule, digits = make_schedule("cosine", T), load_images("digits")
-    judge = load_classifier("digits")
-    results = {"seeds": list(SEEDS), "iterations": ITERATIONS, "batch": BATCH, "samples": N, "pairs": PAIRS}
+    results = {"trainings": SEEDS, "iterations": ITERATIONS, "batch": BATCH, "samples": N, "pairs": PAIRS}
     results |= setting("CPU, one thread")
-    held_out = classifier_features(judge, load_images("digits", split="test"))
-    results["floor"] = frechet_distance(classifier_features(judge, digits), held_out)
-    results |= {"straightness": {"before": [], "after": []}, "distance": {}, "confident": {}, "pictures": {}}
-    if PATH.exists() and (kept := read_json(PATH))["iterations"] == ITERATIONS:
-        results = kept
-    if "plane" not in results:
-        results["plane"] = [in_the_plane(seed) for seed in SEEDS]
-        print(results["plane"], flush=True)
-    left = list(SEEDS)[len(results["distance"].get("DDPM", {}).get("50", [])) :]
-    for seed in left[: int(sys.argv[1])] if len(sys.argv) > 1 else left:
-        one_seed(seed, schedule, digits, judge, results)
-        print(seed, results["straightness"], flush=True)
-        print({name: {n: round(v[-1], 1) for n, v in rows.items()} for name, rows in results["distance"].items()}, flush=True)
-        write(PATH, results)
+    results["plane"] = in_the_plane()
+    print(results["plane"], flush=True)
+    write(MEASURED / "flows.json", results | on_digits())
 
 
 if __name__ == "__main__":
