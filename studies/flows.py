@@ -27,7 +27,7 @@ from ddpm_nb.sampling import sample_ddim, sample_ddpm, sample_dpm_solver
 from ddpm_nb.schedules import make_schedule
 
 SEEDS, CALLS, FEW = 5, (5, 10, 20, 50), (1, 2, 4)
-ITERATIONS, BATCH, T, N, PAIRS = {"plane": 1200, "digits": 1800}, 100, 1000, 1000, 4000
+ITERATIONS, BATCH, T, N, PAIRS = {"plane": 800, "digits": 1200}, 100, 1000, 600, 2000
 
 
 class Networks(nn.Module):
