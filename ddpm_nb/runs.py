@@ -367,7 +367,8 @@ class Checkpoints(Watcher):
     def start(self, trainer: Trainer):
         """Go back to the newest intact checkpoint, or write checkpoint 0 and then the settings."""
         self.description = describe_data(self.data, trainer.config.conditional == "class")
-        _check_kind(trainer.network)
+        if not self.goes_on:  # what goes on was kept before
+            _check_kind(trainer.network)
         if trainer.processes.is_main:
             prepare_run(self.out, self.resume)
         trainer.processes.wait()
