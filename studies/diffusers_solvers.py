@@ -1,6 +1,6 @@
 """Measure what the solvers of diffusers, and the noise levels of k-diffusion, make of the shipped digits network, whose schedule is a cosine.
 
-Run `python studies/diffusers_solvers.py` (five minutes on one core); chapter 29 reads ddpm_nb/measured/diffusers_solvers.json.
+Run `python studies/diffusers_solvers.py` (a few minutes on one core); chapter 29 reads ddpm_nb/measured/diffusers_solvers.json.
 What is there already stays; a number after the command does so many samplers and stops, and the next run goes on.
 """
 
@@ -25,7 +25,7 @@ from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import load_pretrained
 from ddpm_nb.sampling import sample_ddim, sample_dpm_solver
 
-SEEDS, N, CALLS, LAMBDA_MIN = (0, 1, 2, 3), 125, 20, -5.1
+SEEDS, N, CALLS, LAMBDA_MIN = (0, 1, 2, 3), 64, 20, -5.1
 PATH = MEASURED / "diffusers_solvers.json"
 BASE = "ours, DDIM"  # what the others are compared with
 CLAMPED = {"thresholding": True, "sample_max_value": 1.0}  # of x_0_hat to [-1, 1]
