@@ -257,6 +257,7 @@ def image_slider(
     if not labels or any(len(row) != len(labels) for row in rows.values()):
         got = f"{[len(row) for row in rows.values()]} frames, {len(labels)} labels"
         raise ValueError(f"frames and labels must have one length, at least 1; got {got}")
+    n_cols = min(n_cols, *(len(row[0]) for row in rows.values()))
     data = frame_sheet(list(rows.values()), n_cols)
     data |= {"scale": scale, "positions": [str(label) for label in labels], "label": name}
     if isinstance(frames, dict):
