@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-LOCK := $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+LOCK := $(UV) pip compile --prerelease disallow --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 # Settings of another Python or Jupyter on this machine must not reach the notebooks' kernels.
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME MPLBACKEND VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test check look bench lab lock address gpu fresh clean
+.PHONY: export help setup book test check look bench slow exercises lab lock address gpu fresh oldest clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,6 +44,12 @@ bench: setup ## measure the package beside its peers (about an hour on two cores
 	$(UV) pip install --quiet --python $(BIN)/python --target studies/.peers --no-deps --require-hashes -r requirements-bench.txt
 	PYTHONPATH=$(CURDIR)/studies/.peers $(BIN)/python studies/bench.py --out ddpm_nb/measured/performance-cpu.json
 
+slow: setup ## run the notebooks as on two cores without bfloat16 and print the slowest cells of each
+	$(BIN)/python tools/slow.py
+
+exercises: setup ## write the notebooks without solutions, cells to fill and the checks that judge them, into _exercises
+	$(BIN)/python tools/exercises.py
+
 lab: setup ## open the notebooks in JupyterLab
 	$(UV) pip install --quiet --python $(BIN)/python --constraint requirements-dev.txt jupyterlab
 	$(BIN)/jupyter lab nbs
@@ -53,20 +59,26 @@ lock: setup ## renew the pins in requirements-*.txt
 	$(LOCK) requirements-dev.in -o requirements-dev.txt
 	$(LOCK) --no-deps requirements-bench.in -o requirements-bench.txt
 
+export: setup ## write ddpm_nb from the notebooks: nbdev_export, then the texts of parameters into the docstrings
+	$(BIN)/python tools/notebooks.py export
+
 address: ## write the address in settings.ini into the notebooks and pyproject.toml
 	$(PYTHON) tools/address.py
 
-gpu: setup ## run the notebooks and the tests that need a GPU on this machine's GPU
+gpu: setup ## do all that needs a GPU on this machine's GPU, in at most fifteen minutes, and write ddpm_nb/measured/gpu.json
 	$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device here"'
-	$(BIN)/pytest -q -m gpu tests
-	$(BIN)/pytest -q $(NBVAL) nbs
+	$(BIN)/python studies/gpu.py
 
-fresh: ## run tests and notebooks on the newest versions that pyproject.toml allows
+oldest: ## run the tests that need no development tool on the oldest versions that pyproject.toml admits
+	bash tools/versions.sh oldest lowest-direct "$(TESTS)"
+
+fresh: ## run tests and notebooks on the newest versions that pyproject.toml allows, and once more what the wheel alone can run
 	$(PYTHON) -m venv .venv-fresh
 	.venv-fresh/bin/python -m pip install --quiet --require-hashes -r requirements-uv.txt
 	sed -E 's/^(torch|torchvision)==.*/\1/' requirements-dev.in > .venv-fresh/newest.in
 	.venv-fresh/bin/uv pip install --quiet --upgrade --python .venv-fresh/bin/python -r .venv-fresh/newest.in -e .
 	.venv-fresh/bin/python -m pytest -q $(NBVAL) tests nbs
+	bash tools/versions.sh newest highest "$(TESTS)"
 
 clean: ## remove what was built, but not .venv
 	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

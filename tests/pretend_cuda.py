@@ -19,6 +19,7 @@ aten = torch.ops.aten
 MOVES = {aten._to_copy.default, aten.copy_.default, aten._local_scalar_dense.default}  # from device to device
 INDEXES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 FROM_PYTHON = {torch.tensor, torch.as_tensor, torch.asarray}
+PARTS = "CompositeImplicitAutograd"  # operations that consist of others; in `inference_mode` they arrive whole
 
 
 class Pretended(torch.Tensor):
@@ -118,6 +119,9 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Compute on the values."""
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), PARTS):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         return compute(func, args, kwargs or {}, self.source)
 
 
@@ -133,6 +137,8 @@ class Calls(TorchFunctionMode):
         if func in FROM_PYTHON and torch.device(kwargs.get("device") or "cpu").type == "cuda":
             place = kwargs.pop("device")
             return func(*args, **kwargs).to(place)
+        if func is torch.Tensor.new_tensor and isinstance(args[0], Pretended):
+            return torch.tensor(*args[1:], **{"dtype": args[0].dtype} | kwargs).to(CUDA)
         if func is torch.Tensor.numpy:
             if isinstance(args[0], Pretended):
                 raise TypeError("can't convert cuda:0 device type tensor to numpy")

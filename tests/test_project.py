@@ -146,6 +146,20 @@ def test_no_registry_is_named():
     none([name for name, text in tracked_text() if any(host in text for host in REGISTRIES)])
 
 
+def test_pins_are_no_pre_releases():
+    lines = [line for path in sorted(ROOT.glob("requirements-*.txt")) for line in path.read_text().splitlines()]
+    pins = [line.split()[0] for line in lines if re.match(r"[\w.-]+==", line)]
+    assert len(pins) > 50
+    none([pin for pin in pins if re.search(r"==.*(a|b|rc|dev)\d", pin)])
+
+
+def test_the_quick_check_holds_the_rules():
+    """What CONTRIBUTING calls a rule is in `make check`: notebooks and package, equations, the glossary, texts of parameters."""
+    quick = (ROOT / "tools" / "test.sh").read_text().partition("= fast ]")[2].partition("exit")[0]
+    for name in ("project", "equations", "glossary", "docstrings"):
+        assert f"tests/test_{name}.py" in quick, name
+
+
 def test_workflows_fit_their_schema():
     command = [
         sys.executable,

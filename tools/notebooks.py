@@ -2,6 +2,7 @@
 
 Usage: python tools/notebooks.py text|sync|run|execute [--force] [NAME ...]
        python tools/notebooks.py new NUMBER NAME
+       python tools/notebooks.py export
 
 text     write notebooks as scripts; refused where a script has edits that were not synced
 sync     read scripts back, export the package and clean; refused where a notebook has changed since
@@ -9,6 +10,7 @@ sync     read scripts back, export the package and clean; refused where a notebo
 run      sync, then run the notebooks and store their outputs
 execute  run the notebooks as they are and store their outputs
 new      begin a chapter: its notebook and its script
+export   write the package: nbdev_export, then the texts of parameters into the docstrings
 
 NAME is the beginning of a notebook's name, such as 02; without one a command takes every notebook.
 `--force` does what would be refused.
@@ -25,6 +27,7 @@ import time
 from pathlib import Path
 
 import address
+import docstrings
 import jupytext
 import nbformat
 from jupytext.combine import combine_inputs_with_outputs
@@ -33,6 +36,15 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parent.parent
 NBS, TEXT = ROOT / "nbs", ROOT / "_text"
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+# What a kernel runs before the first cell: an assertion that fails shows both sides.
+EXPLAIN = f"""def _install():
+    import sys
+    sys.path.append({str(ROOT / "tools")!r})
+    import asserts
+    sys.path.pop()
+    asserts.install(get_ipython())
+_install()
+del _install"""
 EXERCISE = """## Exercises
 
 ```{exercise}
@@ -209,24 +221,15 @@ def begin(number, name):
     print(f"begun: _text/{path.stem}.py; list nbs/{path.stem} in _toc.yml, then sync {number}")
 
 
-def execute(path):
+def execute(path, folder=NBS):
     """Run a notebook in a fresh kernel and store its outputs; stop at the first error."""
     nb, started = nbformat.read(path, as_version=4), time.perf_counter()
-    for cell in nb.cells:
-        if re.match(r"(#\|.*\n)*#\|\s*eval:\s*false", cell.source):
-            cell.metadata.setdefault("tags", []).append("skip-execution")
-    client = NotebookClient(
-        nb,
-        timeout=1800,
-        skip_cells_with_tag="skip-execution",
-        resources={"metadata": {"path": str(NBS)}},
-    )
-    client.execute()
-    for cell in nb.cells:
-        if "skip-execution" in cell.metadata.get("tags", []):
-            cell.metadata["tags"].remove("skip-execution")
-            if not cell.metadata["tags"]:
-                del cell.metadata["tags"]
+    client = NotebookClient(nb, timeout=1800, resources={"metadata": {"path": str(folder)}})
+    with client.setup_kernel():
+        client.kc.execute(EXPLAIN, silent=True, store_history=False)
+        for i, cell in enumerate(nb.cells):
+            if not re.match(r"(#\|.*\n)*#\|\s*eval:\s*false", cell.source):
+                client.execute_cell(cell, i)
     nbformat.write(nb, path)
     print(f"{path.name}: executed in {time.perf_counter() - started:.0f} s", flush=True)
 
@@ -250,12 +253,18 @@ def nbdev(command, *args):
     subprocess.run([str(Path(sys.executable).parent / command), *args], cwd=ROOT, check=True)
 
 
+def export():
+    """Write the package from all notebooks, its docstrings complete."""
+    nbdev("nbdev_export")
+    docstrings.write(ROOT / "ddpm_nb")
+
+
 def main():
     """Do what the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["text", "sync", "run", "execute", "new"])
+    parser.add_argument("command", choices=["text", "sync", "run", "execute", "new", "export"])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--force", action="store_true")
     args = parser.parse_intermixed_args()
@@ -264,6 +273,9 @@ def main():
         if len(args.names) != 2:
             parser.error("new takes a number and a name")
         begin(*args.names)
+        return
+    if args.command == "export":
+        export()
         return
     if args.command == "text":
         paths = selected(NBS, ".ipynb", args.names)
@@ -276,7 +288,7 @@ def main():
         stop_if_refused(paths, "sync", args.force)
         for path in paths:
             from_text(path)
-        nbdev("nbdev_export")
+        export()
     paths = selected(NBS, ".ipynb", args.names)
     for path in paths if args.command in ("run", "execute") else []:
         execute(path)

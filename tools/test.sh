@@ -22,7 +22,9 @@ export_in_sync() {
     mkdir "$work/export/ddpm_nb"
     cp ddpm_nb/__main__.py ddpm_nb/py.typed "$work/export/ddpm_nb"  # written by hand
     (cd "$work/export" && nbdev_export)
-    diff -ru -x __pycache__ -x weights -x classifiers -x measured -x pipelines "$work/export/ddpm_nb" ddpm_nb
+    python tools/docstrings.py "$work/export/ddpm_nb"
+    diff -ru -x __pycache__ -x weights -x classifiers -x measured -x pipelines "$work/export/ddpm_nb" ddpm_nb ||
+        { echo "run make export, and commit ddpm_nb"; return 1; }
 }
 
 notebooks_clean() {
@@ -60,7 +62,7 @@ step "ddpm_nb is what the notebooks export" export_in_sync
 step "notebooks are clean" notebooks_clean
 step "lint" ruff check --quiet .
 if [ "${1:-all}" = fast ]; then
-    step "the project's rules" pytest -q tests/test_project.py
+    step "the project's rules" pytest -q tests/test_project.py tests/test_equations.py tests/test_glossary.py tests/test_docstrings.py
     exit
 fi
 step "the book, from the committed outputs" committed_book

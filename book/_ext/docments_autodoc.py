@@ -10,6 +10,7 @@ from pathlib import Path
 from fastcore.docments import docments
 
 PLACEHOLDER = "<!-- modules -->"
+SECTIONS = ("Args:", "Returns:")  # which tools/docstrings.py writes
 SECTION = """({label})=
 ## `{module}`
 
@@ -77,7 +78,9 @@ def parameter_comments(obj, returned=False):
 
 
 def on_docstring(app, what, name, obj, options, lines):
-    """Append the comments of an object's parameters to its docstring as a field list."""
+    """Append the comments of an object's parameters to its docstring as a field list, in place of the section for `help()`."""
+    ends = [i for i, line in enumerate(lines) if line.strip() in SECTIONS]
+    del lines[min(ends, default=len(lines)) :]
     lines[:] = [line if ":" in line[:1] else rst(line) for line in lines]
     if what not in ("function", "method", "class"):
         return
@@ -96,5 +99,5 @@ def on_docstring(app, what, name, obj, options, lines):
 def setup(app):
     """Register the extension with Sphinx."""
     app.connect("source-read", on_source_read)
-    app.connect("autodoc-process-docstring", on_docstring)
+    app.connect("autodoc-process-docstring", on_docstring, priority=400)  # before napoleon
     return {"version": "1", "env_version": 1, "parallel_read_safe": True}

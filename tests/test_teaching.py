@@ -1,0 +1,96 @@
+"""What teachers and slow machines are offered: notebooks without solutions, plans with hours, tests for any versions, a script for a GPU."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import exercises
+import gpu
+import measures
+import portable
+import rules
+import slow
+
+ROOT = Path(__file__).resolve().parent.parent
+SOLUTION = """import math
+side = 3
+def area(x):
+    return x * x
+assert area(side) == 9
+assert_refused(lambda: area("a"), "number")
+print(side)"""
+
+
+def test_a_solution_becomes_a_cell_to_fill():
+    filled = exercises.to_fill(SOLUTION)
+    wanted = 'import math\n\n# Your code. The checks below use area, side.\n...\n\nassert area(side) == 9\nassert_refused(lambda: area("a"), "number")'
+    assert filled == wanted
+    assert exercises.to_fill("x = 1") == "# Your code.\n..."
+
+
+def test_no_solution_is_left_and_every_check_is(tmp_path):
+    n = exercises.write(tmp_path)
+    assert n > 100
+    for nb in rules.read_book():
+        written = json.loads((tmp_path / nb.path.name).read_text())
+        text = "".join("".join(cell["source"]) for cell in written["cells"] if cell["cell_type"] == "markdown")
+        assert "{solution-start}" not in text
+        assert text.count("```{exercise}") == nb.text.count("```{exercise}")
+        ids = [cell["id"] for cell in written["cells"]]
+        assert len(ids) == len(set(ids)), nb.name
+        code = [cell for cell in written["cells"] if cell["cell_type"] == "code"]
+        assert len(code) == len(nb.code)  # in the same order
+        for cell, old in zip(code, nb.code, strict=True):
+            if "exercise" in cell["metadata"].get("tags", []):
+                kept = ast.parse(cell["source"]).body
+                assert sum(map(exercises.judges, kept)) == sum(map(exercises.judges, old.tree.body))
+                assert cell["outputs"] == []
+
+
+def test_plans_name_chapters_and_their_hours():
+    page = (ROOT / "book" / "teachers.md").read_text()
+    shown = re.search(r"<!-- plans -->\n(.*?)\n<!-- end -->", page, re.S)[1].splitlines()
+    wanted = exercises.table().splitlines()
+    assert len(shown) == len(wanted), "run tools/exercises.py --plans"
+    for old, new in zip(shown, wanted, strict=True):
+        told, counted = (re.findall(r"\d+\.\d+", line) for line in (old, new))
+        assert re.sub(r"\d+\.\d+", "", old) == re.sub(r"\d+\.\d+", "", new)
+        assert all(abs(float(a) - float(b)) <= 0.1 + 0.15 * float(b) for a, b in zip(told, counted, strict=True)), (old, new)
+    known = set(measures.reading_hours(ROOT)["hours"])
+    assert {c for meetings in exercises.PLANS.values() for chapters in meetings for c in chapters} <= known
+
+
+def test_tests_for_any_versions_need_no_development_tool():
+    files = portable.portable()
+    assert "tests/test_training.py" in files and len(files) >= 15
+    assert not {"tests/test_sampling.py", "tests/test_project.py", "tests/test_equations.py"} & set(files)
+
+
+def test_a_slow_notebook_is_told():
+    cells = [(130.0, "train"), (20.0, "plot"), (1.0, "import")]
+    assert slow.line("09_training", cells, None).endswith("TOO LONG")
+    assert slow.line("09_training", cells[1:], None).endswith("plot 20, import 1")
+    assert "STOPPED at cell x: KeyError: 1" in slow.line("09_training", [], "cell x: KeyError: 1")
+
+
+def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path):
+    """Tiny numbers, the parts that measure; whoever has a GPU needs one call."""
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "studies/gpu.py", "--device", "cpu", "--tiny", "--parts", "speed", "network", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    for part in ("speed", "network"):
+        (row,) = found[part]["rows"]
+        assert row["train seconds"] > 0 and row["sample seconds"] > 0 and row["parameters"] > 1000
+        assert row["train flops"] == 3 * row["sample flops"]
+
+
+def test_what_failed_on_a_gpu_is_told():
+    fine = {"tests": {"code": 0}, "notebooks": {"01_x": {"failed": []}, "02_y": "not reached"}}
+    assert not gpu.went_wrong(fine)
+    assert gpu.went_wrong(fine | {"tests": {"code": 1}})
+    assert gpu.went_wrong({"notebooks": {"01_x": {"failed": [{"cell": "a", "why": "b"}]}}})
