@@ -17,7 +17,8 @@ for python in ${PYTHONS:-3.11}; do
     here=.venv-$name-$python
     "$uv" venv --quiet --clear --python "$python" "$here"
     # what the tests import beyond the package comes in its newest version
-    "$uv" pip install --quiet --python "$here/bin/python" --resolution "$resolution" "$work"/*.whl
+    "$uv" pip install --quiet --python "$here/bin/python" --resolution "$resolution" -r pyproject.toml
+    "$uv" pip install --quiet --python "$here/bin/python" --no-deps "$work"/*.whl
     "$uv" pip install --quiet --python "$here/bin/python" pytest hypothesis mpmath scipy --constraint <("$uv" pip freeze --python "$here/bin/python" | grep -v ddpm)
     "$uv" pip freeze --python "$here/bin/python" | grep -iE '^(torch|torchvision|accelerate|matplotlib|numpy|pillow|safetensors|scikit-learn|tqdm)==' | tr '\n' ' '
     mkdir -p "$work/$python"
