@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import call_model, check_floating, check_generator, check_int
-from .checks import check_model, check_number, check_timesteps
+from .checks import call_model, check_device, check_floating, check_generator
+from .checks import check_int, check_model, check_number, check_timesteps
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
 from .training import show_progress
@@ -28,6 +28,7 @@ def score(
     """Return the model's estimate of the gradient of log q(x_t) (Song et al. 2021)."""
     check_floating("x_t", x_t)
     t = check_timesteps(t, schedule.n_steps, len(x_t))
+    check_device("schedule", schedule.betas, "the images'", x_t.device)
     t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
     noise = extract(schedule.sqrt_one_minus_alpha_bars, t, x_t.ndim)
     return -call_model(model, x_t, t) / noise
@@ -83,7 +84,9 @@ def sample_sde(
         raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r}")
     shape = tuple(check_int("shape", side) for side in shape)
     like = {"device": schedule.betas.device, "dtype": schedule.betas.dtype}
-    x = randn(shape, generator=generator, **like) if x_T is None else check_floating("x_T", x_T)
+    if x_T is None:
+        x_T = randn(shape, generator=generator, **like)
+    x = check_floating("x_T", x_T).to(schedule.betas.device)
     if x.shape != shape:
         raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x.shape)}")
     for t in show_progress(range(schedule.n_steps)[::-1], "sampling", progress):
