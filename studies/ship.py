@@ -53,8 +53,8 @@ def training_facts(run, hardware, n_images):
     facts = describe_model(run)["card"] | {"images": n_images, "epochs": round(len(losses) / epoch, 1)}
     kept = ("lr", "warmup", "ema_decay", "precision")
     facts |= {name: asdict(config)[name] for name in kept}
-    hours = sum(line["seconds"] for line in lines) / 3600
-    facts |= {"hardware": hardware, "training hours": round(hours, 1)}
+    minutes = sum(line["seconds"] for line in lines) / 60
+    facts |= {"hardware": hardware, "training minutes": round(minutes, 1)}
     for n in (1, 2, 5, 10, 20):
         if len(losses) >= n * epoch:
             facts[f"training loss in epoch {n}"] = round(losses[(n - 1) * epoch : n * epoch].mean().item(), 4)
@@ -117,7 +117,8 @@ def main():
         parser.error(f"{args.run} is not finished: iteration {facts['iterations']} of {config.n_iterations}")
     before = load_pretrained(args.name) if (WEIGHTS / args.name).is_dir() else None
     facts |= measured_facts(model, schedule, data["dataset"], args.root, args.images, args.samples, args.eta, before)
-    save_pretrained(WEIGHTS / args.name, model, schedule, card=facts, overwrite=True, half=True)
+    options = {"n_levels": facts["grey levels"], "card": facts, "overwrite": True, "half": True}
+    save_pretrained(WEIGHTS / args.name, model, schedule, **options)
     print(json.dumps(facts, indent=1))
 
 
