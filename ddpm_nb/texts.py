@@ -43,8 +43,8 @@ from .latent import Autoencoder, autoencoder_loss, fit_latent_scale, to_latents
 from .pictures import FolderDataset, list_pictures, read_picture
 from .pipeline import TextToImage
 from .plots import tile
-from .runs import LOG_FILE, SETTINGS_FILE, Checkpoints, Interrupted, StopSignals, TrainLog
-from .runs import describe_data, prepare_run
+from .runs import LOG_FILE, Checkpoints, Interrupted, StopSignals, TrainLog
+from .runs import _begin, _go_back, describe_data, prepare_run
 from .sampling import respace, respaced_steps
 from .schedules import make_schedule
 from .training import TrainConfig, Watcher, fit
@@ -238,20 +238,21 @@ def read_shapes(
 
 
 def _read_part(images):
-    """Read some images at a time, since every kind is drawn for every colour of each."""
+    """Read some images at a time, since every kind is drawn for the colours of each."""
     masks, side = _masks_of_colours(images), images.shape[-1]
     areas = masks.sum((2, 3))
     mass = masks / areas.clamp(min=1)[..., None, None]
     steps = torch.arange(side) + 0.5
     x, y = (mass.sum(2) * steps).sum(-1), (mass.sum(3) * steps).sum(-1)
     centres = torch.stack([x, y], -1)  # (N, 6, 2)
-    overlaps = []
+    there = areas > 0  # most colours are not
+    overlaps = torch.zeros(len(KINDS), *areas.shape)
     for kind in range(len(KINDS)):
-        kinds = torch.full(areas.shape, kind)
-        drawn = shape_cover(kinds, centres, areas.clamp(min=1), side)
-        union = torch.maximum(drawn, masks).sum((2, 3))
-        overlaps.append(torch.minimum(drawn, masks).sum((2, 3)) / union)
-    return areas, torch.stack(overlaps).argmax(0), centres
+        kinds = torch.full((int(there.sum()),), kind)
+        drawn = shape_cover(kinds, centres[there], areas[there].clamp(min=1), side)
+        union = torch.maximum(drawn, masks[there]).sum((1, 2))
+        overlaps[kind][there] = torch.minimum(drawn, masks[there]).sum((1, 2)) / union
+    return areas, overlaps.argmax(0), centres
 
 # %% ../nbs/30_own_captions.ipynb #score-shapes
 def score_shapes(
@@ -790,17 +791,9 @@ class StageCheckpoints(Checkpoints):
 
     def start(self, trainer):
         """Go back to the newest intact checkpoint, or write checkpoint 0 and then the settings."""
-        if self.goes_on:
-            super().start(trainer)
-            return
         self.description = describe_data(self.data)
         prepare_run(self.out, self.resume)
-        self.checkpoint(trainer)
-        (self.out / LOG_FILE).unlink(missing_ok=True)
-        settings = asdict(trainer.config)
-        clip = None if math.isinf(settings["grad_clip"]) else settings["grad_clip"]
-        contents = {"config": settings | {"grad_clip": clip}, "data": self.origin}
-        write_json(self.out / SETTINGS_FILE, contents)
+        (_go_back if self.goes_on else _begin)(self, trainer)
 
 # %% ../nbs/30_own_captions.ipynb #samplesheets
 class SampleSheets(Watcher):

@@ -21,8 +21,9 @@ from ddpm_nb.conditioning import TextUNet, attention_maps, encode_words
 from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.latent import to_latents
-from ddpm_nb.pipeline import TextToImage
+from ddpm_nb.pipeline import PIPELINES, TextToImage
 from ddpm_nb.plots import to_pixels
+from ddpm_nb.results import read_results
 from ddpm_nb.runs import Interrupted, read_log
 from ddpm_nb.sampling import respaced_steps
 from ddpm_nb.schedules import make_schedule
@@ -504,3 +505,21 @@ def test_maps_are_those_of_the_words_on_the_walk(few, whole):
     refuses(lambda: word_maps(pipeline, ["a zebra"]), "unknown words: 'zebra'")
     refuses(lambda: word_maps(pipeline, prompts, n_steps=3), "n_steps must be at least 4")
     refuses(lambda: word_maps(pipeline, prompts, n_steps=7, side=16), "side must be that of a layer that attends")
+
+
+# What is shipped
+
+
+@pytest.mark.skipif(not (PIPELINES / "shapes").is_dir(), reason="the study of the shapes has not been run")
+def test_the_shipped_pipeline_is_small_and_right_on_scenes_that_it_has_not_seen():
+    assert sum(file.stat().st_size for file in (PIPELINES / "shapes").iterdir()) <= 5e6
+    pipeline, facts = TextToImage.from_pretrained("shapes"), read_results("shapes")
+    found = facts["held out"]
+    assert found["n"] >= 1000 and found["scenes"] == 90
+    for name in ("colours", "shapes", "relation"):
+        assert found[name] >= 0.9 and facts["rule on 5000 drawings"][name] >= 0.99
+    held_out = split_scenes()[1]
+    rows = torch.cat([held_out, turn_round(held_out)])[::2]
+    pictures = pipeline.generate(describe_scenes(rows), guidance=found["guidance"], n_steps=25, generator=seeded(9))
+    right = score_shapes(pictures, rows).double().mean(0)
+    assert (right > 0.8).all()  # 90 prompts: 0.1 is about three standard errors
