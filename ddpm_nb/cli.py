@@ -690,9 +690,9 @@ def _expected(options):
         return "expect: a loss that has stopped falling, and a sheet that looks like the data"
     card = describe_model(SHIPPED / name)["card"]
     length = f"{card['iterations']} iterations of {card['batch size']}"
-    same = (options["objective"], options["weighting"], options["schedule"])
+    same = [options[name] for name in ("objective", "weighting", "variance", "schedule")]
     found = f"expect: after {length} the shipped model {name!r} has "
-    if same == ("eps", "simple", card["schedule"]):
+    if same == ["eps", "simple", "fixed", card["schedule"]]:
         found += f"a loss of {card['test loss']} on test images and "
     return found + f"samples such as: ddpm-nb sample --run {name} --out expected.png"
 

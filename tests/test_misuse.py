@@ -17,7 +17,7 @@ from ddpm_nb.scores import flow_log_likelihood, sample_sde
 from ddpm_nb.training import TrainConfig, fit
 from ddpm_nb.unet import make_unet
 
-SCHEDULE = make_schedule("cosine", 20)
+SCHEDULE = make_schedule("cosine", 100)
 MODEL = make_unet("digits", base_channels=8)
 X = load_images("digits")[:16]
 QUICK = TrainConfig(n_iterations=1, batch_size=4, warmup=0, precision="float32")
