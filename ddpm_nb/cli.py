@@ -253,11 +253,11 @@ def read_options(
         given = type(values).__name__
         raise ValueError(f"--config {path} must hold an object of options; got {given}")
     defaults = default_options()
-    names = {_flag(name): name for name in defaults} | {f"--{name}": name for name in defaults}
+    names = {_flag(name): name for name in defaults}
+    names |= {"--" + name.replace("_", "-"): name for name in defaults}
     options = {}
     for given, value in values.items():
-        dashed = "--" + given.removeprefix("--")
-        name = names.get(dashed) or names.get(dashed.replace("_", "-"))
+        name = names.get("--" + given.removeprefix("--").replace("_", "-"))
         if name is None or name in options:
             problem = f"unknown {given!r}" if name is None else f"{given!r} is there twice"
             allowed = ", ".join(_flag(name)[2:] for name in defaults)
