@@ -292,6 +292,7 @@ def test_bad_arguments_are_refused_before_the_model_is_asked():
         (lambda: flow_matching_loss(None, x.long()), ("x_0", "floating"), TypeError),
         (lambda: flow_matching_loss(None, x, t=t[:1]), ("t must have shape (2,)",), ValueError),
         (lambda: flow_matching_loss(None, x, t=t + 0.2), ("t must", "[0, 1]"), ValueError),
+        (lambda: flow_matching_loss(None, x, t=t - 0.2), ("t must", "[0, 1]"), ValueError),
         (lambda: flow_matching_loss(None, x, t=torch.tensor([3, 4])), ("t must", "floating"), TypeError),
         (lambda: flow_matching_loss(None, x, eps=x[:1]), ("eps", "(2, 3)", "(1, 3)"), ValueError),
         (lambda: flow_matching_loss(None, x, reduction="sum"), ("reduction", "'none'"), ValueError),
