@@ -466,7 +466,7 @@ NOT_WALKED = [
 ]
 # What came while this was written, and waits for its line in WALKS.
 TO_WALK = [
-    "conditioning.ClassUNet", "conditioning.of_class", "data.check_labels",
+    "conditioning.ClassUNet", "conditioning.of_class", "data.check_labels", "training.recent_loss", "training.show_progress",
 ]
 WALKED_MODULES = [
     "gaussian", "forward", "elbo", "schedules", "bound", "embeddings", "unet", "data", "training", "sampling",
