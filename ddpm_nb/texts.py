@@ -72,7 +72,11 @@ def all_scenes() -> Tensor:
 def turn_round(
     scenes: Tensor,  # (N, 5) scenes
 ) -> Tensor:
-    """Say the same of each scene, the other shape first."""
+    """Say the same of each scene, the other shape first.
+
+    Args:
+        scenes: (N, 5) scenes
+    """
     turned = scenes[:, [3, 4, 2, 0, 1]]
     turned[:, 2] ^= 1  # left of <-> right of, above <-> below
     return turned
@@ -81,7 +85,11 @@ def turn_round(
 def describe_scenes(
     scenes: Tensor,  # (N, 5) scenes
 ) -> list[str]:
-    """Write the caption of each scene, such as "a red square left of a blue circle"."""
+    """Write the caption of each scene, such as "a red square left of a blue circle".
+
+    Args:
+        scenes: (N, 5) scenes
+    """
     colours = tuple(PALETTE)
     captions = []
     for c_1, k_1, r, c_2, k_2 in _check_scenes(scenes).tolist():
@@ -113,7 +121,14 @@ def shape_cover(
     areas: Tensor,  # (...) areas, pixels
     image_size: int = 32,  # pixels a side
 ) -> Tensor:
-    """Return the share of each pixel that a shape covers, (..., image_size, image_size)."""
+    """Return the share of each pixel that a shape covers, (..., image_size, image_size).
+
+    Args:
+        kinds: (...) numbers of kinds
+        centres: (..., 2) centres of mass: x to the right, y downwards, pixels
+        areas: (...) areas, pixels
+        image_size: pixels a side
+    """
     steps = torch.arange(image_size) + 0.5  # the middles of the pixels
     x = steps - centres[..., 0, None, None]  # (..., 1, image_size)
     y = steps[:, None] - centres[..., 1, None, None]  # (..., image_size, 1)
@@ -165,7 +180,15 @@ def _place(scenes, areas, image_size, generator):
 # %% ../nbs/30_own_captions.ipynb #shapes
 @dataclass(frozen=True, eq=False)
 class Shapes:
-    """Hold pictures of shapes, their captions, and what is true of them."""
+    """Hold pictures of shapes, their captions, and what is true of them.
+
+    Args:
+        images: (N, 3, H, W) in [-1, 1], shapes on black
+        captions: N sentences
+        scenes: (N, 5) what the sentences say
+        masks: (N, 2, H, W) share of each pixel that either shape covers, as they are named
+        centres: (N, 2, 2) their centres (x, y), pixels
+    """
 
     images: Tensor  # (N, 3, H, W) in [-1, 1], shapes on black
     captions: list  # N sentences
@@ -181,7 +204,14 @@ def draw_shapes(
     image_size: int = 32,  # pixels a side, at least 16
     generator: torch.Generator | None = None,  # source of scenes, sizes, places and wording
 ) -> Shapes:
-    """Draw pictures of two shapes, each with a sentence that names either of them first."""
+    """Draw pictures of two shapes, each with a sentence that names either of them first.
+
+    Args:
+        n: pictures
+        scenes: (M, 5) scenes to draw from; all without
+        image_size: pixels a side, at least 16
+        generator: source of scenes, sizes, places and wording
+    """
     check_int("image_size", image_size, 16)
     scenes = all_scenes() if scenes is None else _check_scenes(scenes)
     rows = scenes[torch.randint(len(scenes), (check_int("n", n),), generator=generator)]
@@ -204,7 +234,12 @@ def split_scenes(
     *,
     seed: int = 0,  # of the choice
 ) -> tuple[Tensor, Tensor]:
-    """Split all scenes into those to train on and those that are held out."""
+    """Split all scenes into those to train on and those that are held out.
+
+    Args:
+        share: of the scenes to hold out
+        seed: of the choice
+    """
     scenes = all_scenes()
     order = torch.randperm(len(scenes), generator=seeded(seed))
     n_out = round(share * len(scenes))
@@ -229,7 +264,11 @@ def _masks_of_colours(images):
 def read_shapes(
     images: Tensor,  # (N, 3, H, H); what sticks out of [-1, 1] is clipped
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the area of each colour (N, 6), its kind (N, 6), and its centre (N, 6, 2), pixels."""
+    """Return the area of each colour (N, 6), its kind (N, 6), and its centre (N, 6, 2), pixels.
+
+    Args:
+        images: (N, 3, H, H); what sticks out of [-1, 1] is clipped
+    """
     side = check_floating("images", images).shape[-1]
     check_batch("images", images, (3, side, side))
     parts = [_read_part(part) for part in images.split(64)] or [_read_part(images)]
@@ -259,7 +298,12 @@ def score_shapes(
     images: Tensor,  # (N, 3, H, H) pictures; what sticks out of [-1, 1] is clipped
     wanted: Tensor,  # (N, 5) the scenes that they were asked for
 ) -> Tensor:
-    """Tell whether the colours, the kinds and the relation are as asked, (N, 3) bool."""
+    """Tell whether the colours, the kinds and the relation are as asked, (N, 3) bool.
+
+    Args:
+        images: (N, 3, H, H) pictures; what sticks out of [-1, 1] is clipped
+        wanted: (N, 5) the scenes that they were asked for
+    """
     if len(_check_scenes(wanted)) != len(images):
         raise ValueError(f"wanted must have a row for each of {len(images)}; got {len(wanted)}")
     areas, kinds, centres = read_shapes(images)
@@ -281,7 +325,13 @@ def read_metadata(
     *,
     column: str = "text",  # the key or the column that holds the caption
 ) -> tuple[list, dict]:
-    """Read pairs (file, caption) in their order; return them, and problems: kind -> names."""
+    """Read pairs (file, caption) in their order; return them, and problems: kind -> names.
+
+    Args:
+        root: the folder
+        files: relative paths of its pictures
+        column: the key or the column that holds the caption
+    """
     root, problems = Path(root), defaultdict(list)
     found = [name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
     if len(found) > 1:
@@ -367,7 +417,16 @@ def _lines(path):
 
 # %% ../nbs/30_own_captions.ipynb #captionedfolder
 class CaptionedFolder(FolderDataset):
-    """Read the pictures of a folder when asked for, with the captions that lie beside them."""
+    """Read the pictures of a folder when asked for, with the captions that lie beside them.
+
+    Args:
+        root: the folder
+        image_size: pixels a side of the images that come out
+        grey: one channel instead of three
+        column: of a metadata file: what holds the caption
+        problems: "refuse", or "skip" what does not fit together, with a warning
+        white_level: level of white in grey pictures of 16 bits
+    """
 
     def __init__(
         self,
@@ -446,7 +505,12 @@ def merge_pair(
     pieces: list,  # the pieces of a word
     pair: tuple,  # two neighbours to join
 ) -> list[str]:
-    """Join each occurrence of a pair of neighbours, from left to right."""
+    """Join each occurrence of a pair of neighbours, from left to right.
+
+    Args:
+        pieces: the pieces of a word
+        pair: two neighbours to join
+    """
     merged, i = [], 0
     while i < len(pieces):
         joins = tuple(pieces[i : i + 2]) == pair
@@ -461,7 +525,13 @@ def learn_merges(
     *,
     min_count: int = 2,  # leave pairs that occur less often
 ) -> list[tuple]:
-    """List the pairs of neighbours to merge, the most frequent first (Sennrich et al. 2016)."""
+    """List the pairs of neighbours to merge, the most frequent first (Sennrich et al. 2016).
+
+    Args:
+        counts: word -> how often it occurs
+        n_merges: merges at most
+        min_count: leave pairs that occur less often
+    """
     words = {word: [WORD_START, *word] for word in counts}
     merges = []
     for _ in range(n_merges):
@@ -481,7 +551,12 @@ def cut_word(
     word: str,  # in lower case
     ranks: dict,  # pair -> its place among the merges
 ) -> list[str]:
-    """Cut a word into pieces: do the merges that apply, the earliest first."""
+    """Cut a word into pieces: do the merges that apply, the earliest first.
+
+    Args:
+        word: in lower case
+        ranks: pair -> its place among the merges
+    """
     pieces = [WORD_START, *word]
     while len(pieces) > 1:
         pairs = pairwise(pieces)
@@ -507,7 +582,14 @@ def _token_rows(tokenizer, captions):
 # %% ../nbs/30_own_captions.ipynb #piecetokenizer
 @dataclass(frozen=True)
 class PieceTokenizer:
-    """Turn sentences into rows of whole numbers, one for each piece of a word."""
+    """Turn sentences into rows of whole numbers, one for each piece of a word.
+
+    Args:
+        pieces: the vocabulary; its first piece has number 3
+        merges: pairs of pieces, in the order in which they are merged
+        words: training words that are one piece: what a message can offer instead
+        length: tokens in a row, the one that begins it included
+    """
 
     pieces: tuple  # the vocabulary; its first piece has number 3
     merges: tuple  # pairs of pieces, in the order in which they are merged
@@ -555,7 +637,12 @@ def count_tokens(
     tokenizer: PieceTokenizer,  # cuts the words
     captions: list[str],  # N sentences
 ) -> list[int]:
-    """Return how many tokens each caption needs, the one that begins it included."""
+    """Return how many tokens each caption needs, the one that begins it included.
+
+    Args:
+        tokenizer: cuts the words
+        captions: N sentences
+    """
     return [len(row) for row in _token_rows(tokenizer, captions)]
 
 # %% ../nbs/30_own_captions.ipynb #fit-pieces
@@ -566,7 +653,14 @@ def fit_pieces(
     n_merges: int = 2000,  # merges at most
     min_count: int = 2,  # merge pairs of neighbours that occur at least so often
 ) -> PieceTokenizer:
-    """Build a tokenizer from captions: learn merges, and keep the pieces that they end in."""
+    """Build a tokenizer from captions: learn merges, and keep the pieces that they end in.
+
+    Args:
+        captions: the training captions
+        length: tokens in a row; without, as many as the longest needs, up to 77
+        n_merges: merges at most
+        min_count: merge pairs of neighbours that occur at least so often
+    """
     check_int("n_merges", n_merges, 0)
     check_int("min_count", min_count)
     counts = Counter(word for caption in captions for word in split_words(caption))
@@ -591,7 +685,27 @@ _UNET = TrainConfig(10000, batch_size=64, lr=1e-3, ema_decay=0.999)
 # %% ../nbs/30_own_captions.ipynb #textconfig-3
 @dataclass(frozen=True)
 class TextConfig:
-    """Hold the settings of the three stages."""
+    """Hold the settings of the three stages.
+
+    Args:
+        length: tokens in a row; without, what the longest caption needs, up to 77
+        too_long: captions with more tokens: "refuse" or "cut" them
+        n_merges: merges of pieces at most
+        dim: length of a word's vector, a multiple of 4
+        n_downs: halvings by the autoencoder; 0: no autoencoder, the U-Net draws pixels
+        latent_channels: channels of the latents
+        autoencoder_channels: channels of the autoencoder at full size, a multiple of 4
+        kl_weight: see `autoencoder_loss`
+        unet_channels: channels of the U-Net's finest level, a multiple of 8
+        channel_mults: channels of each of its levels, in `unet_channels`
+        attn_resolutions: levels of these sides hear words; the middle does
+        drop: share of the captions that the U-Net does not see
+        max_weight: of a step in the U-Net's loss, at least 1; 1: all weigh alike
+        n_steps: T
+        clip: stage 1
+        autoencoder: stage 2
+        unet: stage 3
+    """
 
     length: int | None = None  # tokens in a row; without, what the longest caption needs, up to 77
     too_long: str = "refuse"  # captions with more tokens: "refuse" or "cut" them
@@ -654,7 +768,12 @@ def _check_config(config):
 # %% ../nbs/30_own_captions.ipynb #pairs
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Hold what is trained on: pictures and their captions as tokens."""
+    """Hold what is trained on: pictures and their captions as tokens.
+
+    Args:
+        levels: (N, C, H, H) bytes, or values in [-1, 1]
+        tokens: (N, K, L) K captions of each picture
+    """
 
     levels: Tensor  # (N, C, H, H) bytes, or values in [-1, 1]
     tokens: Tensor  # (N, K, L) K captions of each picture
@@ -680,7 +799,11 @@ class Pairs:
 
 # %% ../nbs/30_own_captions.ipynb #stageloss
 class StageLoss(Watcher):
-    """Be the loss of a stage that `fit` asks, and watch the run for its network and its noise."""
+    """Be the loss of a stage that `fit` asks, and watch the run for its network and its noise.
+
+    Args:
+        pairs: what is trained on
+    """
 
     def __init__(
         self,
@@ -717,7 +840,12 @@ class PairLoss(StageLoss):
 
 # %% ../nbs/30_own_captions.ipynb #compressionloss
 class CompressionLoss(StageLoss):
-    """Ask for the picture back (stage 2)."""
+    """Ask for the picture back (stage 2).
+
+    Args:
+        pairs: what is trained on
+        kl_weight: see `autoencoder_loss`
+    """
 
     def __init__(
         self,
@@ -735,7 +863,14 @@ class CompressionLoss(StageLoss):
 
 # %% ../nbs/30_own_captions.ipynb #captionloss
 class CaptionLoss(StageLoss):
-    """Ask for the noise, given a caption, or none (stage 3)."""
+    """Ask for the noise, given a caption, or none (stage 3).
+
+    Args:
+        pairs: the captions
+        x_0: (N, C, H, W) pictures, or their latents
+        drop: share of the captions that the network does not see
+        max_weight: of a step, at least 1; 1: all weigh alike
+    """
 
     def __init__(
         self,
@@ -765,7 +900,12 @@ class CaptionLoss(StageLoss):
 
 # %% ../nbs/30_own_captions.ipynb #textdenoiser
 class TextDenoiser(nn.Module):
-    """Hold a U-Net and the caption encoder that it hears, which learn together."""
+    """Hold a U-Net and the caption encoder that it hears, which learn together.
+
+    Args:
+        unet: noisy pictures, steps, words -> noise
+        text_encoder: tokens -> words
+    """
 
     def __init__(
         self,
@@ -797,7 +937,13 @@ class StageCheckpoints(Checkpoints):
 
 # %% ../nbs/30_own_captions.ipynb #samplesheets
 class SampleSheets(Watcher):
-    """Write the pipeline and a sheet of its pictures whenever a checkpoint is written."""
+    """Write the pipeline and a sheet of its pictures whenever a checkpoint is written.
+
+    Args:
+        out: folder of the run
+        make: called as make(network): the pipeline with this network in it
+        prompts: sentences, a row of pictures for each
+    """
 
     def __init__(
         self,
@@ -831,7 +977,19 @@ def train_text(
     callback=None,  # called as callback(name of the stage, `Trainer`) after every iteration
     progress: bool = True,  # show progress bars on a terminal
 ) -> TextToImage:
-    """Train a text-to-image pipeline on pictures and captions in three stages; keep it in `out`."""
+    """Train a text-to-image pipeline on pictures and captions in three stages; keep it in `out`.
+
+    Args:
+        data: a `CaptionedFolder`, or (images (N, C, H, H) in [-1, 1], N captions or lists of them)
+        out: folder for the run; it becomes a pipeline that `TextToImage.from_pretrained` loads
+        config: settings; without, the defaults or those of the run
+        resume: go on with the run in `out`, if it holds one
+        prompts: sentences for the sample sheets; a few captions without
+        card: facts for the card of the pipeline
+        device: where to train
+        callback: called as callback(name of the stage, `Trainer`) after every iteration
+        progress: show progress bars on a terminal
+    """
     out = Path(out)
     config = _settings(config, out, resume)
     levels, captions = _take(data)
@@ -1021,7 +1179,16 @@ def word_maps(
     side: int | None = 8,  # layers whose maps have this side; all without
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
-    """Draw pictures (N, C, H, W), and maps (3, N, L, h, w) of their tokens over the walk."""
+    """Draw pictures (N, C, H, W), and maps (3, N, L, h, w) of their tokens over the walk.
+
+    Args:
+        pipeline: the model
+        prompts: N sentences, a picture for each
+        guidance: of the pictures; maps are those of the given words
+        n_steps: steps of the walk, at least 4
+        side: layers whose maps have this side; all without
+        generator: source of the noise
+    """
     tokens = pipeline.tokenizer.encode(check_prompts(prompts, pipeline.tokenizer))
     context = encode_words(pipeline.text_encoder, tokens.to(pipeline.schedule.betas.device))[0]
     kept = respaced_steps(pipeline.schedule.n_steps, check_int("n_steps", n_steps, 4))
@@ -1045,7 +1212,13 @@ def map_scores(
     on: Tensor,  # (N, H, W) bool: where the shape is
     off: Tensor | None = None,  # (N, H, W) bool: what it is compared with; all the rest without
 ) -> Tensor:
-    """Return the chance that a pixel on the shape has a higher value than one off it, (N,)."""
+    """Return the chance that a pixel on the shape has a higher value than one off it, (N,).
+
+    Args:
+        maps: (N, H, W) any values
+        on: (N, H, W) bool: where the shape is
+        off: (N, H, W) bool: what it is compared with; all the rest without
+    """
     off = ~on if off is None else off
     scores = []
     for values, inside, outside in zip(maps, on, off, strict=True):
