@@ -45,6 +45,11 @@ class Pretended(torch.Tensor):
         """Say yes, as there."""
         return True
 
+    @property
+    def is_meta(self):
+        """Say no: there are values."""
+        return False
+
     def __repr__(self):
         """Show the values."""
         return f"Pretended({self.values_there})"
