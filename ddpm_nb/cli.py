@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -204,15 +204,39 @@ def _add_generate(parser):
     text = "a sentence such as 'a bold seven leaning right'; any picture without"
     add("prompt", nargs="?", help=text)
     add("--out", required=True, help="PNG file to write")
-    text = "a shipped pipeline (digits, digits-pixels, mnist) or a folder of one (default: mnist)"
+    text = "a shipped pipeline (digits or mnist) or a folder of one (default: mnist)"
     add("--model", default="mnist", help=text)
     add("--n", type=int, default=16, help="number of pictures (default: 16)")
     text = "how closely to follow the sentence, 0 to 20 (default: 4)"
     add("--guidance", type=float, default=4.0, help=text)
+    add("--negative", help="a sentence to keep away from")
+    text = "a square picture to begin with; it is scaled to the model's size"
+    add("--image", metavar="FILE", help=text)
+    text = "a black and white picture over --image: white stays, black is drawn"
+    add("--mask", metavar="FILE", help=text)
+    text = "share of the steps that an image goes through, up to 1 (default: 0.7, with a mask 1)"
+    add("--strength", type=float, help=text)
     add("--steps", type=int, default=50, help="steps of the walk (default: 50)")
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     text = "screen pixels for each picture pixel (default: at least 512 on the longer side)"
     add("--scale", type=int, help=text)
+    add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
+
+# %% ../nbs/28_command_line.ipynb #add-train-text
+def _add_train_text(parser):
+    """Add the options of `ddpm-nb train-text`."""
+    add = parser.add_argument
+    add("--root", required=True, help="folder of pictures with captions beside them")
+    add("--out", required=True, help="folder for the run, and for the pipeline in the end")
+    add("--image-size", type=int, default=32, help="pixels a side (default: 32)")
+    add("--grey", action="store_true", help="read the pictures as grey")
+    text = "what to do with pictures and captions that do not fit together (default: refuse)"
+    add("--problems", default="refuse", choices=("refuse", "skip"), help=text)
+    text = "JSON file with the settings of all stages, such as the text.json of a run"
+    add("--config", metavar="FILE", help=text)
+    add("--iterations", type=int, help="of the U-Net (default: 10000, or as in the file)")
+    add("--prompt", action="append", help="a sentence for the sample sheets; may be given again")
+    add("--resume", action="store_true", help="go on with the run in OUT, if there is one")
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
 # %% ../nbs/28_command_line.ipynb #make-parser-2
@@ -222,7 +246,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("ddpm-nb", description=about)
     version = import_module("ddpm_nb").__version__
     parser.add_argument("--version", action="version", version=f"ddpm-nb {version}")
-    verbs = "{train,resume,sample,evaluate,generate,info}"
+    verbs = "{train,resume,sample,evaluate,train-text,generate,info}"
     commands = parser.add_subparsers(dest="command", required=True, metavar=verbs)
 
     def add(name, what):
@@ -232,6 +256,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_resume(add("resume", "go on with a run, exactly at its last checkpoint"))
     _add_sample(add("sample", "draw images from a trained model into one PNG"))
     _add_evaluate(add("evaluate", "measure bits per dimension on held-out images"))
+    text = "train text to image on your pictures and captions, in three stages"
+    _add_train_text(add("train-text", text))
     _add_generate(add("generate", "draw pictures for a sentence into one PNG"))
     add("info", "show what is known about a model and its run").add_argument("--run", **_RUN)
     return parser
@@ -735,6 +761,37 @@ def _run_sample(args):
     _save_picture(torch.cat(parts), out, args.scale)
     print(f"wrote {args.n} image{'s' * (args.n > 1)} to {out}")
 
+# %% ../nbs/28_command_line.ipynb #run-train-text
+def _run_train_text(args):
+    """Train a text-to-image pipeline in three stages, or go on with one."""
+    from ddpm_nb.texts import CaptionedFolder, train_text
+
+    options = {"grey": args.grey, "problems": args.problems}
+    data = CaptionedFolder(args.root, args.image_size, **options)
+    goes_on = args.resume and Path(args.out).is_dir() and args.config is None
+    config = None if goes_on else _text_config(args.config)
+    if config and args.iterations is not None:
+        unet = replace(config.unet, n_iterations=args.iterations)
+        config = replace(config, unet=unet)
+    print(f"{len(data)} pictures with captions", flush=True)
+    options = {"resume": args.resume, "prompts": args.prompt, "device": pick_device(args.device)}
+    train_text(data, args.out, config, **options)
+    print(f'done; draw with: ddpm-nb generate "a sentence" --model {args.out} --out picture.png')
+
+
+def _text_config(file):
+    """Read the settings of the stages from a file; the defaults without one."""
+    from ddpm_nb.files import read_json
+    from ddpm_nb.texts import TextConfig
+
+    if file is None:
+        return TextConfig()
+    values = read_json(Path(file))
+    if not isinstance(values, dict) or set(values) != {"config"}:
+        allowed = '{"config": {...}}, as the text.json of a run'
+        raise ValueError(f"--config {file} must hold {allowed}")
+    return TextConfig.from_dict(values["config"])
+
 # %% ../nbs/28_command_line.ipynb #run-generate
 def _run_generate(args):
     """Draw pictures for a sentence as the options say."""
@@ -746,11 +803,36 @@ def _run_generate(args):
     pipeline = TextToImage.from_pretrained(args.model, device=device)
     generator = torch.Generator().manual_seed(args.seed)
     options = {"n_steps": args.steps, "generator": generator, "progress": True}
+    options |= {"negative": args.negative, "strength": args.strength}
+    coder = pipeline.autoencoder or pipeline.unet
+    for name in ("image", "mask"):
+        if getattr(args, name) is not None:
+            x = _read_square(f"--{name}", getattr(args, name), coder.config)
+            options[name] = x if name == "image" else x[:, :1] > 0
     x = pipeline.generate(args.prompt, args.n, args.guidance, **options)
     _save_picture(x, out, args.scale)
     print(f"wrote {args.n} picture{'s' * (args.n > 1)} to {out}")
 
+# %% ../nbs/28_command_line.ipynb #read-square
+def _read_square(flag, file, config):
+    """Read a picture as (1, C, H, H) in [-1, 1], scaled to the size of a pipeline."""
+    import torch
+    from PIL import Image, UnidentifiedImageError
 
+    try:
+        with Image.open(file) as picture:
+            width, height = picture.size
+            if width != height:
+                raise ValueError(f"{flag} must be a square picture; {file} has {width} x {height}")
+            picture = picture.convert("L" if config["in_channels"] == 1 else "RGB")
+            size = config["image_size"]
+            picture = picture.resize((size, size), Image.Resampling.BOX)
+    except UnidentifiedImageError:
+        raise ValueError(f"{flag} must be a picture; {file} is none that can be read") from None
+    levels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return levels.reshape(1, size, size, -1).permute(0, 3, 1, 2) / 127.5 - 1
+
+# %% ../nbs/28_command_line.ipynb #check-drawing
 def _check_drawing(args):
     """Check what `sample` and `generate` share; return the device and the file."""
     from ddpm_nb.checks import check_int
@@ -976,6 +1058,7 @@ _VERBS = {
     "resume": _run_resume,
     "sample": _run_sample,
     "evaluate": _run_evaluate,
+    "train-text": _run_train_text,
     "generate": _run_generate,
     "info": _run_info,
 }

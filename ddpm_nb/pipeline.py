@@ -241,7 +241,7 @@ def _check_start(pipeline, image, mask, strength, n, n_steps, eta):
         strength = 0.7 if mask is None else 1.0
     check_number("strength", strength, 0, 1, open_low=True)
     if image is None and mask is not None:
-        raise ValueError("mask needs an image, whose pixels stay where the mask is True")
+        raise ValueError("mask must come with an image, whose pixels stay where it is True")
     if image is None:
         return kept, None, None
     shape = _shapes(pipeline)[1]

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,8 +22,11 @@ from ddpm_nb.data import load_dataset, mix_seeds
 from ddpm_nb.evaluation import bits_per_dim
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import SHIPPED, describe_model, load_pretrained
+from ddpm_nb.pipeline import TextToImage
+from ddpm_nb.plots import tile
 from ddpm_nb.runs import read_settings
 from ddpm_nb.sampling import sample_ddim
+from ddpm_nb.texts import TextConfig, draw_shapes
 from ddpm_nb.training import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +123,7 @@ def test_options_that_cannot_be_understood(words, capsys, tmp_path, monkeypatch)
         ("train --dataset folder --out run", "--root must be an existing folder of pictures; got 'data'"),
         ("train --dataset digits --out run --held-out -1", "--held-out must be at least 0; got -1"),
         ("evaluate --run digits --held-out 0.1", "--held-out is for a folder without parts"),
-        ("generate --out x.png --steps 9999", "--steps must be in 1.."),
+        ("generate --out x.png --steps 9999", "--steps must be in 1..980; got 9999"),
         ("train --config nowhere.json", "nowhere.json"),
         ("resume --out nowhere", "'nowhere' holds no training run"),
         ("evaluate --run digits --n 1", "--n must be at least 2; got 1"),
@@ -339,12 +343,6 @@ def test_generate_draws_what_the_pipeline_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["generate", "a bold seven leaning right", "--n", "4", "--steps", "3", "--guidance", "2", "--seed", "5", "--scale", "2"]
     assert main([*words, "--out", "seven.png"]) == 0 and "wrote 4 pictures to seven.png" in capsys.readouterr().out
-    import numpy as np
-    from PIL import Image
-
-    from ddpm_nb.pipeline import TextToImage
-    from ddpm_nb.plots import tile
-
     g = torch.Generator().manual_seed(5)
     x = TextToImage.from_pretrained("mnist").generate("a bold seven leaning right", 4, 2.0, n_steps=3, generator=g)
     with Image.open("seven.png") as picture:
@@ -360,6 +358,12 @@ def test_generate_draws_what_the_pipeline_draws(tmp_path, monkeypatch, capsys):
         (["a seven", "--model", "nobody"], "or a shipped name: digits"),
         (["a seven", "--steps", "0"], "--steps must be at least 1"),
         (["a seven", "--out", "seven.jpg"], "--out must name a .png file"),
+        (["a seven", "--negative", "a bald one"], "'bald' (nearest: bold"),
+        (["a seven", "--image", "none.png"], "none.png"),
+        (["a seven", "--image", str(ROOT / "README.md")], "--image must be a picture"),
+        (["a seven", "--image", str(ROOT / "book/_static/samples.png")], "--image must be a square picture"),
+        (["a seven", "--mask", str(ROOT / "book/_static/landing-still.png")], "--mask must come with an image"),
+        (["a seven", "--strength", "2"], "--strength must be"),
     ],
 )
 def test_generate_refuses_in_a_line_and_writes_nothing(tmp_path, monkeypatch, capsys, wrong, message):
@@ -394,7 +398,7 @@ def test_every_example_of_the_chapter_runs(tmp_path, monkeypatch):
     Path("run.json").write_text(json.dumps({"dataset": "digits"}))
     seen = set()
     for words in examples():
-        verb = next(word for word in words if word in ("train", "resume", "sample", "evaluate", "generate", "info"))
+        verb = next(word for word in words if word in ("train", "resume", "sample", "evaluate", "generate", "info", "train-text"))
         seen.add((words[0], verb))
         words += small.get(verb, [])
         if words[0] == "ddpm-nb":
@@ -503,3 +507,49 @@ def test_a_run_is_measured_and_resumed_from_elsewhere(tmp_path, monkeypatch, cap
     assert "the run's pictures are in none of there/run/../pics" in capsys.readouterr().err
     assert main([*measure, "there/run", "--root", "elsewhere"]) == 0
     assert main([*measure, "there/run", "--root", "elsewhere", "--unreadable", "refuse"]) == 1
+
+
+def test_generate_begins_with_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image = torch.randint(256, (1, 28, 28), generator=seeded(0), dtype=torch.uint8)
+    Image.fromarray(image[0].numpy()).save("image.png")
+    mask = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    mask[:, :14] = 255
+    Image.fromarray(mask[0].numpy()).save("mask.png")
+    words = ["generate", "a seven", "--n", "1", "--steps", "3", "--seed", "5", "--scale", "1", "--out", "seven.png"]
+    x = image[None] / 127.5 - 1
+    pipeline = TextToImage.from_pretrained("mnist")
+    cases = {("--strength", "0.5"): {"strength": 0.5}, ("--mask", "mask.png"): {"mask": mask[None] > 0}}
+    cases[("--negative", "a bold seven")] = {"negative": "a bold seven"}
+    for more, options in cases.items():
+        assert main([*words, "--image", "image.png", *more]) == 0, capsys.readouterr().err
+        drawn = pipeline.generate("a seven", 1, image=x, n_steps=3, generator=seeded(5), **options)
+        with Image.open("seven.png") as picture:
+            assert np.array_equal(np.asarray(picture), tile(drawn, 1).squeeze())
+
+
+def test_captions_train_a_pipeline_that_generate_draws_with(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shapes, folder = draw_shapes(16, image_size=16, generator=seeded(1)), Path("my pictures")
+    folder.mkdir()
+    for i, (x, caption) in enumerate(zip(shapes.images, shapes.captions, strict=True)):
+        levels = ((x + 1) * 127.5).round().byte().permute(1, 2, 0)
+        Image.fromarray(levels.numpy()).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(caption)
+    quick = TrainConfig(2, batch_size=4, lr=1e-3, checkpoint_every=1, precision="float32")
+    small = {"dim": 16, "unet_channels": 8, "autoencoder_channels": 4, "clip": quick, "autoencoder": quick, "unet": quick}
+    Path("o.json").write_text(json.dumps({"config": TextConfig(**small).to_dict()}))
+    words = ["train-text", "--root", "my pictures", "--out", "run", "--image-size", "16"]
+    assert main([*words, "--config", "o.json", "--iterations", "3"]) == 0, capsys.readouterr().err
+    assert "16 pictures with captions" in capsys.readouterr().out
+    assert json.loads(Path("run/text.json").read_text())["config"]["unet"]["n_iterations"] == 3
+    assert main([*words, "--resume"]) == 0, capsys.readouterr().err  # finished: nothing is left to do
+    draw = ["generate", shapes.captions[0], "--model", "./run", "--n", "1", "--steps", "2", "--out", "x.png"]
+    assert main(draw) == 0, capsys.readouterr().err
+    assert Path("x.png").is_file()
+    (folder / "0.txt").unlink()
+    assert main([*words[:3], "--out", "other"]) == 1
+    assert "0.png" in capsys.readouterr().err and not Path("other").exists()
+    Path("bad.json").write_text("{}")
+    assert main([*words[:3], "--problems", "skip", "--out", "other", "--config", "bad.json"]) == 1
+    assert "--config bad.json must hold" in capsys.readouterr().err

@@ -222,7 +222,7 @@ def test_each_picture_may_have_its_own_seed(pipeline):
         ({"image": torch.zeros(1, 1, 4, 4)}, r"image must have shape \(1 or 2, 1, 8, 8\); got \(1, 1, 4, 4\)"),
         ({"image": torch.zeros(3, 1, 8, 8)}, "image must have shape"),
         ({"image": torch.full((1, 1, 8, 8), 255.0)}, "image must be scaled"),
-        ({"mask": torch.ones(1, 1, 8, 8, dtype=torch.bool)}, "mask needs an image"),
+        ({"mask": torch.ones(1, 1, 8, 8, dtype=torch.bool)}, "mask must come with an image"),
         ({"image": torch.zeros(1, 1, 8, 8), "mask": torch.ones(1, 1, 4, 4, dtype=torch.bool)}, "mask must have shape"),
         ({"negative": "a bald seven"}, "unknown words: 'bald'"),
         ({"negative": [A, B]}, "negative must be one sentence, or one for each of 1 prompts; got 2"),
