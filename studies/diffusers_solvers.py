@@ -1,6 +1,6 @@
 """Measure what the solvers of diffusers, and the noise levels of k-diffusion, make of the shipped digits network, whose schedule is a cosine.
 
-Run `python studies/diffusers_solvers.py` (a few minutes on one core); chapter 29 reads ddpm_nb/measured/diffusers_solvers.json.
+Run `python studies/diffusers_solvers.py` (a few minutes on one core); chapter 28 reads ddpm_nb/measured/diffusers_solvers.json.
 What is there already stays; a number after the command does so many samplers and stops, and the next run goes on.
 """
 

@@ -380,7 +380,7 @@ def test_nothing_but_lines_where_there_is_no_terminal(tmp_path):
 
 def examples():
     """Return the commands in the shell blocks of the chapter, continued lines joined."""
-    cells = json.loads((ROOT / "nbs/28_command_line.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "nbs/30_command_line.ipynb").read_text())["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     blocks = re.findall(r"```shell\n(.*?)```", text, re.S)
     return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Chapter 30: shapes and their measuring rule, folders with captions, pieces of words, training in three stages."""
+"""Chapter 29: shapes and their measuring rule, folders with captions, pieces of words, training in three stages."""
 
 import csv
 import json
