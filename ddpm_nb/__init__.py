@@ -15,6 +15,7 @@ __doc__ = "Denoising diffusion, derived and run; `from ddpm_nb import NAME` load
 # %% ../nbs/94_names.ipynb #if-type-checking-for-editors-and
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
     from ddpm_nb.bound import VLBTerms, optimal_denoiser, rate_distortion, vlb_terms
+    from ddpm_nb.conditioning import ClassUNet, of_class
     from ddpm_nb.convert import unet_from_diffusers, unet_to_diffusers
     from ddpm_nb.data import ImageDataset, load_dataset, load_images
     from ddpm_nb.elbo import predict_noise, simple_loss
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
 # module -> the names that it offers here; a test compares this with the imports above
 _OFFERED = {
     "bound": "VLBTerms optimal_denoiser rate_distortion vlb_terms",
+    "conditioning": "ClassUNet of_class",
     "convert": "unet_from_diffusers unet_to_diffusers",
     "data": "ImageDataset load_dataset load_images",
     "elbo": "predict_noise simple_loss",
