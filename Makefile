@@ -28,7 +28,7 @@ $(VENV)/.ready: requirements-uv.txt requirements-dev.txt pyproject.toml
 	@touch $@
 
 book: setup ## run the notebooks whose outputs are stale and render the book to _build/html
-	$(BIN)/jupyter-book build . -W --keep-going
+	TQDM_DISABLE=1 $(BIN)/jupyter-book build . -W --keep-going  # no progress bars on pages
 	@echo; echo "The book is in _build/html. Open file://$(CURDIR)/_build/html/index.html"
 
 test: setup ## everything that continuous integration runs

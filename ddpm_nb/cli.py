@@ -886,7 +886,8 @@ def _save_picture(x, out, scale=None):
     from ddpm_nb.files import replaced_file
     from ddpm_nb.plots import tile
 
-    sheet = tile(x, max(1, round(len(x) ** 0.5)))  # (height, width, C)
+    gap = int(len(x) > 1)  # one picture has no frame, and may be given back as --image
+    sheet = tile(x, max(1, round(len(x) ** 0.5)), gap)  # (height, width, C)
     if scale is None:
         scale = max(4, -(-512 // max(sheet.shape[:2])))
     sheet = sheet.repeat(scale, 0).repeat(scale, 1)

@@ -268,6 +268,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--force", action="store_true")
     args = parser.parse_intermixed_args()
+    os.environ["TQDM_DISABLE"] = "1"  # stored outputs hold no progress bars
     os.environ.pop("JUPYTER_PATH", None)  # a kernel of another interpreter must not run these
     if args.command == "new":
         if len(args.names) != 2:

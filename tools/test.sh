@@ -54,7 +54,7 @@ notebooks_from_the_wheel() {
     cp tests/nbval_sanitize.cfg "$work/alone/tests"  # which differences of outputs do not count
     cd "$work/alone"
     PYTHONPATH="$work/wheel" python -c 'import ddpm_nb, sys; sys.exit("wheel" not in ddpm_nb.__file__)'
-    PYTHONPATH="$work/wheel" pytest -q -n 2 --dist loadfile --durations=10 $NBVAL nbs
+    TQDM_DISABLE=1 PYTHONPATH="$work/wheel" pytest -q -n 2 --dist loadfile --durations=10 $NBVAL nbs
 }
 
 step "the address" address
