@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .bound import VLBTerms, vlb_terms
+from .checks import call_model
 from .checks import check_floating, check_generator, check_images, check_int
 from .checks import check_model, check_number, check_square_images
 from .files import PACKAGE, find_model, load_parts, save_parts
@@ -75,7 +76,7 @@ def bits_per_dim(
 
     def predict(x_t, t):
         next(bar)
-        return model(x_t, t)
+        return call_model(model, x_t, t)
 
     options = {"n_levels": n_levels, "variance": variance, "chunk_size": size}
     options["generator"] = generator

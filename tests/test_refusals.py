@@ -253,7 +253,7 @@ def test_fit_names_what_is_no_network_schedule_or_config(network, schedule, imag
         return lambda: fit(model, schedule, images, config or TrainConfig(1, 4), progress=False)
 
     refuses(run(model=lambda x, t: x), "model must be a Module; got function", error=TypeError)
-    refuses(run(schedule=schedule.betas), "schedule must be a NoiseSchedule; got Tensor", error=TypeError)
+    refuses(run(schedule=schedule.betas), "schedule must be a NoiseSchedule, such as make_schedule('cosine', 1000); got Tensor", error=TypeError)
     refuses(run(config={"lr": 1}), "config must be a TrainConfig; got dict", error=TypeError)
     empty = NoiseSchedule(schedule.exact_betas).to("meta")
     refuses(run(schedule=empty), "schedule must hold values", error=ValueError)
@@ -306,7 +306,7 @@ def test_a_network_that_cannot_be_kept_leaves_no_folder(tmp_path, schedule, imag
     model, config = Other(1, 1, 3, padding=1), TrainConfig(1, 4)
     refuses(
         lambda: train(model, schedule, images, config, out=tmp_path / "run", progress=False),
-        "model must be one of UNet, ResNetBaseline to be kept; got Other",
+        "model must be one of UNet, ResNetBaseline, ClassUNet to be kept; got Other",
         error=TypeError,
     )
     assert not (tmp_path / "run").exists()
