@@ -59,7 +59,7 @@ lock: setup ## renew the pins in requirements-*.txt
 	$(LOCK) requirements-dev.in -o requirements-dev.txt
 	$(LOCK) --no-deps requirements-bench.in -o requirements-bench.txt
 
-export: setup ## write ddpm_nb from the notebooks: nbdev_export, then the texts of parameters into the docstrings
+export: setup ## write ddpm_nb from the notebooks (nbdev_export)
 	$(BIN)/python tools/notebooks.py export
 
 address: ## write the address in settings.ini into the notebooks and pyproject.toml

@@ -22,14 +22,7 @@ from .gaussian import GaussianMixture, normal_kl, randn
 # %% ../nbs/05_bound.ipynb #vlbterms
 @dataclass(frozen=True)
 class VLBTerms:
-    """Hold the parts of the bound on -log p(x_0) for each image, in bits per dimension.
-
-    Args:
-        prior: (B,) L_T
-        kl: (B, T-1) L_{t-1} for the paper's t = 2..T
-        decoder: (B,) L_0
-        mse: (B, T) mean squared error of the predicted image
-    """
+    """Hold the parts of the bound on -log p(x_0) for each image, in bits per dimension."""
 
     prior: Tensor  # (B,) L_T
     kl: Tensor  # (B, T-1) L_{t-1} for the paper's t = 2..T
@@ -54,19 +47,7 @@ def vlb_terms(
     chunk_size: int = 512,  # images through the model at once, at least one step's
     generator: torch.Generator | None = None,  # source of the noise
 ) -> VLBTerms:
-    """Compute the parts of the bound for each image, with one draw a step (DDPM, equation 5).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat (with "learned": and v)
-        schedule: the noise schedule
-        x_0: (B, ...) clean images on the grid of n_levels levels of [-1, 1]
-        n_levels: grey levels; None: continuous data, L_0 is a density
-        clip_x_0: clip predicted images to [-1, 1]
-        variance: of the reverse steps: "posterior", "beta" or "learned"
-        eps: (T, B, ...) noise of each step; drawn without
-        chunk_size: images through the model at once, at least one step's
-        generator: source of the noise
-    """
+    """Compute the parts of the bound for each image, with one draw a step (DDPM, equation 5)."""
     _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size)
     source = {"generator": generator, "device": x_0.device, "dtype": x_0.dtype}
     options = {"n_levels": n_levels, "clip_x_0": clip_x_0, "variance": variance}
@@ -126,12 +107,7 @@ def optimal_denoiser(
     mixture: GaussianMixture,  # the data, q(x_0), in d dimensions
     schedule: NoiseSchedule,  # the noise schedule
 ):
-    """Build model(x_t, t) that returns E[eps | x_t], for x_t (B, ...) with d values each.
-
-    Args:
-        mixture: the data, q(x_0), in d dimensions
-        schedule: the noise schedule
-    """
+    """Build model(x_t, t) that returns E[eps | x_t], for x_t (B, ...) with d values each."""
     spread, axes = torch.linalg.eigh(mixture.covariances)  # (K, d) and (K, d, d)
     d = mixture.means.shape[1]
 
@@ -159,15 +135,7 @@ def rate_distortion(
     *,
     n_levels: int = 256,  # grey levels of the images
 ) -> tuple[Tensor, Tensor]:  # (T,) each
-    """Return the bits per dimension sent down to x_t, and x_0_hat's RMSE in grey levels.
-
-    Args:
-        terms: what `vlb_terms` returned
-        n_levels: grey levels of the images
-
-    Returns:
-        (T,) each
-    """
+    """Return the bits per dimension sent down to x_t, and x_0_hat's RMSE in grey levels."""
     if terms.mse is None:
         raise ValueError("terms must hold the errors of x_0_hat, terms.mse; they are None")
     scale = (check_int("n_levels", n_levels, 2) - 1) / 2  # from [-1, 1] to grey levels

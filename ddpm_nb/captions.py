@@ -42,13 +42,7 @@ def _slant(ink):
 # %% ../nbs/18_captions.ipynb #strokes
 @dataclass(frozen=True, eq=False)
 class Strokes:
-    """Hold what is measured on each image.
-
-    Args:
-        width: (N,) width of the stroke, pixels
-        slant: (N,) pixels to the right for one pixel up; positive leans right
-        extent: (N,) side of a square with the area of the bounding box, pixels
-    """
+    """Hold what is measured on each image."""
 
     width: Tensor  # (N,) width of the stroke, pixels
     slant: Tensor  # (N,) pixels to the right for one pixel up; positive leans right
@@ -58,11 +52,7 @@ class Strokes:
 def measure_strokes(
     images: Tensor,  # (N, C, H, W) in [-1, 1], bright strokes on a dark ground
 ) -> Strokes:
-    """Measure the width, the slant and the extent of the strokes of every image.
-
-    Args:
-        images: (N, C, H, W) in [-1, 1], bright strokes on a dark ground
-    """
+    """Measure the width, the slant and the extent of the strokes of every image."""
     share = (check_images("images", images).mean(1) + 1) / 2
     paper = 0.15  # what is fainter counts as no ink
     ink = ((share - paper) / (1 - paper)).clamp(0, 1)  # (N, H, W)
@@ -82,14 +72,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class CaptionRule:
-    """Keep the limits between the words, a row for each digit.
-
-    Args:
-        image_size: pixels a side of the images it was fitted to
-        weight: 10 pairs: widest thin and widest regular stroke, pixels
-        slant: 10 pairs: limits of leaning left and of upright
-        size: 10 numbers: the largest small extent; None: size is not said
-    """
+    """Keep the limits between the words, a row for each digit."""
 
     image_size: int  # pixels a side of the images it was fitted to
     weight: tuple  # 10 pairs: widest thin and widest regular stroke, pixels
@@ -131,14 +114,7 @@ def fit_caption_rule(
     with_size: bool = False,  # also tell small from large
     tail: float = 0.3,  # share of a digit's images at either end of a scale; below 0.5
 ) -> CaptionRule:
-    """Place the limits at quantiles of the measured strokes of each digit.
-
-    Args:
-        images: (N, C, H, H) in [-1, 1]
-        labels: (N,) digits 0..9, each at least 3 times
-        with_size: also tell small from large
-        tail: share of a digit's images at either end of a scale; below 0.5
-    """
+    """Place the limits at quantiles of the measured strokes of each digit."""
     _check_digits(images, labels)
     check_number("tail", tail, 0, 0.5, open_low=True, open_high=True)
     counts = labels.bincount(minlength=10)
@@ -162,13 +138,7 @@ def attributes(
     images: Tensor,  # (N, C, H, W) in [-1, 1], of the rule's size
     labels: Tensor,  # (N,) digits 0..9
 ) -> Tensor:
-    """Turn measurements into word numbers (N, 3) or (N, 4): digit, weight, slant, size.
-
-    Args:
-        rule: the limits
-        images: (N, C, H, W) in [-1, 1], of the rule's size
-        labels: (N,) digits 0..9
-    """
+    """Turn measurements into word numbers (N, 3) or (N, 4): digit, weight, slant, size."""
     _check_digits(images, labels)
     labels = labels.long().to(images.device)
     if images.shape[-1] != rule.image_size:
@@ -205,13 +175,7 @@ def write_captions(
     generator: torch.Generator | None = None,  # source of the templates
     template: int | None = None,  # number of one template for all; drawn for each row without
 ) -> list[str]:
-    """Write a sentence for each row.
-
-    Args:
-        attributes: (N, 3) or (N, 4) word numbers
-        generator: source of the templates
-        template: number of one template for all; drawn for each row without
-    """
+    """Write a sentence for each row."""
     check_attributes(attributes)
     check_generator(generator)
     if template is not None:
@@ -232,11 +196,7 @@ def write_captions(
 def check_attributes(
     attributes,  # (N, 3) or (N, 4) word numbers of images
 ):
-    """Refuse what is no table of word numbers.
-
-    Args:
-        attributes: (N, 3) or (N, 4) word numbers of images
-    """
+    """Refuse what is no table of word numbers."""
     wanted = "attributes must be whole numbers of shape (N, 3) or (N, 4)"
     if not isinstance(attributes, Tensor):
         raise ValueError(f"{wanted}; got {type(attributes).__name__}")
@@ -253,11 +213,7 @@ def check_attributes(
 def split_words(
     text: str,  # any text
 ) -> list[str]:
-    """Cut a text into its words, in lower case and without punctuation.
-
-    Args:
-        text: any text
-    """
+    """Cut a text into its words, in lower case and without punctuation."""
     return re.findall(r"\w+", text.lower())
 
 # %% ../nbs/18_captions.ipynb #read-captions
@@ -272,11 +228,7 @@ _MEANINGS = {
 def read_captions(
     captions: list[str],  # N sentences
 ) -> Tensor:
-    """Read word numbers (N, 4) back from sentences; -1 where a sentence does not say.
-
-    Args:
-        captions: N sentences
-    """
+    """Read word numbers (N, 4) back from sentences; -1 where a sentence does not say."""
     rows = []
     for caption in captions:
         row, said = [-1] * len(ATTRIBUTE_NAMES), {}
@@ -296,12 +248,7 @@ def caption_fits(
     captions: list[str],  # M sentences
     attributes: Tensor,  # (N, 3) or (N, 4) word numbers of images
 ) -> Tensor:
-    """Say which sentence is true of which image, (M, N) bool: true where it says nothing wrong.
-
-    Args:
-        captions: M sentences
-        attributes: (N, 3) or (N, 4) word numbers of images
-    """
+    """Say which sentence is true of which image, (M, N) bool: true where it says nothing wrong."""
     check_attributes(attributes)
     said = read_captions(captions)[:, None, : attributes.shape[1]]  # (M, 1, 3 or 4)
     said = said.to(attributes.device)
@@ -314,12 +261,7 @@ MARKS = ("<padding>", "<unknown>", "<begin>")  # their names, by number
 # %% ../nbs/18_captions.ipynb #tokenizer
 @dataclass(frozen=True)
 class Tokenizer:
-    """Turn sentences into rows of whole numbers, one for each of its words.
-
-    Args:
-        words: the vocabulary; its first word has number 3
-        length: tokens in a row, the one that begins it included
-    """
+    """Turn sentences into rows of whole numbers, one for each of its words."""
 
     words: tuple  # the vocabulary; its first word has number 3
     length: int  # tokens in a row, the one that begins it included
@@ -374,12 +316,7 @@ def fit_tokenizer(
     captions: list[str],  # texts with all words that are wanted
     length: int = 10,  # tokens in a row
 ) -> Tokenizer:
-    """Collect the words of the captions in alphabetical order.
-
-    Args:
-        captions: texts with all words that are wanted
-        length: tokens in a row
-    """
+    """Collect the words of the captions in alphabetical order."""
     words = sorted({word for caption in captions for word in split_words(caption)})
     return Tokenizer(tuple(words), check_int("length", length, 2))
 
@@ -388,12 +325,7 @@ def check_prompts(
     prompts,  # a text, or a list of texts
     tokenizer: Tokenizer,  # the vocabulary
 ) -> list[str]:
-    """Return prompts as a list; refuse what no text is, and what training has never seen.
-
-    Args:
-        prompts: a text, or a list of texts
-        tokenizer: the vocabulary
-    """
+    """Return prompts as a list; refuse what no text is, and what training has never seen."""
     if not isinstance(prompts, str | list | tuple):
         got = f"{prompts!r} of type {type(prompts).__name__}"
         raise TypeError(f"prompts must be a text or a list of texts; got {got}")

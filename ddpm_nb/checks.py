@@ -24,13 +24,7 @@ def assert_refused(
     *words: str,  # what the message must hold
     error=(ValueError, TypeError),  # kind of error, or several
 ):
-    """Assert that a call is refused with an error that holds the given words; print the message.
-
-    Args:
-        call: function without arguments, such as `lambda: check_int("n", 0)`
-        words: what the message must hold
-        error: kind of error, or several
-    """
+    """Assert that a call is refused with an error that holds the given words; print the message."""
     try:
         call()
     except error as refusal:
@@ -48,13 +42,7 @@ def check_choice(
     value,  # what was given
     choices,  # what is allowed, in the order to show
 ):
-    """Return `value` if it is one of `choices`; raise `ValueError` otherwise.
-
-    Args:
-        name: the argument's name, for the message
-        value: what was given
-        choices: what is allowed, in the order to show
-    """
+    """Return `value` if it is one of `choices`; raise `ValueError` otherwise."""
     if value not in tuple(choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
     return value
@@ -66,14 +54,7 @@ def check_int(
     low: int = 1,  # smallest allowed value
     high: int | None = None,  # largest allowed value, or no limit
 ) -> int:
-    """Return `value` as an `int` if it is a whole number in [low, high].
-
-    Args:
-        name: the argument's name
-        value: what was given
-        low: smallest allowed value
-        high: largest allowed value, or no limit
-    """
+    """Return `value` as an `int` if it is a whole number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(
             f"{name} must be a whole number; got {value!r} of type {type(value).__name__}"
@@ -93,16 +74,7 @@ def check_number(
     open_low: bool = False,  # exclude the lower limit itself
     open_high: bool = False,  # exclude the upper limit itself
 ) -> float:
-    """Return `value` as a finite `float` between the limits.
-
-    Args:
-        name: the argument's name
-        value: what was given
-        low: lower limit
-        high: upper limit
-        open_low: exclude the lower limit itself
-        open_high: exclude the upper limit itself
-    """
+    """Return `value` as a finite `float` between the limits."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number; got {value!r} of type {type(value).__name__}")
     above_low = value > low if open_low else value >= low
@@ -118,12 +90,7 @@ def check_generator(
     generator,  # what was given
     n: int | None = None,  # how many images are drawn, where a list of n generators will do as well
 ):
-    """Return `generator` if it is a `torch.Generator`, None, or a list with one for each image.
-
-    Args:
-        generator: what was given
-        n: how many images are drawn, where a list of n generators will do as well
-    """
+    """Return `generator` if it is a `torch.Generator`, None, or a list with one for each image."""
     if n is not None and isinstance(generator, list | tuple):
         kinds = {type(one) for one in generator}
         if len(generator) != n or kinds - {torch.Generator}:
@@ -140,11 +107,7 @@ def check_generator(
 def has_values(
     x: Tensor,  # any tensor
 ) -> bool:
-    """Tell whether values can be looked at without waiting: there are some, on the CPU.
-
-    Args:
-        x: any tensor
-    """
+    """Tell whether values can be looked at without waiting: there are some, on the CPU."""
     return x.device.type == "cpu" and x.numel() > 0 and not isinstance(x, FakeTensor)
 
 # %% ../nbs/91_checks.ipynb #check-floating
@@ -152,12 +115,7 @@ def check_floating(
     name: str,  # the argument's name
     x,  # what was given
 ) -> Tensor:
-    """Return `x` if it is a floating-point tensor; on a CPU its values must be finite, too.
-
-    Args:
-        name: the argument's name
-        x: what was given
-    """
+    """Return `x` if it is a floating-point tensor; on a CPU its values must be finite, too."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
     if not x.is_floating_point():
@@ -173,14 +131,7 @@ def check_same_shape(
     other_name: str,  # the second argument's name
     other: Tensor,  # the second tensor
 ):
-    """Raise `ValueError` unless both tensors have the same shape.
-
-    Args:
-        name: the first argument's name
-        x: the first tensor
-        other_name: the second argument's name
-        other: the second tensor
-    """
+    """Raise `ValueError` unless both tensors have the same shape."""
     if x.shape != other.shape:
         allowed = f"the shape of {other_name}, {tuple(other.shape)}"
         raise ValueError(f"{name} must have {allowed}; got {tuple(x.shape)}")
@@ -192,14 +143,7 @@ def check_device(
     whose: str,  # what it meets, such as "the images'"
     device: torch.device,  # where that is
 ):
-    """Raise `ValueError` unless a tensor or a network lies on the device where it is needed.
-
-    Args:
-        name: the argument's name
-        thing: a tensor, or a network, whose first parameter counts; None passes
-        whose: what it meets, such as "the images'"
-        device: where that is
-    """
+    """Raise `ValueError` unless a tensor or a network lies on the device where it is needed."""
     weights = thing.parameters() if isinstance(thing, torch.nn.Module) else [thing]
     thing = next(iter(weights), None)
     here = device if thing is None else thing.device
@@ -212,13 +156,7 @@ def check_timesteps(
     n_steps: int,  # T: indices run 0 .. T-1
     batch: int,  # B, the number of images that t belongs to
 ):
-    """Return `t` if it is an index, or a batch of indices, of one of the `n_steps` steps.
-
-    Args:
-        t: an int, or an integer tensor of shape (B,), of code indices
-        n_steps: T: indices run 0 .. T-1
-        batch: B, the number of images that t belongs to
-    """
+    """Return `t` if it is an index, or a batch of indices, of one of the `n_steps` steps."""
     if isinstance(t, Tensor) and t.ndim > 0:
         if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             raise TypeError(f"t must have an integer dtype; got {t.dtype}")
@@ -241,13 +179,7 @@ def check_range(
     *,
     may_spill: bool = False,  # allow values beyond [-1, 1], as samples have that were not clipped
 ) -> Tensor:
-    """Return `x` if its values are in [-1, 1]; warn if none is below 0, as in [0, 1].
-
-    Args:
-        name: the argument's name
-        x: what was given, of any shape
-        may_spill: allow values beyond [-1, 1], as samples have that were not clipped
-    """
+    """Return `x` if its values are in [-1, 1]; warn if none is below 0, as in [0, 1]."""
     if check_floating(name, x).is_meta or isinstance(x, FakeTensor) or not x.numel():
         return x
     low, high = float(x.min()), float(x.max())
@@ -268,13 +200,7 @@ def check_images(
     *,
     may_spill: bool = False,  # allow values beyond [-1, 1], see `check_range`
 ) -> Tensor:
-    """Return `x` if it is a batch of images (B, C, H, W) with values in [-1, 1].
-
-    Args:
-        name: the argument's name
-        x: what was given
-        may_spill: allow values beyond [-1, 1], see `check_range`
-    """
+    """Return `x` if it is a batch of images (B, C, H, W) with values in [-1, 1]."""
     if check_floating(name, x).ndim != 4:
         raise ValueError(f"{name} must have shape (B, C, H, W); got {tuple(x.shape)}")
     return check_range(name, x, may_spill=may_spill)
@@ -285,13 +211,7 @@ def call_model(
     x: Tensor,  # (B, ...) its input
     *rest,  # what else it takes, such as t
 ) -> Tensor:
-    """Return model(x, ...); if that fails since type or device do not fit, say so.
-
-    Args:
-        model: callable model(x, ...)
-        x: (B, ...) its input
-        rest: what else it takes, such as t
-    """
+    """Return model(x, ...); if that fails since type or device do not fit, say so."""
     try:
         return model(x, *rest)
     except RuntimeError as error:
@@ -310,12 +230,7 @@ def check_model(
     model,  # what was given as the model
     schedule,  # what was given as its noise schedule
 ):
-    """Refuse a model that cannot be called, a schedule that is none, and both swapped.
-
-    Args:
-        model: what was given as the model
-        schedule: what was given as its noise schedule
-    """
+    """Refuse a model that cannot be called, a schedule that is none, and both swapped."""
     is_schedule = hasattr(schedule, "alpha_bars")
     if hasattr(model, "alpha_bars") and not is_schedule:
         order = "the model comes first, then the schedule, as in (model, schedule, ...)"
@@ -333,13 +248,7 @@ def check_batch(
     x,  # what was given
     shape: tuple,  # shape of one element
 ) -> Tensor:
-    """Return `x` if it is a tensor of shape (B, ...) whose elements have the given shape.
-
-    Args:
-        name: the argument's name
-        x: what was given
-        shape: shape of one element
-    """
+    """Return `x` if it is a tensor of shape (B, ...) whose elements have the given shape."""
     if not isinstance(x, Tensor) or x.ndim != len(shape) + 1 or tuple(x.shape[1:]) != tuple(shape):
         wanted = ", ".join(["B", *map(str, shape)])
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -351,12 +260,7 @@ def check_square_images(
     name: str,  # the argument's name
     x,  # what was given
 ) -> Tensor:
-    """Return `x` if it is at least one square image, (B, C, H, H) in [-1, 1].
-
-    Args:
-        name: the argument's name
-        x: what was given
-    """
+    """Return `x` if it is at least one square image, (B, C, H, H) in [-1, 1]."""
     check_images(name, x)
     if x.shape[-1] != x.shape[-2] or not x.numel():
         raise ValueError(f"{name} must be square and at least one; got {tuple(x.shape)}")
@@ -369,14 +273,7 @@ def check_each(
     shape: tuple,  # shape of one element
     n: int,  # how many elements are needed
 ) -> Tensor:
-    """Return n elements, (n, ...), of a tensor that holds one for all or one for each.
-
-    Args:
-        name: the argument's name
-        x: (B, ...) what was given
-        shape: shape of one element
-        n: how many elements are needed
-    """
+    """Return n elements, (n, ...), of a tensor that holds one for all or one for each."""
     if tuple(x.shape[1:]) != tuple(shape) or len(x) not in (1, n):
         counts = " or ".join(str(count) for count in sorted({1, n}))
         wanted = f"({counts}, {', '.join(map(str, shape))})"
@@ -388,12 +285,7 @@ def check_mask(
     name: str,  # the argument's name
     mask,  # what was given
 ) -> Tensor:
-    """Return `mask` if it is a tensor of truth values.
-
-    Args:
-        name: the argument's name
-        mask: what was given
-    """
+    """Return `mask` if it is a tensor of truth values."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = getattr(mask, "dtype", type(mask).__name__)
         raise TypeError(f"{name} must be a tensor of dtype torch.bool; got {got}")
@@ -403,11 +295,7 @@ def check_mask(
 def check_fit(
     pairs: dict,  # what belongs together, in words -> two values that must be equal
 ):
-    """Refuse parts that do not fit together, by name.
-
-    Args:
-        pairs: what belongs together, in words -> two values that must be equal
-    """
+    """Refuse parts that do not fit together, by name."""
     for names, (one, other) in pairs.items():
         if one != other:
             raise ValueError(f"parts must fit together; {names} do not: {one} and {other}")

@@ -266,11 +266,7 @@ def make_parser() -> argparse.ArgumentParser:
 def read_options(
     path,  # a JSON file: {"option": value}, or the train.json of a run
 ) -> dict:
-    """Read options from a file, refusing names and types that `ddpm-nb train` does not have.
-
-    Args:
-        path: a JSON file: {"option": value}, or the train.json of a run
-    """
+    """Read options from a file, refusing names and types that `ddpm-nb train` does not have."""
     try:
         values = json.loads(Path(path).read_bytes())
     except ValueError as error:
@@ -316,11 +312,7 @@ def _check_type(label, name, value, default):
 def pick_device(
     name: str,  # "auto", "cpu", "cuda" or "mps"
 ):
-    """Choose where to compute, a `torch.device`, and refuse one that this machine lacks.
-
-    Args:
-        name: "auto", "cpu", "cuda" or "mps"
-    """
+    """Choose where to compute, a `torch.device`, and refuse one that this machine lacks."""
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -338,13 +330,7 @@ def suit(
     size: int,  # their pixels a side
     device: str,  # "cpu", "cuda" or "mps"
 ) -> dict:
-    """Choose network, batch, learning rate and length of a run for pictures nobody knows.
-
-    Args:
-        n: pictures to train on
-        size: their pixels a side
-        device: "cpu", "cuda" or "mps"
-    """
+    """Choose network, batch, learning rate and length of a run for pictures nobody knows."""
     chosen = {"network": "digits" if size <= 16 else "mnist", "lr": 1e-3, "n_iterations": 1500}
     chosen["sample_every"] = 100  # until the steps have been timed
     batch = 64 if size <= 16 else 16
@@ -359,12 +345,7 @@ def _look_at_pictures(
     root,  # the folder
     largest: int,  # most pixels a side
 ) -> dict:
-    """Read the size of some pictures; return the image size that fits them, and if all are grey.
-
-    Args:
-        root: the folder
-        largest: most pixels a side
-    """
+    """Read the size of some pictures; return the image size that fits them, and if all are grey."""
     from PIL import Image
 
     from ddpm_nb.pictures import FORMATS, _existing_folder, list_pictures
@@ -464,11 +445,7 @@ def _build_network(options, data):
 def _is_flat(
     options: dict,  # of `ddpm-nb train`
 ) -> bool:
-    """Tell whether the data are a folder of pictures without a part for training.
-
-    Args:
-        options: of `ddpm-nb train`
-    """
+    """Tell whether the data are a folder of pictures without a part for training."""
     from ddpm_nb.pictures import _existing_folder, find_parts, list_pictures
 
     if options["dataset"] != "folder":
@@ -1030,12 +1007,7 @@ def shell_words(
     text: str,  # what a function says, with names of arguments
     flags: dict,  # argument -> option of the verb, such as {"image_size": "--image-size"}
 ) -> str:
-    """Write an error with the options of the command in place of arguments.
-
-    Args:
-        text: what a function says, with names of arguments
-        flags: argument -> option of the verb, such as {"image_size": "--image-size"}
-    """
+    """Write an error with the options of the command in place of arguments."""
     for name, flag in sorted(flags.items(), key=lambda pair: -len(pair[0])):
         here = rf"(?<![\w./'\"-]){name}"
         text = re.sub(rf"{here}=True\b", flag, text)
@@ -1096,11 +1068,7 @@ _VERBS = {
 def main(
     argv=None,  # words after the command's name; those of the shell without
 ) -> int:
-    """Run `ddpm-nb`; return 0: done, 1: failed, 2: bad options, 130 or 143: asked to stop.
-
-    Args:
-        argv: words after the command's name; those of the shell without
-    """
+    """Run `ddpm-nb`; return 0: done, 1: failed, 2: bad options, 130 or 143: asked to stop."""
     # a program that calls `main` with words of its own is not to be ended
     with _stops_at_once() if argv is None else contextlib.nullcontext():
         args = make_parser().parse_args(argv)

@@ -30,12 +30,7 @@ from .unet import group_norm
 
 # %% ../nbs/19_clip.ipynb #textblock-2
 class TextBlock(nn.Module):
-    """Let the words ask each other, then work on the answers; add both to what was there.
-
-    Args:
-        dim: length of a word's vector
-        n_heads: heads; divides dim
-    """
+    """Let the words ask each other, then work on the answers; add both to what was there."""
 
     def __init__(
         self,
@@ -55,12 +50,7 @@ class TextBlock(nn.Module):
         x: Tensor,  # (B, L, dim)
         mask: Tensor,  # (B, 1, 1, L) bool: true where a word may be asked
     ) -> Tensor:
-        """Return (B, L, dim).
-
-        Args:
-            x: (B, L, dim)
-            mask: (B, 1, 1, L) bool: true where a word may be asked
-        """
+        """Return (B, L, dim)."""
         b, n, d = x.shape
         q, k, v = self.qkv(self.norm_1(x)).reshape(b, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         # answers: (B, heads, L, dim / heads)
@@ -70,15 +60,7 @@ class TextBlock(nn.Module):
 
 # %% ../nbs/19_clip.ipynb #textencoder
 class TextEncoder(nn.Module):
-    """Turn tokens into a vector for each word, in the light of all other words.
-
-    Args:
-        n_words: tokens in the vocabulary, marks included
-        length: tokens in a row
-        dim: length of a vector
-        n_layers: blocks
-        n_heads: heads; divides dim
-    """
+    """Turn tokens into a vector for each word, in the light of all other words."""
 
     def __init__(
         self,
@@ -129,14 +111,7 @@ def _check_tokens(tokens, config):
 
 # %% ../nbs/19_clip.ipynb #imageencoder
 class ImageEncoder(nn.Module):
-    """Turn an image into one vector with three convolutions and a linear layer.
-
-    Args:
-        image_size: pixels a side, at least 4
-        in_channels: channels of an image
-        channels: channels of the first layer, divisible by 8
-        dim: length of the vector
-    """
+    """Turn an image into one vector with three convolutions and a linear layer."""
 
     def __init__(
         self,
@@ -172,13 +147,7 @@ MAX_LOG_SCALE = math.log(100)
 
 
 class CLIP(nn.Module):
-    """Place images and sentences on one sphere, where what belongs together lies close.
-
-    Args:
-        image_encoder: images (B, C, H, W) -> (B, D), with D as `config["dim"]`
-        text_encoder: tokens (B, L) -> states (B, L, D'), with D' as `config["dim"]`
-        dim: dimension of the space that both share
-    """
+    """Place images and sentences on one sphere, where what belongs together lies close."""
 
     def __init__(
         self,
@@ -209,13 +178,7 @@ def make_clip(
     text: dict,  # options of `TextEncoder`
     dim: int = 64,  # dimension of the shared space
 ) -> CLIP:
-    """Build a CLIP model from plain values, such as the `config` of another.
-
-    Args:
-        image: options of `ImageEncoder`
-        text: options of `TextEncoder`
-        dim: dimension of the shared space
-    """
+    """Build a CLIP model from plain values, such as the `config` of another."""
     return CLIP(ImageEncoder(**image), TextEncoder(**text), dim)
 
 # %% ../nbs/19_clip.ipynb #contrastive-loss
@@ -226,14 +189,7 @@ def contrastive_loss(
     *,
     fits: Tensor | None = None,  # (B, B) bool: sentence i is true of image j, so no negative
 ) -> Tensor:
-    """Average the cross-entropies of finding a sentence's image and an image's sentence (nats).
-
-    Args:
-        image_vectors: (B, D) unit vectors; row i belongs to row i of the other
-        text_vectors: (B, D) unit vectors
-        log_scale: log of the factor on the cosines
-        fits: (B, B) bool: sentence i is true of image j, so no negative
-    """
+    """Average the cross-entropies of finding a sentence's image and an image's sentence (nats)."""
     _check_pairs(image_vectors, text_vectors, fits)
     # rows: sentences, columns: images
     scores = torch.as_tensor(log_scale).exp() * text_vectors @ image_vectors.T
@@ -270,17 +226,7 @@ def train_clip(
     mask: bool = True,  # leave other images that a sentence fits out of its negatives
     callback=None,  # called with (clip, number of steps taken, loss) after each step
 ) -> CLIP:
-    """Train both encoders on images and sentences written anew at each step; return them frozen.
-
-    Args:
-        clip: trained in place, on its device
-        images: (N, C, H, H) in [-1, 1]
-        attributes: (N, 3) or (N, 4) word numbers
-        tokenizer: vocabulary of the sentences
-        config: rate, batch, steps; its seed draws pairs and sentences
-        mask: leave other images that a sentence fits out of its negatives
-        callback: called with (clip, number of steps taken, loss) after each step
-    """
+    """Train both encoders on images and sentences written anew at each step; return them frozen."""
     _check_examples(images, attributes, config)
     device = clip.log_scale.device
     g = seeded(mix_seeds(config.seed, 1))
@@ -307,12 +253,7 @@ def decay_groups(
     model: nn.Module,  # the network to train
     config: TrainConfig,  # weight_decay is used
 ) -> list[dict]:
-    """Split the parameters for AdamW: matrices decay; norms, biases and a temperature do not.
-
-    Args:
-        model: the network to train
-        config: weight_decay is used
-    """
+    """Split the parameters for AdamW: matrices decay; norms, biases and a temperature do not."""
     groups = [{"params": [], "weight_decay": decay} for decay in (config.weight_decay, 0.0)]
     for p in model.parameters():
         groups[0 if p.ndim > 1 else 1]["params"].append(p)
@@ -337,15 +278,7 @@ def similarities(
     *,
     batch_size: int = 500,  # images at once
 ) -> Tensor:
-    """Return the cosine of every image with every prompt, (N, M).
-
-    Args:
-        clip: the trained model
-        tokenizer: its vocabulary
-        images: (N, C, H, H) in [-1, 1]; samples that stick out are clipped
-        prompts: a text or a list of M texts
-        batch_size: images at once
-    """
+    """Return the cosine of every image with every prompt, (N, M)."""
     prompts = check_prompts(prompts, tokenizer)
     device = clip.log_scale.device
     texts = clip.encode_texts(tokenizer.encode(prompts).to(device))
@@ -359,14 +292,7 @@ def zero_shot(
     images: Tensor,  # (N, C, H, H) in [-1, 1]
     prompts: list[str],  # the classes, in words
 ) -> Tensor:
-    """Return the number (N,) of the prompt that lies closest to each image.
-
-    Args:
-        clip: the trained model
-        tokenizer: its vocabulary
-        images: (N, C, H, H) in [-1, 1]
-        prompts: the classes, in words
-    """
+    """Return the number (N,) of the prompt that lies closest to each image."""
     return similarities(clip, tokenizer, images, prompts).argmax(1)
 
 # %% ../nbs/19_clip.ipynb #recall-at
@@ -375,13 +301,7 @@ def recall_at(
     fits: Tensor,  # (M, N) bool: which candidates are right
     k: int,  # candidates looked at, 1 .. N
 ) -> float:
-    """Return the share of queries with a right candidate among the k best, if they have any.
-
-    Args:
-        scores: (M, N) score of every query with every candidate
-        fits: (M, N) bool: which candidates are right
-        k: candidates looked at, 1 .. N
-    """
+    """Return the share of queries with a right candidate among the k best, if they have any."""
     if scores.ndim != 2 or fits.shape != scores.shape or fits.dtype != torch.bool:
         wanted = f"bool of the shape of scores, {tuple(scores.shape)}"
         raise ValueError(f"fits must be {wanted}; got {fits.dtype} {tuple(fits.shape)}")

@@ -26,28 +26,7 @@ from .unet import Level, SelfAttention, UNet, group_norm, zero_init
 
 # %% ../nbs/20_text_conditioning.ipynb #classunet
 class ClassUNet(UNet):
-    """Predict the noise, given the step and a class, or none (Ho and Salimans 2022).
-
-    Args:
-        n_classes: classes 0 .. n_classes-1; the number n_classes stands for none
-        image_size: pixels a side; from here on the options are those of `UNet`
-        in_channels: channels of the images
-        base_channels: channels of the finest level, before its multiplier
-        channel_mults: channels of each level, in `base_channels`
-        n_res_blocks: residual blocks a level
-        attn_resolutions: levels of these resolutions attend
-        dropout: in [0, 1)
-        norm_groups: groups of every group norm
-        norm_eps: added to every group norm's variance
-        n_heads: attention heads
-        mid_attention: attend between the two middle blocks
-        upsampling: "nearest" or "transposed"
-        cumulative: a multiplier multiplies the level before it
-        out_channels: channels of the output; `in_channels` without
-        time_layout: layout of the sinusoids
-        freq_shift: see `sinusoidal_embedding`
-        checkpointing: recompute activations in the backward pass
-    """
+    """Predict the noise, given the step and a class, or none (Ho and Salimans 2022)."""
 
     def __init__(
         self,
@@ -106,14 +85,7 @@ def guided(
     null_context: Tensor,  # no class or no words, of the same shape; B may be 1
     scale: float,  # 0: ignores the context; 1: as trained; above: pushed on
 ):
-    """Return a model(x_t, t) -> eps_hat for every sampler (Ho and Salimans 2022, equation 6).
-
-    Args:
-        model: callable model(x_t, t, context) -> eps_hat
-        context: what the images shall show: classes (B,), or words (B, L, D)
-        null_context: no class or no words, of the same shape; B may be 1
-        scale: 0: ignores the context; 1: as trained; above: pushed on
-    """
+    """Return a model(x_t, t) -> eps_hat for every sampler (Ho and Salimans 2022, equation 6)."""
     check_number("scale", scale, 0)
     null = _check_null(null_context, context).expand_as(context)
     if scale in (0, 1):
@@ -159,13 +131,7 @@ def of_class(
     labels: int | Tensor,  # the class of all images, or classes (B,)
     scale: float = 1.0,  # 0: any class; 1: as trained; above: pushed on
 ):
-    """Return a model(x_t, t) -> eps_hat that draws images of a class, for every sampler.
-
-    Args:
-        model: a `ClassUNet`, or what `load_pretrained` returned of one
-        labels: the class of all images, or classes (B,)
-        scale: 0: any class; 1: as trained; above: pushed on
-    """
+    """Return a model(x_t, t) -> eps_hat that draws images of a class, for every sampler."""
     network = getattr(model, "network", model)
     n_classes = getattr(network, "config", {}).get("n_classes")
     if n_classes is None:
@@ -189,13 +155,7 @@ def of_class(
 
 # %% ../nbs/20_text_conditioning.ipynb #crossattention-2
 class CrossAttention(nn.Module):
-    """Let positions (B, S, channels) ask and words (B, L, context_dim) answer.
-
-    Args:
-        channels: length of a position's vector, of the questions and of the result
-        context_dim: length of a word's vector
-        n_heads: heads; divides the channels
-    """
+    """Let positions (B, S, channels) ask and words (B, L, context_dim) answer."""
 
     def __init__(
         self,
@@ -232,14 +192,7 @@ class CrossAttention(nn.Module):
 
 # %% ../nbs/20_text_conditioning.ipynb #spatialtransformer
 class SpatialTransformer(nn.Module):
-    """Let the positions of an image ask each other, then the words, then think.
-
-    Args:
-        channels: channels of input and output
-        context_dim: length of a word's vector
-        n_heads: heads; divides the channels
-        norm_groups: groups of the norm at the entrance
-    """
+    """Let the positions of an image ask each other, then the words, then think."""
 
     def __init__(
         self,
@@ -270,14 +223,7 @@ class SpatialTransformer(nn.Module):
 
 # %% ../nbs/20_text_conditioning.ipynb #textlevel
 class TextLevel(nn.Module):
-    """Hold one resolution of a U-Net whose self-attention became transformer blocks.
-
-    Args:
-        level: the level of a `UNet`, whose other layers are taken over
-        context_dim: length of a word's vector
-        n_heads: attention heads
-        norm_groups: groups of the norm of a transformer
-    """
+    """Hold one resolution of a U-Net whose self-attention became transformer blocks."""
 
     def __init__(
         self,
@@ -306,20 +252,7 @@ class TextLevel(nn.Module):
 
 # %% ../nbs/20_text_conditioning.ipynb #textunet
 class TextUNet(UNet):
-    """Predict the noise, given the step and a sentence (Rombach et al. 2022, section 3.3).
-
-    Args:
-        image_size: pixels, or positions of a latent, a side
-        in_channels: channels of the images or latents
-        context_dim: length of a word's vector
-        base_channels: channels of the finest level
-        channel_mults: channels of each level, as multiples of `base_channels`
-        n_res_blocks: residual blocks a level
-        attn_resolutions: levels of these sides hear words; the middle does
-        dropout: in [0, 1)
-        n_heads: attention heads
-        norm_groups: groups of every group norm
-    """
+    """Predict the noise, given the step and a sentence (Rombach et al. 2022, section 3.3)."""
 
     def __init__(
         self,
@@ -362,12 +295,7 @@ def encode_words(
     text_encoder: TextEncoder,  # frozen
     tokens: Tensor,  # (..., L) captions as tokens, at least one
 ) -> tuple[Tensor, Tensor]:
-    """Return the words of captions, (..., L, D), and those of the empty sentence, (1, L, D).
-
-    Args:
-        text_encoder: frozen
-        tokens: (..., L) captions as tokens, at least one
-    """
+    """Return the words of captions, (..., L, D), and those of the empty sentence, (1, L, D)."""
     if not isinstance(tokens, Tensor) or tokens.ndim < 2 or not tokens.numel():
         found = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"tokens must have shape (..., L), with at least one row; got {found}")
@@ -385,14 +313,7 @@ def drop_context(
     *,
     generator: torch.Generator | None = None,  # source of the choice
 ) -> Tensor:
-    """Replace random rows by the empty sentence, each whole (Ho and Salimans 2022, Algorithm 1).
-
-    Args:
-        context: (B, L, D) words
-        null_context: (1, L, D) the words of the empty sentence
-        probability: share of the rows to replace, in [0, 1]
-        generator: source of the choice
-    """
+    """Replace random rows by the empty sentence, each whole (Ho and Salimans 2022, Algorithm 1)."""
     check_number("probability", probability, 0, 1)
     check_generator(generator)
     null = _check_null(null_context, context)
@@ -411,17 +332,7 @@ def conditional_loss(
     drop: float = 0.1,  # share of the captions that the network does not see, in [0, 1]
     generator: torch.Generator | None = None,  # source of the steps, the noise and the choice
 ) -> Tensor:
-    """Return the squared error, some captions left out (Ho and Salimans 2022, Algorithm 1).
-
-    Args:
-        model: callable model(x_t, t, context) -> eps_hat
-        schedule: the noise schedule
-        x_0: (B, C, H, W) images, or latents of unit variance
-        context: (B, L, D) their words
-        null_context: (1, L, D) the empty sentence
-        drop: share of the captions that the network does not see, in [0, 1]
-        generator: source of the steps, the noise and the choice
-    """
+    """Return the squared error, some captions left out (Ho and Salimans 2022, Algorithm 1)."""
     check_number("drop", drop, 0, 1)
     context = drop_context(context, null_context, drop, generator=generator)
     told = partial(model, context=context)
@@ -439,18 +350,7 @@ def train_conditional(
     drop: float = 0.1,  # share of the captions that the network does not see
     callback=None,  # called as callback(i, loss, average) after each iteration
 ) -> TextUNet:
-    """Fit the noise given a caption, and without one now and then; return the averaged network.
-
-    Args:
-        model: trained in place, on the device of the images
-        schedule: the noise schedule
-        x_0: (N, C, H, W) images, or latents of unit variance
-        tokens: (N, K, L) K captions of each image
-        text_encoder: frozen
-        config: settings; those of a run's folder and of its parts are not used
-        drop: share of the captions that the network does not see
-        callback: called as callback(i, loss, average) after each iteration
-    """
+    """Fit the noise given a caption, and without one now and then; return the averaged network."""
     _check_captioned(x_0, tokens, config, drop)
     device, schedule, tokens = x_0.device, schedule.to(x_0.device), tokens.to(x_0.device)
     precision, g = pick_precision(config.precision, device), seeded(config.seed, device)
@@ -496,14 +396,7 @@ def score_attributes(
     classifier: DigitClassifier,  # judges the digit
     rule: CaptionRule,  # judges the rest, as it did when it wrote the captions
 ) -> Tensor:
-    """Tell which attributes of generated images are as asked; (N, 3 or 4) bool.
-
-    Args:
-        images: (N, 1, H, W) generated images in [-1, 1]; what sticks out is clipped
-        wanted: (N, 3 or 4) attributes that they were asked for
-        classifier: judges the digit
-        rule: judges the rest, as it did when it wrote the captions
-    """
+    """Tell which attributes of generated images are as asked; (N, 3 or 4) bool."""
     shape = (len(check_floating("images", images)), 3 if rule.size is None else 4)
     if not isinstance(wanted, Tensor) or wanted.shape != shape:
         given = tuple(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
@@ -525,15 +418,7 @@ def attention_maps(
     *,
     side: int | None = None,  # only the layers with this many positions a side; all without
 ) -> Tensor:
-    """Return how much places listen to words, (B, L, H, W): the mean of heads and layers.
-
-    Args:
-        model: the network
-        x_t: (B, C, H, W) noisy images
-        t: (B,) their steps
-        context: (B, L, D) words
-        side: only the layers with this many positions a side; all without
-    """
+    """Return how much places listen to words, (B, L, H, W): the mean of heads and layers."""
     maps = {}  # side -> maps of the layers
 
     def record(module, args, told):

@@ -32,11 +32,7 @@ _NAMES |= {"classes": "class_embedding"}
 def diffusers_names(
     name: str,  # name of a tensor of a `UNet`
 ) -> list[str]:
-    """Translate a tensor's name to diffusers: one name, or three for query, key and value.
-
-    Args:
-        name: name of a tensor of a `UNet`
-    """
+    """Translate a tensor's name to diffusers: one name, or three for query, key and value."""
     theirs = ".".join(_NAMES.get(part, part) for part in name.split("."))
     theirs = theirs.replace("resample", name.split(".")[0] + "samplers.0")
     if ".qkv." in name:
@@ -300,12 +296,7 @@ def unet_to_diffusers(
     unet,  # a `UNet`, or what `load_pretrained` returned: a `NoisePredictor` around one
     schedule: NoiseSchedule,  # the schedule it was trained with
 ) -> tuple:
-    """Convert to a UNet2DModel and a DDPMScheduler of diffusers, weights equal to the last bit.
-
-    Args:
-        unet: a `UNet`, or what `load_pretrained` returned: a `NoisePredictor` around one
-        schedule: the schedule it was trained with
-    """
+    """Convert to a UNet2DModel and a DDPMScheduler of diffusers, weights equal to the last bit."""
     wrapped = isinstance(unet, NoisePredictor)
     network, objective = (unet.network, unet.objective) if wrapped else (unet, "eps")
     network = getattr(network, "_orig_mod", network)  # without torch.compile's wrapper
@@ -400,13 +391,7 @@ def unet_from_diffusers(
     scheduler=None,  # of diffusers; the one beside the model without, or else linear, T = 1000
     image_size: int | None = None,  # pixels a side; what the model says without
 ) -> tuple:
-    """Convert to a network that predicts the noise, with weights equal to the last bit.
-
-    Args:
-        model_or_path: UNet2DModel, DDPMPipeline, folder with one, or name on the Hub, "owner/name"
-        scheduler: of diffusers; the one beside the model without, or else linear, T = 1000
-        image_size: pixels a side; what the model says without
-    """
+    """Convert to a network that predicts the noise, with weights equal to the last bit."""
     library = _import_diffusers()
     model, found = model_or_path, None
     if isinstance(model_or_path, str | os.PathLike):
@@ -435,11 +420,7 @@ def unet_from_diffusers(
 def options_from_scheduler(
     scheduler,  # a scheduler of diffusers
 ) -> dict:
-    """Return the options with which `sample_ddpm` walks as a scheduler says.
-
-    Args:
-        scheduler: a scheduler of diffusers
-    """
+    """Return the options with which `sample_ddpm` walks as a scheduler says."""
     c = scheduler.config
     options = {"clip_x_0": bool(c.get("clip_sample", False))}
     refused = {

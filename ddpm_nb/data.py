@@ -25,25 +25,12 @@ def scale_levels(
     levels: Tensor,  # grey levels 0 .. n_levels-1
     n_levels: int,  # number of levels
 ) -> Tensor:
-    """Map grey levels to [-1, 1], float32.
-
-    Args:
-        levels: grey levels 0 .. n_levels-1
-        n_levels: number of levels
-    """
+    """Map grey levels to [-1, 1], float32."""
     return levels.float() * (2 / (n_levels - 1)) - 1
 
 # %% ../nbs/08_data.ipynb #imagedataset-3
 class ImageDataset(Dataset):
-    """Serve images in [-1, 1] and labels from memory; remember grey levels and classes.
-
-    Args:
-        levels: (N, C, H, W) levels 0 .. n_levels-1, an integer dtype
-        labels: (N,) class numbers; without, all are of one class
-        n_levels: number of grey levels of the originals
-        classes: name of each class
-        flip: whether mirror images are as good as the originals
-    """
+    """Serve images in [-1, 1] and labels from memory; remember grey levels and classes."""
 
     def __init__(
         self,
@@ -99,11 +86,7 @@ def _check_levels(levels, labels, n_levels, n_classes):
 def load_digits(
     split: str = "train",  # "train" or "test"
 ) -> ImageDataset:
-    """Load scikit-learn's bundled digits, 1,500 for training and 297 to test.
-
-    Args:
-        split: "train" or "test"
-    """
+    """Load scikit-learn's bundled digits, 1,500 for training and 297 to test."""
     from sklearn import datasets
 
     bunch = datasets.load_digits()
@@ -136,12 +119,7 @@ def check_data(
     data,  # tensor (N, ...), or a data set of pairs (image, label)
     range_check: bool | None = None,  # require images in [-1, 1]; None: of a data set only
 ):
-    """Refuse what no training can use, and warn of images that have no value below 0.
-
-    Args:
-        data: tensor (N, ...), or a data set of pairs (image, label)
-        range_check: require images in [-1, 1]; None: of a data set only
-    """
+    """Refuse what no training can use, and warn of images that have no value below 0."""
     if isinstance(data, ImageDataset) and len(data):
         return  # its levels were checked when it was made
     images = data if isinstance(data, Tensor) else _image_of(data, 0)[None]
@@ -165,12 +143,7 @@ def mirror(
     x: Tensor,  # (B, C, H, W) images
     chosen: Tensor,  # (B,) bool: which of them
 ) -> Tensor:
-    """Mirror the chosen images from left to right.
-
-    Args:
-        x: (B, C, H, W) images
-        chosen: (B,) bool: which of them
-    """
+    """Mirror the chosen images from left to right."""
     return torch.where(chosen.reshape(-1, 1, 1, 1), x.flip(-1), x)
 
 # %% ../nbs/08_data.ipynb #getattr
@@ -198,19 +171,7 @@ def load_dataset(
     white_level: int | None = None,  # of a folder: level of white in grey pictures of 16 bits
     in_memory: bool = False,  # of a folder: read all pictures now
 ) -> Dataset:
-    """Load a data set of (image in [-1, 1], label) with `n_levels`, `classes` and `flip`.
-
-    Args:
-        name: "digits", "mnist", "fashion-mnist", "cifar10" or "folder"
-        root: folder with the files, for sets that are not bundled
-        split: "train" or "test"; of a folder also "val"
-        image_size: pixels a side; as they are without, but a folder needs it
-        grey: of a folder: one channel instead of three
-        flip: of a folder: whether mirror images are as good as the originals
-        unreadable: of a folder: "refuse", "skip" or "trust", see `FolderDataset`
-        white_level: of a folder: level of white in grey pictures of 16 bits
-        in_memory: of a folder: read all pictures now
-    """
+    """Load a data set of (image in [-1, 1], label) with `n_levels`, `classes` and `flip`."""
     check_choice("name", name, DATASETS)
     folder = {"grey": grey, "flip": flip, "unreadable": unreadable}
     folder |= {"white_level": white_level, "in_memory": in_memory}
@@ -240,17 +201,7 @@ def load_images(
     unreadable: str = "refuse",  # of a folder: "refuse", "skip" or "trust"
     white_level: int | None = None,  # of a folder: level of white in grey pictures of 16 bits
 ) -> Tensor:
-    """Load the whole set as one tensor (N, C, H, W) in [-1, 1], for sets that fit in memory.
-
-    Args:
-        name: name of the data set
-        root: folder with the files, for sets that are not bundled
-        split: "train" or "test"; of a folder also "val"
-        image_size: pixels a side; as they are without, but a folder needs it
-        grey: of a folder: one channel instead of three
-        unreadable: of a folder: "refuse", "skip" or "trust"
-        white_level: of a folder: level of white in grey pictures of 16 bits
-    """
+    """Load the whole set as one tensor (N, C, H, W) in [-1, 1], for sets that fit in memory."""
     where = {"root": root, "split": split, "image_size": image_size}
     how = {"grey": grey, "unreadable": unreadable, "white_level": white_level}
     return load_dataset(name, **where, **how).images()
@@ -259,11 +210,7 @@ def load_images(
 def mix_seeds(
     *numbers: int,  # whole numbers from 0
 ) -> int:
-    """Make one seed of several numbers, so that (0, 1) and (1, 0) start unrelated streams.
-
-    Args:
-        numbers: whole numbers from 0
-    """
+    """Make one seed of several numbers, so that (0, 1) and (1, 0) start unrelated streams."""
     numbers = [check_int("number", number, 0) for number in numbers]
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
@@ -274,14 +221,7 @@ def epoch_order(
     seed: int,  # seed of the run
     flip: bool = False,  # mirror half of the images
 ) -> tuple[Tensor, Tensor]:
-    """Return the order (n,) of the images in an epoch, and which of them (n,) are mirrored.
-
-    Args:
-        n: number of images
-        epoch: passes over the data already made
-        seed: seed of the run
-        flip: mirror half of the images
-    """
+    """Return the order (n,) of the images in an epoch, and which of them (n,) are mirrored."""
     generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
     order = torch.randperm(n, generator=generator)
     coins = torch.rand(n, generator=generator) < 0.5
@@ -299,18 +239,7 @@ def batch_order(
     n_processes: int = 1,  # processes that share a batch, a divisor of batch_size
     device="cpu",  # where the indices are wanted
 ):
-    """Yield for ever this process's share of each batch, and which images in it are mirrored.
-
-    Args:
-        n: number of images
-        batch_size: images in a step over all processes, at most n
-        seed: seed of the run
-        start: steps already taken
-        flip: mirror half of the images
-        rank: this process, 0 .. n_processes-1
-        n_processes: processes that share a batch, a divisor of batch_size
-        device: where the indices are wanted
-    """
+    """Yield for ever this process's share of each batch, and which images in it are mirrored."""
     check_int("seed", seed, 0)
     check_int("start", start, 0)
     check_int("batch_size", batch_size, 1, check_int("n", n))
@@ -382,12 +311,7 @@ def check_labels(
     data,  # a data set of pairs (image, label)
     n_classes: int,  # classes that are to be told apart
 ):
-    """Refuse data that do not say which of `n_classes` classes each image is of.
-
-    Args:
-        data: a data set of pairs (image, label)
-        n_classes: classes that are to be told apart
-    """
+    """Refuse data that do not say which of `n_classes` classes each image is of."""
     if isinstance(data, Tensor):
         remedy = "ImageDataset(levels, labels, n_levels=256, classes=names) joins both"
         raise ValueError(f"data must hold labels to learn classes, not images alone: {remedy}")
@@ -427,21 +351,7 @@ def train_batches(
     range_check: bool | None = None,  # require images in [-1, 1], see `check_data`
     n_classes: int | None = None,  # yield images and their labels, in 0..n_classes-1
 ):
-    """Yield batches (B, ...) on the device for ever: from memory, or through a `DataLoader`.
-
-    Args:
-        data: tensor (N, ...) of values, or a data set of pairs (image, label)
-        batch_size: images in a step over all processes
-        seed: seed of the run
-        start: steps already taken
-        flip: mirror half of the images
-        rank: this process, 0 .. n_processes-1
-        n_processes: processes that share a batch, a divisor of batch_size
-        device: where the batches are wanted
-        n_workers: worker processes that read a data set which is not in memory
-        range_check: require images in [-1, 1], see `check_data`
-        n_classes: yield images and their labels, in 0..n_classes-1
-    """
+    """Yield batches (B, ...) on the device for ever: from memory, or through a `DataLoader`."""
     check_data(data, range_check)
     if n_classes is not None:
         check_labels(data, n_classes)

@@ -27,13 +27,7 @@ def diffuse_mixture(
     schedule: NoiseSchedule,  # the noise schedule
     t: int,  # index in 0..T-1
 ) -> GaussianMixture:
-    """Return q(x_t) for data that is a mixture of Gaussians: again a mixture.
-
-    Args:
-        mixture: the data, q(x_0)
-        schedule: the noise schedule
-        t: index in 0..T-1
-    """
+    """Return q(x_t) for data that is a mixture of Gaussians: again a mixture."""
     t = check_int("t", t, 0, schedule.n_steps - 1)
     alpha_bar = schedule.alpha_bars[t].to(mixture.means)
     rest = schedule.one_minus_alpha_bars[t].to(mixture.means)
@@ -46,12 +40,7 @@ def prior_divergence(
     schedule: NoiseSchedule,  # the noise schedule
     x_0: Tensor,  # (B, ...) clean images
 ) -> Tensor:
-    """Compute L_T = KL(q(x_T | x_0) || N(0, I)) for each image, in nats; (B,).
-
-    Args:
-        schedule: the noise schedule
-        x_0: (B, ...) clean images
-    """
+    """Compute L_T = KL(q(x_T | x_0) || N(0, I)) for each image, in nats; (B,)."""
     mean, _, log_variance = q_mean_variance(schedule, x_0, schedule.n_steps - 1)
     zero = torch.zeros_like(mean)
     return normal_kl(mean, log_variance.expand_as(mean), zero, zero).flatten(1).sum(1)
@@ -64,12 +53,7 @@ def reverse_log_variance(
     schedule: NoiseSchedule,  # the noise schedule
     variance: str = "posterior",  # "posterior" or "beta"
 ) -> Tensor:
-    """Return the log-variances of the reverse steps, finite at t = 0; (T,).
-
-    Args:
-        schedule: the noise schedule
-        variance: "posterior" or "beta"
-    """
+    """Return the log-variances of the reverse steps, finite at t = 0; (T,)."""
     if check_choice("variance", variance, VARIANCES) == "posterior":
         return schedule.posterior_log_variance
     return schedule.betas.log()
@@ -79,12 +63,7 @@ def vlb_weights(
     schedule: NoiseSchedule,  # the noise schedule
     variance: str = "posterior",  # variance of the reverse steps: "posterior" or "beta"
 ) -> Tensor:
-    """Compute lambda_t, the weight of ||eps - eps_hat||^2, in nats (DDPM, equation 12); (T,).
-
-    Args:
-        schedule: the noise schedule
-        variance: variance of the reverse steps: "posterior" or "beta"
-    """
+    """Compute lambda_t, the weight of ||eps - eps_hat||^2, in nats (DDPM, equation 12); (T,)."""
     variances = reverse_log_variance(schedule, variance).exp()
     signal_and_noise = schedule.alphas * schedule.one_minus_alpha_bars
     return schedule.betas.square() / (2 * variances * signal_and_noise)
@@ -100,15 +79,7 @@ def split_output(
     output: Tensor,  # (B, C, ...) the noise; with "learned" (B, 2 C, ...), the noise and v
     variance: str,  # "posterior", "beta" or "learned"
 ) -> tuple[Tensor, Tensor]:
-    """Split a network's output into the noise and the log-variance of the step back.
-
-    Args:
-        schedule: the noise schedule
-        x_t: (B, C, ...) noisy images
-        t: index in 0..T-1, or (B,) indices
-        output: (B, C, ...) the noise; with "learned" (B, 2 C, ...), the noise and v
-        variance: "posterior", "beta" or "learned"
-    """
+    """Split a network's output into the noise and the log-variance of the step back."""
     if check_choice("variance", variance, STEP_VARIANCES) != "learned":
         return output, extract(reverse_log_variance(schedule, variance), t, x_t.ndim)
     doubled = (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:])
@@ -125,12 +96,7 @@ def drop_variance(
     x_t: Tensor,  # (B, C, ...) noisy images
     output: Tensor,  # (B, C, ...), or (B, 2 C, ...) if the network learns its variance
 ) -> Tensor:
-    """Return the prediction alone, for samplers that use no variance; (B, C, ...).
-
-    Args:
-        x_t: (B, C, ...) noisy images
-        output: (B, C, ...), or (B, 2 C, ...) if the network learns its variance
-    """
+    """Return the prediction alone, for samplers that use no variance; (B, C, ...)."""
     return output[:, : x_t.shape[1]] if output.shape[1] == 2 * x_t.shape[1] else output
 
 # %% ../nbs/03_elbo.ipynb #reverse-mean-variance
@@ -143,16 +109,7 @@ def reverse_mean_variance(
     clip_x_0: bool = True,  # clip the predicted image to [-1, 1]
     variance: str = "posterior",  # "posterior", "beta" or "learned"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and log-variance of p(x_{t-1} | x_t), and x_0_hat (DDPM, equation 11).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat, or eps_hat and v in twice the channels
-        schedule: the noise schedule
-        x_t: (B, ...) noisy images
-        t: (B,) indices
-        clip_x_0: clip the predicted image to [-1, 1]
-        variance: "posterior", "beta" or "learned"
-    """
+    """Return mean and log-variance of p(x_{t-1} | x_t), and x_0_hat (DDPM, equation 11)."""
     output = call_model(model, x_t, t)
     eps_hat, log_variance = split_output(schedule, x_t, t, output, variance)
     x_0_hat = predict_x_0(schedule, x_t, t, eps_hat)
@@ -167,14 +124,7 @@ def decoder_log_likelihood(
     log_variance: Tensor,  # broadcastable to `x_0`; its log-variance
     n_levels: int | None,  # grey levels; None for continuous data
 ) -> Tensor:
-    """Compute log p(x_0 | x_1) elementwise, in nats: a bin's mass, or a density (DDPM, eq. 13).
-
-    Args:
-        x_0: (B, ...) clean images
-        mean: broadcastable to `x_0`; mean of p(x_0 | x_1)
-        log_variance: broadcastable to `x_0`; its log-variance
-        n_levels: grey levels; None for continuous data
-    """
+    """Compute log p(x_0 | x_1) elementwise, in nats: a bin's mass, or a density (DDPM, eq. 13)."""
     if n_levels is not None:
         log_scale = 0.5 * log_variance.expand_as(x_0)
         return discretized_gaussian_log_likelihood(x_0, mean, log_scale, n_levels=n_levels)
@@ -193,16 +143,7 @@ def objective_target(
     t,  # index in 0..T-1, or (B,) indices
     eps: Tensor,  # (B, ...) the noise that made x_t from x_0
 ) -> Tensor:
-    """Compute what the network is asked for, a linear combination of x_0 and the noise.
-
-    Args:
-        schedule: the noise schedule
-        objective: "eps", "x_0", "v" or "mu"
-        x_0: (B, ...) clean images
-        x_t: (B, ...) noisy images
-        t: index in 0..T-1, or (B,) indices
-        eps: (B, ...) the noise that made x_t from x_0
-    """
+    """Compute what the network is asked for, a linear combination of x_0 and the noise."""
     check_choice("objective", objective, OBJECTIVES)
     if objective == "eps":
         return eps
@@ -222,15 +163,7 @@ def output_to_eps(
     t,  # index in 0..T-1, or (B,) indices
     output: Tensor,  # (B, ...) the network's output
 ) -> Tensor:
-    """Convert a prediction of any of the four kinds into a prediction of the noise.
-
-    Args:
-        schedule: the noise schedule
-        objective: what the network predicts: "eps", "x_0", "v" or "mu"
-        x_t: (B, ...) noisy images
-        t: index in 0..T-1, or (B,) indices
-        output: (B, ...) the network's output
-    """
+    """Convert a prediction of any of the four kinds into a prediction of the noise."""
     check_choice("objective", objective, OBJECTIVES)
     check_same_shape("output", output, "x_t", x_t)
     if objective == "eps":
@@ -251,13 +184,7 @@ def predict_noise(
     schedule: NoiseSchedule,  # the noise schedule
     objective: str,  # "eps", "x_0", "v" or "mu"
 ):
-    """Return a callable model(x_t, t) -> eps_hat, which every sampler and the bound take.
-
-    Args:
-        model: callable model(x_t, t) whose output is what `objective` names
-        schedule: the noise schedule
-        objective: "eps", "x_0", "v" or "mu"
-    """
+    """Return a callable model(x_t, t) -> eps_hat, which every sampler and the bound take."""
     check_choice("objective", objective, OBJECTIVES)
 
     def predict(x_t, t):
@@ -283,20 +210,7 @@ def simple_loss(
     reduction: str = "mean",  # "mean": one number; "none": the mean over each image, (B,)
     generator: torch.Generator | None = None,  # source of t and the noise
 ) -> Tensor:
-    """Average the weighted squared error over all elements (DDPM, equation 14).
-
-    Args:
-        model: callable model(x_t, t) whose output is what `objective` names
-        schedule: the noise schedule
-        x_0: (B, ...) clean images
-        t: (B,) indices; drawn uniformly without
-        eps: the shape of `x_0`; drawn without
-        objective: what the model predicts: "eps", "x_0", "v" or "mu"
-        weighting: "simple": steps weigh alike; "vlb": T * lambda_t, nats
-        variance: variance behind lambda_t: "posterior" or "beta"
-        reduction: "mean": one number; "none": the mean over each image, (B,)
-        generator: source of t and the noise
-    """
+    """Average the weighted squared error over all elements (DDPM, equation 14)."""
     check_clean_batch(x_0)
     check_choice("objective", objective, OBJECTIVES)
     check_choice("weighting", weighting, WEIGHTINGS)
@@ -323,11 +237,7 @@ def simple_loss(
 def check_clean_batch(
     x_0,  # what was given as clean images
 ) -> Tensor:
-    """Return `x_0` if it is a batch with at least one image.
-
-    Args:
-        x_0: what was given as clean images
-    """
+    """Return `x_0` if it is a batch with at least one image."""
     check_floating("x_0", x_0)
     if x_0.ndim < 2 or x_0.numel() == 0:
         shape = tuple(x_0.shape)

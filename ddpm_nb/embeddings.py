@@ -39,15 +39,7 @@ def wave_frequencies(
     freq_shift: float | None = None,  # s, at least 0; without: 1 for "concat", 0 otherwise
     device=None,  # where the result is needed
 ) -> Tensor:
-    """Space frequencies geometrically from 1 down (Vaswani et al. 2017, section 3.5); float64.
-
-    Args:
-        dim: d, length of the vector of waves, at least 2
-        layout: see `sinusoidal_embedding`
-        max_period: P, above 1
-        freq_shift: s, at least 0; without: 1 for "concat", 0 otherwise
-        device: where the result is needed
-    """
+    """Space frequencies geometrically from 1 down (Vaswani et al. 2017, section 3.5); float64."""
     n, slope = _check_waves(dim, layout, max_period, freq_shift)
     on_apple = getattr(device, "type", device) == "mps"  # a device without float64
     dtype = torch.float32 if on_apple else torch.float64
@@ -62,15 +54,7 @@ def sinusoidal_embedding(
     max_period: float = 10_000.0,  # P, above 1: no wave is longer than about 2 pi P steps
     freq_shift: float | None = None,  # s, at least 0; without: 1 for "concat", 0 otherwise
 ) -> Tensor:
-    """Embed step numbers as sines and cosines of many frequencies; (B, dim), float32 or float64.
-
-    Args:
-        t: (B,) code indices of steps: integers, float32, or float64 for a result in float64
-        dim: d, length of a vector: at least 2, or 4 for "concat"
-        layout: "concat": sines, then cosines; "cos_first"; "interleaved": in turn
-        max_period: P, above 1: no wave is longer than about 2 pi P steps
-        freq_shift: s, at least 0; without: 1 for "concat", 0 otherwise
-    """
+    """Embed step numbers as sines and cosines of many frequencies; (B, dim), float32 or float64."""
     t = _check_steps(t)
     dtype = torch.float64 if t.dtype == torch.float64 else torch.float32  # never less
     options = {"layout": layout, "max_period": max_period, "freq_shift": freq_shift}
@@ -95,15 +79,7 @@ def _check_steps(t):
 
 # %% ../nbs/06_time_embedding.ipynb #timeembedding
 class TimeEmbedding(nn.Module):
-    """Embed step numbers and mix the waves with a two-layer network (DDPM, appendix B).
-
-    Args:
-        dim: d, length of the vector of waves
-        out_dim: length of the time vector; 4 d in DDPM
-        layout: layout of the waves, see `sinusoidal_embedding`
-        max_period: P, above 1
-        freq_shift: s, at least 0; the layout's own without
-    """
+    """Embed step numbers and mix the waves with a two-layer network (DDPM, appendix B)."""
 
     def __init__(
         self,
@@ -125,11 +101,7 @@ class TimeEmbedding(nn.Module):
         self,
         t: Tensor,  # (B,) code indices of steps
     ) -> Tensor:
-        """Return the time vectors, (B, out_dim), in the type of the weights.
-
-        Args:
-            t: (B,) code indices of steps
-        """
+        """Return the time vectors, (B, out_dim), in the type of the weights."""
         waves = sinusoidal_embedding(t, self.dim, **self.waves)
         weight = self.linear_1.weight  # of a layer of whole numbers it is a function
         if isinstance(weight, Tensor):

@@ -27,14 +27,7 @@ from .training import TrainConfig, descend, show_progress
 # %% ../nbs/11_evaluation.ipynb #bitsperdim-2
 @dataclass(frozen=True)
 class BitsPerDim:
-    """Hold the bound on a set of images, in bits per dimension.
-
-    Args:
-        mean: mean of the bound over the images
-        stderr: its standard error
-        n_images: number of images
-        terms: the parts for each image
-    """
+    """Hold the bound on a set of images, in bits per dimension."""
 
     mean: float  # mean of the bound over the images
     stderr: float  # its standard error
@@ -53,18 +46,7 @@ def bits_per_dim(
     generator: torch.Generator | None = None,  # source of the noise
     progress: bool = False,  # show a progress bar
 ) -> BitsPerDim:
-    """Compute the variational bound on held-out images with its standard error over images.
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat (with "learned": and v)
-        schedule: the noise schedule
-        images: (N, C, H, W) held-out images on the grid of levels, N at least 2
-        n_levels: grey levels of the images
-        batch_size: images at once
-        variance: of the steps: "posterior", "beta" or "learned"
-        generator: source of the noise
-        progress: show a progress bar
-    """
+    """Compute the variational bound on held-out images with its standard error over images."""
     check_int("batch_size", batch_size)
     if len(check_images("images", images)) < 2:
         needed = "at least 2 images for a standard error"
@@ -115,15 +97,7 @@ PUBLISHED = {
 
 # %% ../nbs/11_evaluation.ipynb #digitclassifier-2
 class DigitClassifier(nn.Module):
-    """Classify small images, and offer what its last hidden layer sees as features.
-
-    Args:
-        image_size: pixels a side, divisible by 4
-        n_classes: number of classes
-        in_channels: channels of an image
-        channels: channels of the first layer
-        n_features: length of a feature vector
-    """
+    """Classify small images, and offer what its last hidden layer sees as features."""
 
     def __init__(
         self,
@@ -158,13 +132,7 @@ def classifier_features(
     *,
     batch_size: int = 500,  # images at once
 ) -> Tensor:
-    """Return the feature vectors of images, (N, n_features).
-
-    Args:
-        classifier: the network
-        images: (N, C, H, W) in [-1, 1]; what samples stick out is clipped
-        batch_size: images at once
-    """
+    """Return the feature vectors of images, (N, n_features)."""
     return _in_parts(classifier.body, classifier, images, batch_size)
 
 
@@ -191,18 +159,7 @@ def train_classifier(
     lr: float = 3e-3,  # learning rate at the start
     seed: int = 0,  # of the first weights and the batches
 ) -> DigitClassifier:
-    """Train a classifier of small images; return it frozen, in evaluation mode.
-
-    Args:
-        images: (N, C, H, W) training images in [-1, 1], on the device to train on
-        labels: (N,) class numbers from 0
-        channels: of the classifier's first layer
-        n_features: length of its feature vectors
-        n_iterations: optimiser steps
-        batch_size: images in a step
-        lr: learning rate at the start
-        seed: of the first weights and the batches
-    """
+    """Train a classifier of small images; return it frozen, in evaluation mode."""
     n_classes, labels = _check_labeled(images, labels), labels.to(images.device)
     config = TrainConfig(
         n_iterations, batch_size, lr=lr, warmup=0, weight_decay=0.01, grad_clip=math.inf
@@ -242,14 +199,7 @@ def save_classifier(
     card: dict,  # facts: the data it was trained on, for how long, its test accuracy
     overwrite: bool = False,  # replace a classifier that is already there
 ):
-    """Write a classifier and its card, in the form of every model of the package.
-
-    Args:
-        path: folder to create, or to fill
-        classifier: the trained network
-        card: facts: the data it was trained on, for how long, its test accuracy
-        overwrite: replace a classifier that is already there
-    """
+    """Write a classifier and its card, in the form of every model of the package."""
     if not {"data", "iterations", "test accuracy"} <= set(card):
         raise ValueError(f"card must say data, iterations and test accuracy; got {sorted(card)}")
     save_parts(path, {"classifier": classifier}, card=card, overwrite=overwrite)
@@ -260,12 +210,7 @@ def load_classifier(
     *,
     device="cpu",  # where the network shall live
 ) -> DigitClassifier:
-    """Load a classifier, frozen; refuse files that were changed.
-
-    Args:
-        name_or_path: a shipped name, or a folder written by `save_classifier`
-        device: where the network shall live
-    """
+    """Load a classifier, frozen; refuse files that were changed."""
     path = find_model(name_or_path, CLASSIFIERS)
     parts, _, _ = load_parts(path, [DigitClassifier], device=device)
     if set(parts) != {"classifier"}:
@@ -275,17 +220,7 @@ def load_classifier(
 # %% ../nbs/11_evaluation.ipynb #classifierreport
 @dataclass(frozen=True)
 class ClassifierReport:
-    """Hold what a classifier says about unlabelled images.
-
-    Args:
-        n_images: number of images
-        mean_confidence: mean of the largest probability, in [1/K, 1]
-        confident: share of images whose largest probability exceeds the threshold
-        threshold: that threshold
-        counts: images that were taken for each class
-        imbalance: total variation distance of the counts from uniform, in [0, 1]
-        imbalance_floor: its expectation for as many fair draws
-    """
+    """Hold what a classifier says about unlabelled images."""
 
     n_images: int  # number of images
     mean_confidence: float  # mean of the largest probability, in [1/K, 1]
@@ -302,13 +237,7 @@ def classifier_report(
     *,
     threshold: float = 0.9,  # confidence that counts as confident, in [0, 1)
 ) -> ClassifierReport:
-    """Measure how sure a classifier is of samples and how evenly they cover the classes.
-
-    Args:
-        classifier: trained on the kind of images that the samples should be
-        samples: (N, C, H, W) in [-1, 1]
-        threshold: confidence that counts as confident, in [0, 1)
-    """
+    """Measure how sure a classifier is of samples and how evenly they cover the classes."""
     check_number("threshold", threshold, 0, 1, open_high=True)
     confidence, label = _in_parts(classifier, classifier, samples, 500).softmax(1).max(1)
     n, k = len(samples), classifier.config["n_classes"]
@@ -326,12 +255,7 @@ def frechet_distance(
     features_1: Tensor,  # (N, D) features of the first set, N above 1
     features_2: Tensor,  # (M, D) features of the second set, M above 1
 ) -> float:
-    """Compare normal distributions fitted to two sets of features (Heusel et al. 2017).
-
-    Args:
-        features_1: (N, D) features of the first set, N above 1
-        features_2: (M, D) features of the second set, M above 1
-    """
+    """Compare normal distributions fitted to two sets of features (Heusel et al. 2017)."""
     a, b = _check_features(features_1, features_2)
     if min(len(a), len(b)) <= a.shape[1]:
         few = f"{len(a)} and {len(b)} samples of {a.shape[1]} features"
@@ -362,12 +286,7 @@ def kernel_distance(
     features_1: Tensor,  # (N, D) features of the first set, N above 1
     features_2: Tensor,  # (M, D) features of the second set, M above 1
 ) -> float:
-    """Estimate the squared kernel distance without bias (Binkowski et al. 2018).
-
-    Args:
-        features_1: (N, D) features of the first set, N above 1
-        features_2: (M, D) features of the second set, M above 1
-    """
+    """Estimate the squared kernel distance without bias (Binkowski et al. 2018)."""
     a, b = _check_features(features_1, features_2)
     own = [((x @ x.T) / x.shape[1] + 1) ** 3 for x in (a, b)]
     within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in own)
@@ -382,15 +301,7 @@ def distance_with_error(
     n_groups: int = 10,  # groups to leave out in turn, at most N and M
     generator: torch.Generator | None = None,  # source of the split; without, seed 0
 ) -> tuple[float, float]:
-    """Compute a distance between two sets of features and its standard error (jackknife).
-
-    Args:
-        distance: callable distance(features_1, features_2) -> float, such as `frechet_distance`
-        features_1: (N, D) features of the first set
-        features_2: (M, D) features of the second set
-        n_groups: groups to leave out in turn, at most N and M
-        generator: source of the split; without, seed 0
-    """
+    """Compute a distance between two sets of features and its standard error (jackknife)."""
     sets = features_1.cpu(), features_2.cpu()
     groups = _split([len(x) for x in sets], n_groups, generator)
     parts = []
@@ -423,16 +334,7 @@ def gap_with_error(
     n_groups: int = 10,  # groups to leave out in turn, at most N and M
     generator: torch.Generator | None = None,  # source of the split; without, seed 0
 ) -> tuple[float, float]:
-    """Compute by how much one set is farther away than another, and the error of that (paired).
-
-    Args:
-        distance: callable distance(features_1, features_2) -> float
-        reference: (M, D) features of the images that both are compared with
-        worse: (N, D) features of the samples that are expected to be farther away
-        better: (N, D) features of the others, drawn from the same noise
-        n_groups: groups to leave out in turn, at most N and M
-        generator: source of the split; without, seed 0
-    """
+    """Compute by how much one set is farther away than another, and the error of that (paired)."""
     if worse.shape != better.shape:
         needed = f"the shape of worse, {tuple(worse.shape)}"
         raise ValueError(f"better must have {needed}; got {tuple(better.shape)}")
@@ -451,12 +353,7 @@ def verdict(
     gap: float,  # by how much the side that should be worse is worse
     error: float,  # standard error of the gap, 0 or above
 ) -> str:
-    """Say whether a gap that is expected to be positive is: agrees, DISAGREES or undecided.
-
-    Args:
-        gap: by how much the side that should be worse is worse
-        error: standard error of the gap, 0 or above
-    """
+    """Say whether a gap that is expected to be positive is: agrees, DISAGREES or undecided."""
     check_number("error", error, 0)
     return "agrees" if gap > 2 * error else "DISAGREES" if gap < -2 * error else "undecided"
 
@@ -468,14 +365,7 @@ def inception_fid(
     network: nn.Module | None = None,  # bytes (B, 3, H, W) -> features (B, D); Inception without
     batch_size: int = 64,  # images at once
 ) -> float:
-    """Compute the Frechet distance in Inception features, by torchmetrics (Heusel et al. 2017).
-
-    Args:
-        images_1: (N, C, H, W) in [-1, 1], C is 1 or 3, N at least 2
-        images_2: (M, C, H, W), as the first
-        network: bytes (B, 3, H, W) -> features (B, D); Inception without
-        batch_size: images at once
-    """
+    """Compute the Frechet distance in Inception features, by torchmetrics (Heusel et al. 2017)."""
     check_int("batch_size", batch_size)
     sets = [_to_bytes(f"images_{i}", x) for i, x in enumerate((images_1, images_2), 1)]
     metric = _inception_metric(network).to(images_1.device)
@@ -513,12 +403,7 @@ def nearest_neighbors(
     samples: Tensor,  # (N, C, H, W) generated images
     images: Tensor,  # (M, C, H, W) training images
 ) -> tuple[Tensor, Tensor]:
-    """Find the nearest training image of each sample: index and RMS pixel distance, (N,) each.
-
-    Args:
-        samples: (N, C, H, W) generated images
-        images: (M, C, H, W) training images
-    """
+    """Find the nearest training image of each sample: index and RMS pixel distance, (N,) each."""
     for name, x in (("samples", samples), ("images", images)):
         if not len(check_images(name, x, may_spill=True)):
             raise ValueError(f"{name} must hold at least one image; got none")

@@ -37,13 +37,7 @@ def optimize_for_sampling(
     *,
     compile: bool = False,  # also compile; pays after thousands of calls, needs a C++ compiler
 ):
-    """Return model(x_t, t) -> eps_hat, a copy of a network that computes faster.
-
-    Args:
-        model: network model(x_t, t)
-        dtype: of weights and arithmetic, such as torch.bfloat16
-        compile: also compile; pays after thousands of calls, needs a C++ compiler
-    """
+    """Return model(x_t, t) -> eps_hat, a copy of a network that computes faster."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):

@@ -30,11 +30,7 @@ from torch.overrides import TorchFunctionMode
 def replaced_file(
     path,  # the file to write or replace; its folder exists
 ):
-    """Yield a temporary path and move it to `path` at the end: no reader ever sees half a file.
-
-    Args:
-        path: the file to write or replace; its folder exists
-    """
+    """Yield a temporary path and move it to `path` at the end: no reader ever sees half a file."""
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"path {path} is a folder; it must name a file")
@@ -73,12 +69,7 @@ def write_json(
     path,  # the file to write or replace; its folder exists
     contents,  # what JSON can hold, without NaN and infinities
 ):
-    """Write a JSON file, whole or not at all.
-
-    Args:
-        path: the file to write or replace; its folder exists
-        contents: what JSON can hold, without NaN and infinities
-    """
+    """Write a JSON file, whole or not at all."""
     text = json.dumps(contents, indent=1, allow_nan=False)
     with replaced_file(path) as file:
         file.write_text(text, "utf-8")
@@ -89,12 +80,7 @@ def read_json(
     *,
     max_bytes: int = 2**20,  # refuse a larger file: it may be somebody else's
 ):
-    """Read a JSON file, refusing what JSON does not have, such as NaN.
-
-    Args:
-        path: a JSON file in UTF-8
-        max_bytes: refuse a larger file: it may be somebody else's
-    """
+    """Read a JSON file, refusing what JSON does not have, such as NaN."""
     path = Path(path)
     try:
         if path.stat().st_size > max_bytes:
@@ -113,12 +99,7 @@ def checksum(
     facts: dict,  # the contents of the JSON file, with or without the checksum
     weights: bytes,  # the contents of the safetensors file
 ) -> str:
-    """Compute the SHA-256 of facts and weights together, in hexadecimal.
-
-    Args:
-        facts: the contents of the JSON file, with or without the checksum
-        weights: the contents of the safetensors file
-    """
+    """Compute the SHA-256 of facts and weights together, in hexadecimal."""
     text = json.dumps({k: v for k, v in facts.items() if k != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode() + hashlib.sha256(weights).digest()).hexdigest()
 
@@ -131,15 +112,7 @@ def write_sealed(
     *,
     texts: dict | None = None,  # further files of the folder: name -> text
 ):
-    """Write facts and tensors under one checksum; rename no file before all are written.
-
-    Args:
-        path: the JSON file
-        weights_path: the safetensors file beside it
-        facts: what JSON can hold; the checksum is added
-        tensors: name -> tensor
-        texts: further files of the folder: name -> text
-    """
+    """Write facts and tensors under one checksum; rename no file before all are written."""
     path = Path(path)
     weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     facts = json.loads(json.dumps(facts, allow_nan=False))  # as a reader will see it
@@ -156,12 +129,7 @@ def read_sealed(
     path,  # the JSON file
     weights_path,  # the safetensors file beside it
 ) -> tuple[dict, dict]:
-    """Return facts and tensors; refuse them if a byte is not as it was written.
-
-    Args:
-        path: the JSON file
-        weights_path: the safetensors file beside it
-    """
+    """Return facts and tensors; refuse them if a byte is not as it was written."""
     facts, weights = read_json(path), Path(weights_path).read_bytes()
     if not isinstance(facts, dict) or facts.get("sha256") != checksum(facts, weights):
         names = f"{Path(weights_path).name} or {Path(path).name}"
@@ -181,12 +149,7 @@ def find_model(
     name_or_path,  # a shipped name such as "digits", or a folder such as "./digits"
     shipped,  # the folder of the models of this kind that are shipped
 ) -> Path:
-    """Return the folder of a model: the package's own for a shipped name, a path as it is.
-
-    Args:
-        name_or_path: a shipped name such as "digits", or a folder such as "./digits"
-        shipped: the folder of the models of this kind that are shipped
-    """
+    """Return the folder of a model: the package's own for a shipped name, a path as it is."""
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[\w-]+", name_or_path)
     own = Path(shipped) / (name_or_path if is_name else "")
     path = own if is_name and own.is_dir() else Path(name_or_path)
@@ -202,13 +165,7 @@ def model_card(
     facts: dict,  # what is known: name -> string or number
     parts: dict,  # name -> {"class": ..., "config": ...}
 ) -> str:
-    """Write what is known about a model as Markdown.
-
-    Args:
-        name: the title
-        facts: what is known: name -> string or number
-        parts: name -> {"class": ..., "config": ...}
-    """
+    """Write what is known about a model as Markdown."""
     lines = [f"# {_one_line(name)}", "", "A model of the package `ddpm_nb`.", ""]
     lines += ["| fact | value |", "|---|---|"]
     lines += [f"| {_one_line(fact)} | {_one_line(value)} |" for fact, value in facts.items()]
@@ -248,13 +205,7 @@ def plan_module(
     config: dict,  # its arguments, perhaps a stranger's
     n_tensors: int,  # how many tensors there are for it
 ) -> nn.Module:
-    """Build a network without memory, unless it asks for more of anything than a file can hold.
-
-    Args:
-        kind: class of the network
-        config: its arguments, perhaps a stranger's
-        n_tensors: how many tensors there are for it
-    """
+    """Build a network without memory, unless it asks for more of anything than a file can hold."""
     levels = len(config.get("channel_mults", "1"))
     for name, count in config.items():
         is_count = name.startswith("n_") and isinstance(count, int | float)
@@ -270,13 +221,7 @@ def build_parts(
     classes,  # the classes that may be built
     tensors: dict,  # "name.parameter" -> tensor, exactly those that the parts need
 ) -> dict[str, nn.Module]:
-    """Build networks around tensors that fit them exactly.
-
-    Args:
-        described: name -> {"class": ..., "config": ...}
-        classes: the classes that may be built
-        tensors: "name.parameter" -> tensor, exactly those that the parts need
-    """
+    """Build networks around tensors that fit them exactly."""
     known = {kind.__name__: kind for kind in classes}
     modules = {}
     for name, part in described.items():
@@ -315,17 +260,7 @@ def save_parts(
     overwrite: bool = False,  # replace a model that is already there
     half: bool = False,  # keep weights as float16, rounded to 3 digits, in half the bytes
 ):
-    """Write modules as one model: safetensors, JSON and a readable card, all three or none.
-
-    Args:
-        path: folder to create, or to fill
-        parts: name -> module; each has the arguments it was built with in `.config`
-        tensors: further tensors, such as {"schedule.betas": ...}
-        facts: what a program needs to know besides, as JSON can hold it
-        card: what a person wants to know: data, steps, metrics
-        overwrite: replace a model that is already there
-        half: keep weights as float16, rounded to 3 digits, in half the bytes
-    """
+    """Write modules as one model: safetensors, JSON and a readable card, all three or none."""
     # without the wrapper of torch.compile, which gives the weights other names
     parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)
@@ -395,12 +330,7 @@ def read_config(
     path,  # folder with the model
     classes,  # the classes that its parts may have
 ) -> dict:
-    """Read config.json of a folder and check that `save_parts` may have written it.
-
-    Args:
-        path: folder with the model
-        classes: the classes that its parts may have
-    """
+    """Read config.json of a folder and check that `save_parts` may have written it."""
     file = Path(path) / CONFIG_FILE
     config = _from_first_edition(read_json(file))
     if problem := _config_problem(config, [kind.__name__ for kind in classes]):
@@ -449,14 +379,7 @@ def load_parts(
     extra=(),  # names of the tensors that are expected besides those of the parts
     device="cpu",  # where the modules shall live
 ) -> tuple[dict, dict, dict]:
-    """Load a folder: modules in evaluation mode, extra tensors, config; refuse changed files.
-
-    Args:
-        path: folder that `save_parts` wrote
-        classes: the classes that may be built
-        extra: names of the tensors that are expected besides those of the parts
-        device: where the modules shall live
-    """
+    """Load a folder: modules in evaluation mode, extra tensors, config; refuse changed files."""
     path = Path(path)
     config = read_config(path, classes)
     if not (path / WEIGHTS_FILE).is_file():
@@ -490,12 +413,7 @@ class Pretrained:
         *,
         device="cpu",  # where the networks shall live
     ):
-        """Load a model in evaluation mode; refuse files that were changed or do not fit.
-
-        Args:
-            name_or_path: a shipped name, such as "mnist", or a folder, such as "./mine"
-            device: where the networks shall live
-        """
+        """Load a model in evaluation mode; refuse files that were changed or do not fit."""
         path = find_model(name_or_path, cls.shipped)
         networks, tensors, config = load_parts(path, cls.kinds, extra=cls.extra, device=device)
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -510,12 +428,7 @@ class Pretrained:
         *,
         overwrite: bool = False,  # replace a model that is already there
     ):
-        """Write all parts as one folder of safetensors, JSON and a readable card.
-
-        Args:
-            path: folder to create, or to fill
-            overwrite: replace a model that is already there
-        """
+        """Write all parts as one folder of safetensors, JSON and a readable card."""
         networks, tensors, facts = self.to_parts()
         options = {"card": self.card, "overwrite": overwrite}
         save_parts(path, networks, tensors=tensors, facts=facts, **options)

@@ -28,16 +28,7 @@ def flow_matching_loss(
     reduction: str = "mean",  # "mean": one number; "none": the mean over each image, (B,)
     generator: torch.Generator | None = None,  # source of times and noise
 ) -> Tensor:
-    """Average the squared error of the velocity eps - x_0 (Lipman et al. 2023).
-
-    Args:
-        model: callable model(x_t, t) -> velocity; t is (B,) in [0, 1], 1 is noise
-        x_0: (B, ...) clean images
-        t: (B,) times in [0, 1]; drawn uniformly without
-        eps: the shape of `x_0`; drawn without
-        reduction: "mean": one number; "none": the mean over each image, (B,)
-        generator: source of times and noise
-    """
+    """Average the squared error of the velocity eps - x_0 (Lipman et al. 2023)."""
     check_clean_batch(x_0)
     check_choice("reduction", reduction, ("mean", "none"))
     source = {"generator": check_generator(generator), "device": x_0.device, "dtype": x_0.dtype}
@@ -58,11 +49,7 @@ def flow_matching_loss(
 def flow_times(
     schedule: NoiseSchedule,  # the noise schedule
 ) -> Tensor:
-    """Compute the time t in (0, 1) of flow matching that each level corresponds to; (T,).
-
-    Args:
-        schedule: the noise schedule
-    """
+    """Compute the time t in (0, 1) of flow matching that each level corresponds to; (T,)."""
     signal, noise = schedule.sqrt_alpha_bars, schedule.sqrt_one_minus_alpha_bars
     return noise / (signal + noise)
 
@@ -73,13 +60,7 @@ def velocity_from_eps(
     *,
     clip_x_0: bool = False,  # clip the predicted image to [-1, 1]
 ):
-    """Build a velocity model(x, t), t in (0, 1], from a noise predictor, without training.
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat, t an index
-        schedule: its noise schedule
-        clip_x_0: clip the predicted image to [-1, 1]
-    """
+    """Build a velocity model(x, t), t in (0, 1], from a noise predictor, without training."""
 
     def velocity(x, t):
         t = _per_image("t", t, x, 1)
@@ -98,12 +79,7 @@ def eps_from_velocity(
     model,  # callable model(x, t) -> velocity, t (B,) in [0, 1]
     schedule: NoiseSchedule,  # the levels that t of the result counts
 ):
-    """Build a noise predictor model(x_t, t), t an index, from a velocity, without training.
-
-    Args:
-        model: callable model(x, t) -> velocity, t (B,) in [0, 1]
-        schedule: the levels that t of the result counts
-    """
+    """Build a noise predictor model(x_t, t), t an index, from a velocity, without training."""
 
     def predict(x_t, t):
         t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
@@ -139,17 +115,7 @@ def sample_flow(
     x_T: Tensor | None = None,  # the noise to start from; drawn without
     generator: torch.Generator | None = None,  # source of x_T
 ) -> Tensor:
-    """Solve the flow from noise to data (Liu et al. 2023).
-
-    Args:
-        model: callable model(x, t) -> velocity, t (B,) in [0, 1]
-        shape: shape of the batch
-        n_steps: steps, evenly spaced from t = 1 to 0
-        method: "heun": two calls a step, one in the last; "euler": one
-        times: (n_steps + 1,) falling times in [0, 1] to use instead
-        x_T: the noise to start from; drawn without
-        generator: source of x_T
-    """
+    """Solve the flow from noise to data (Liu et al. 2023)."""
     check_choice("method", method, ("heun", "euler"))
     n_steps = check_int("n_steps", n_steps)
     if times is None:
@@ -200,14 +166,7 @@ def logit_normal_times(
     *,
     generator: torch.Generator | None = None,  # source of randomness
 ) -> Tensor:
-    """Draw times in (0, 1) whose logit is normal (Esser et al. 2024); (n,).
-
-    Args:
-        n: how many
-        mean: of logit(t); above 0: more noise
-        std: of logit(t), above 0
-        generator: source of randomness
-    """
+    """Draw times in (0, 1) whose logit is normal (Esser et al. 2024); (n,)."""
     std = check_number("std", std, 0, open_low=True)
     z = randn((check_int("n", n),), generator=check_generator(generator))
     return torch.sigmoid(check_number("mean", mean) + std * z)
@@ -219,13 +178,7 @@ def straightness(
     *,
     n_steps: int = 50,  # steps of Euler's method
 ) -> float:
-    """Measure how far paths are from straight lines at constant speed (Liu et al. 2023).
-
-    Args:
-        model: callable model(x, t) -> velocity, t (B,) in [0, 1]
-        x_T: (B, ...) noise at which paths begin
-        n_steps: steps of Euler's method
-    """
+    """Measure how far paths are from straight lines at constant speed (Liu et al. 2023)."""
     x, speeds = check_floating("x_T", x_T), []
     n_steps = check_int("n_steps", n_steps)
     with torch.no_grad():
@@ -243,13 +196,7 @@ def edm_denoiser(
     *,
     clip_x_0: bool = False,  # clip the predicted image to [-1, 1]
 ):
-    """Build a denoiser D(x, sigma) of x = x_0 + sigma eps from a noise predictor.
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat, t an index
-        schedule: its noise schedule
-        clip_x_0: clip the predicted image to [-1, 1]
-    """
+    """Build a denoiser D(x, sigma) of x = x_0 + sigma eps from a noise predictor."""
 
     def denoise(x, sigma):
         sigma = _per_image("sigma", sigma, x)
@@ -265,12 +212,7 @@ def edm_preconditioning(
     sigma: Tensor,  # noise levels above 0, any shape
     sigma_data: float = 0.5,  # standard deviation of the data, above 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute c_skip, c_out, c_in and c_noise, each in the shape of sigma (Karras et al. 2022).
-
-    Args:
-        sigma: noise levels above 0, any shape
-        sigma_data: standard deviation of the data, above 0
-    """
+    """Compute c_skip, c_out, c_in and c_noise, each in the shape of sigma (Karras et al. 2022)."""
     if bool((check_floating("sigma", sigma) <= 0).any()):
         raise ValueError(f"sigma must be above 0; got {sigma}")
     data = check_number("sigma_data", sigma_data, 0, open_low=True)
@@ -285,14 +227,7 @@ def karras_sigmas(
     sigma_max: float = 80.0,  # the first level, above sigma_min
     rho: float = 7.0,  # at least 1; 1: even steps, large: even in ln(sigma)
 ) -> Tensor:
-    """Space noise levels evenly in sigma^(1/rho), then 0; (n_steps + 1,) (Karras et al. 2022).
-
-    Args:
-        n_steps: steps; one level more comes out
-        sigma_min: the last level before 0, above 0
-        sigma_max: the first level, above sigma_min
-        rho: at least 1; 1: even steps, large: even in ln(sigma)
-    """
+    """Space noise levels evenly in sigma^(1/rho), then 0; (n_steps + 1,) (Karras et al. 2022)."""
     n_steps, rho = check_int("n_steps", n_steps), check_number("rho", rho, 1)
     low = check_number("sigma_min", sigma_min, 0, open_low=True)
     high = check_number("sigma_max", sigma_max, low, open_low=True)
@@ -310,16 +245,7 @@ def sample_heun(
     x_T: Tensor | None = None,  # noise of variance 1 to start from; drawn without
     generator: torch.Generator | None = None,  # source of x_T
 ) -> Tensor:
-    """Solve the flow in sigma by Heun's method (Karras et al. 2022, Algorithm 1).
-
-    Args:
-        denoiser: callable D(x, sigma) -> x_0_hat, sigma (B,), such as that of `edm_denoiser`
-        shape: shape of the batch
-        n_steps: steps of two calls, the last of one
-        sigmas: (n_steps + 1,) falling; `karras_sigmas(n_steps)` without
-        x_T: noise of variance 1 to start from; drawn without
-        generator: source of x_T
-    """
+    """Solve the flow in sigma by Heun's method (Karras et al. 2022, Algorithm 1)."""
     n_steps = check_int("n_steps", n_steps)
     sigmas = karras_sigmas(n_steps) if sigmas is None else sigmas
     _check_falling("sigmas", sigmas, n_steps)

@@ -48,11 +48,7 @@ def _posterior_coefficients(betas, sqrt_alpha_bars, one_minus):
 def schedule_coefficients(
     betas,  # (T,) variances of the steps, each in (0, 1); best in float64
 ) -> dict[str, Tensor]:
-    """Compute every coefficient of the forward process and its posterior, (T,) in float64.
-
-    Args:
-        betas: (T,) variances of the steps, each in (0, 1); best in float64
-    """
+    """Compute every coefficient of the forward process and its posterior, (T,) in float64."""
     betas = _check_betas(betas)
     log_alpha_bars = torch.log1p(-betas).cumsum(0)
     alpha_bars, sqrt_alpha_bars = log_alpha_bars.exp(), (log_alpha_bars / 2).exp()
@@ -80,12 +76,7 @@ def _previous(values, first):
 
 # %% ../nbs/02_forward_process.ipynb #noiseschedule
 class NoiseSchedule(nn.Module):
-    """Hold the coefficients that follow from `betas` as buffers, computed in float64.
-
-    Args:
-        betas: (T,) variances of the steps, each in (0, 1)
-        dtype: type of the buffers
-    """
+    """Hold the coefficients that follow from `betas` as buffers, computed in float64."""
 
     def __init__(
         self,
@@ -123,13 +114,7 @@ def extract(
     t,  # index in 0..T-1, or (B,) indices, checked by the caller
     ndim: int,  # number of dimensions of the images that it will multiply
 ) -> Tensor:
-    """Pick the values at t, shaped (B, 1, ..., 1), or (1, ..., 1) for one index.
-
-    Args:
-        values: (T,) one value for each step
-        t: index in 0..T-1, or (B,) indices, checked by the caller
-        ndim: number of dimensions of the images that it will multiply
-    """
+    """Pick the values at t, shaped (B, 1, ..., 1), or (1, ..., 1) for one index."""
     if isinstance(t, Tensor) and t.device.type != "cpu":  # indices on the CPU fit any device
         check_device("schedule", values, "the steps'", t.device)
     return values[t].reshape(-1, *[1] * (ndim - 1))
@@ -160,15 +145,7 @@ def q_step(
     *,
     generator: torch.Generator | None = None,  # source of the noise
 ) -> Tensor:
-    """Take one step of the Markov chain, x_{t-1} to x_t (DDPM, equation 2).
-
-    Args:
-        schedule: the noise schedule
-        x_prev: (B, ...) x_{t-1}
-        t: index in 0..T-1, or (B,) indices, of the step to take
-        eps: the shape of `x_prev`; drawn here without
-        generator: source of the noise
-    """
+    """Take one step of the Markov chain, x_{t-1} to x_t (DDPM, equation 2)."""
     check_floating("x_prev", x_prev)
     alpha_t, beta_t = _pick(schedule, x_prev, t, "alphas", "betas")
     eps = _noise(eps, x_prev, generator)
@@ -186,15 +163,7 @@ def q_sample(
     *,
     generator: torch.Generator | None = None,  # source of the noise
 ) -> Tensor:
-    """Jump from x_0 to x_t with the closed form (DDPM, equation 4).
-
-    Args:
-        schedule: the noise schedule
-        x_0: (B, ...) clean images
-        t: index in 0..T-1, or (B,) indices
-        eps: the shape of `x_0`; drawn here without
-        generator: source of the noise
-    """
+    """Jump from x_0 to x_t with the closed form (DDPM, equation 4)."""
     check_floating("x_0", x_0)
     signal, noise = _pick(schedule, x_0, t, *_SIGNAL_AND_NOISE)
     return signal * x_0 + noise * _noise(eps, x_0, generator)
@@ -205,13 +174,7 @@ def q_mean_variance(
     x_0: Tensor,  # (B, ...) clean images
     t,  # index in 0..T-1, or (B,) indices
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean, variance and log-variance of q(x_t | x_0) (DDPM, equation 4).
-
-    Args:
-        schedule: the noise schedule
-        x_0: (B, ...) clean images
-        t: index in 0..T-1, or (B,) indices
-    """
+    """Return the mean, variance and log-variance of q(x_t | x_0) (DDPM, equation 4)."""
     check_floating("x_0", x_0)
     names = ("sqrt_alpha_bars", "one_minus_alpha_bars", "log_one_minus_alpha_bars")
     signal, variance, log_variance = _pick(schedule, x_0, t, *names)
@@ -224,14 +187,7 @@ def q_posterior(
     x_t: Tensor,  # (B, ...) noisy images at t
     t,  # index in 0..T-1, or (B,) indices
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean, variance, finite log-variance of q(x_{t-1} | x_t, x_0) (DDPM, equation 7).
-
-    Args:
-        schedule: the noise schedule
-        x_0: (B, ...) clean images
-        x_t: (B, ...) noisy images at t
-        t: index in 0..T-1, or (B,) indices
-    """
+    """Return mean, variance, finite log-variance of q(x_{t-1} | x_t, x_0) (DDPM, equation 7)."""
     check_floating("x_0", x_0)
     check_same_shape("x_t", check_floating("x_t", x_t), "x_0", x_0)
     names = (f"posterior_{n}" for n in ("coef_x_0", "coef_x_t", "variance", "log_variance"))
@@ -245,14 +201,7 @@ def predict_x_0(
     t,  # index in 0..T-1, or (B,) indices
     eps_hat: Tensor,  # (B, ...) predicted noise
 ) -> Tensor:
-    """Solve the closed form for x_0, given the noise (DDPM, equation 15).
-
-    Args:
-        schedule: the noise schedule
-        x_t: (B, ...) noisy images at t
-        t: index in 0..T-1, or (B,) indices
-        eps_hat: (B, ...) predicted noise
-    """
+    """Solve the closed form for x_0, given the noise (DDPM, equation 15)."""
     check_floating("x_t", x_t)
     check_same_shape("eps_hat", check_floating("eps_hat", eps_hat), "x_t", x_t)
     signal, noise = _pick(schedule, x_t, t, *_SIGNAL_AND_NOISE)
@@ -265,14 +214,7 @@ def predict_eps(
     t,  # index in 0..T-1, or (B,) indices
     x_0_hat: Tensor,  # (B, ...) predicted clean images
 ) -> Tensor:
-    """Solve the closed form for the noise, given x_0; the inverse of `predict_x_0`.
-
-    Args:
-        schedule: the noise schedule
-        x_t: (B, ...) noisy images at t
-        t: index in 0..T-1, or (B,) indices
-        x_0_hat: (B, ...) predicted clean images
-    """
+    """Solve the closed form for the noise, given x_0; the inverse of `predict_x_0`."""
     check_floating("x_t", x_t)
     check_same_shape("x_0_hat", check_floating("x_0_hat", x_0_hat), "x_t", x_t)
     signal, noise = _pick(schedule, x_t, t, *_SIGNAL_AND_NOISE)

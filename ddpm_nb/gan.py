@@ -25,12 +25,7 @@ def optimal_discriminator(
     log_p: Tensor,  # (...) log-density of the data at some points
     log_q: Tensor,  # (...) log-density of the generator's images at the same points
 ) -> Tensor:
-    """Return the logit of the best discriminator, ln p - ln q (Goodfellow et al. 2014, prop. 1).
-
-    Args:
-        log_p: (...) log-density of the data at some points
-        log_q: (...) log-density of the generator's images at the same points
-    """
+    """Return the logit of the best discriminator, ln p - ln q (Goodfellow et al. 2014, prop. 1)."""
     check_floating("log_p", log_p)
     check_floating("log_q", log_q)
     check_same_shape("log_q", log_q, "log_p", log_p)
@@ -45,12 +40,7 @@ def generator_loss(
     *,
     kind: str = "non-saturating",  # "non-saturating" or "minimax"
 ) -> Tensor:
-    """Return the loss of the generator, in nats (Goodfellow et al. 2014, section 3).
-
-    Args:
-        fake: (B,) logits of the discriminator for generated images
-        kind: "non-saturating" or "minimax"
-    """
+    """Return the loss of the generator, in nats (Goodfellow et al. 2014, section 3)."""
     check_choice("kind", kind, GENERATOR_LOSSES)
     _check_logits("fake", fake)
     return F.softplus(-fake).mean() if kind == "non-saturating" else -F.softplus(fake).mean()
@@ -60,12 +50,7 @@ def discriminator_loss(
     real: Tensor,  # (B,) logits of the discriminator for real images
     fake: Tensor,  # (B',) its logits for generated images
 ) -> Tensor:
-    """Return the loss of the discriminator, in nats (Goodfellow et al. 2014, equation 1).
-
-    Args:
-        real: (B,) logits of the discriminator for real images
-        fake: (B',) its logits for generated images
-    """
+    """Return the loss of the discriminator, in nats (Goodfellow et al. 2014, equation 1)."""
     _check_logits("real", real)
     _check_logits("fake", fake)
     return F.softplus(-real).mean() + F.softplus(fake).mean()
@@ -79,14 +64,7 @@ def _check_logits(name, logits):
 
 # %% ../nbs/17_gan.ipynb #generator
 class Generator(nn.Module):
-    """Turn noise into small images.
-
-    Args:
-        image_size: pixels a side
-        in_channels: channels of an image
-        latent_dim: length of the noise
-        hidden: width of the hidden layers
-    """
+    """Turn noise into small images."""
 
     def __init__(
         self,
@@ -114,13 +92,7 @@ class Generator(nn.Module):
 
 # %% ../nbs/17_gan.ipynb #discriminator
 class Discriminator(nn.Module):
-    """Judge small images: a large logit says real.
-
-    Args:
-        image_size: pixels a side
-        in_channels: channels of an image
-        hidden: width of the hidden layers
-    """
+    """Judge small images: a large logit says real."""
 
     def __init__(
         self,
@@ -147,13 +119,7 @@ def r1_penalty(
     *,
     gamma: float = 1.0,  # weight, 0 or above
 ) -> Tensor:
-    """Compute gamma / 2 times the mean squared slope at real images (Mescheder et al. 2018).
-
-    Args:
-        discriminator: images (B, C, H, W) -> logits (B,)
-        x: (B, C, H, W) real images
-        gamma: weight, 0 or above
-    """
+    """Compute gamma / 2 times the mean squared slope at real images (Mescheder et al. 2018)."""
     check_number("gamma", gamma, 0)
     x = check_floating("x", x).detach().requires_grad_()
     # the graph of the slope is kept, so that the penalty reaches the weights
@@ -172,18 +138,7 @@ def gan_step(
     generator_steps: int = 1,  # steps of the generator
     generator: torch.Generator | None = None,  # source of the noise
 ) -> Tensor:
-    """Let the discriminator take a step and the generator its own; return both losses, (2,).
-
-    Args:
-        model: the generator
-        discriminator: its opponent
-        optimizers: of the generator and of the discriminator
-        real: (B, C, H, W) real images in [-1, 1]
-        gamma: weight of the penalty; 0 leaves it out
-        kind: loss of the generator
-        generator_steps: steps of the generator
-        generator: source of the noise
-    """
+    """Let the discriminator take a step and the generator its own; return both losses, (2,)."""
     move_model, move_discriminator = optimizers
     size = (len(real), model.config["latent_dim"])
     fake = model(randn(size, generator=generator, device=real.device)).detach()
@@ -203,13 +158,7 @@ def gan_step(
 # %% ../nbs/17_gan.ipynb #ganresult
 @dataclass(frozen=True)
 class GANResult:
-    """Hold what the training of a GAN leaves behind.
-
-    Args:
-        generator: with averaged weights, frozen, in evaluation mode
-        discriminator: as it was at the end, frozen
-        losses: (n_iterations, 2) of the discriminator, without penalty, and of the generator
-    """
+    """Hold what the training of a GAN leaves behind."""
 
     generator: Generator  # with averaged weights, frozen, in evaluation mode
     discriminator: Discriminator  # as it was at the end, frozen
@@ -231,22 +180,7 @@ def train_gan(
     seed: int = 0,  # of the batches and the noise
     callback=None,  # called with the iteration's number, from 1, and the generator, not averaged
 ) -> GANResult:
-    """Let two players learn from each other (Goodfellow et al. 2014, Algorithm 1).
-
-    Args:
-        model: trained in place, on the device of the images
-        discriminator: its opponent, trained in place
-        images: (N, C, H, W) square training images in [-1, 1]
-        n_iterations: steps of the discriminator
-        generator_steps: steps of the generator for each of them
-        batch_size: real images, and generated ones, in a step
-        lr: learning rate of both players
-        gamma: weight of the penalty; 0 leaves it out
-        kind: loss of the generator
-        ema_decay: of the averaged generator, in [0, 1)
-        seed: of the batches and the noise
-        callback: called with the iteration's number, from 1, and the generator, not averaged
-    """
+    """Let two players learn from each other (Goodfellow et al. 2014, Algorithm 1)."""
     check_square_images("images", images)
     TrainConfig(n_iterations, batch_size, lr=lr, ema_decay=ema_decay, seed=seed)  # checks them
     check_int("generator_steps", generator_steps)
@@ -273,13 +207,7 @@ def sample_gan(
     *,
     generator: torch.Generator | None = None,  # source of the noise
 ) -> Tensor:
-    """Draw noise and turn it into images; (n, C, H, W) in [-1, 1].
-
-    Args:
-        model: the trained network
-        n: images to draw
-        generator: source of the noise
-    """
+    """Draw noise and turn it into images; (n, C, H, W) in [-1, 1]."""
     device = next(model.parameters()).device
     size = (check_int("n", n), model.config["latent_dim"])
     return model(randn(size, generator=generator, device=device))

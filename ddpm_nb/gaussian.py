@@ -21,12 +21,7 @@ def seeded(
     seed: int,  # whole number from 0
     device="cpu",  # where the numbers are made
 ) -> torch.Generator:
-    """Make a generator of random numbers with its own seed.
-
-    Args:
-        seed: whole number from 0
-        device: where the numbers are made
-    """
+    """Make a generator of random numbers with its own seed."""
     return torch.Generator(device).manual_seed(check_int("seed", seed, 0, 2**64 - 1))
 
 # %% ../nbs/01_reparameterization.ipynb #seeded-init
@@ -34,11 +29,7 @@ def seeded(
 def seeded_init(
     seed: int,  # whole number from 0
 ):
-    """Draw the first weights of layers built inside, on the CPU, from a seed.
-
-    Args:
-        seed: whole number from 0
-    """
+    """Draw the first weights of layers built inside, on the CPU, from a seed."""
     check_int("seed", seed, 0, 2**64 - 1)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -52,14 +43,7 @@ def randn(
     device=None,  # where they are needed
     dtype: torch.dtype = torch.float32,  # floating-point type
 ) -> Tensor:
-    """Draw standard normal numbers on the generator's device and move them to `device`.
-
-    Args:
-        shape: the shape to draw
-        generator: their source, or a list with one for each image
-        device: where they are needed
-        dtype: floating-point type
-    """
+    """Draw standard normal numbers on the generator's device and move them to `device`."""
     check_generator(generator, shape[0] if len(shape) else None)
     if isinstance(generator, list | tuple):
         options = {"device": device, "dtype": dtype}
@@ -87,14 +71,7 @@ def reparameterize(
     *,
     generator: torch.Generator | None = None,  # source of the noise
 ) -> Tensor:
-    """Draw mean + std * eps, differentiable in both (Kingma and Welling 2014, section 2.4).
-
-    Args:
-        mean: (...) mean
-        std: broadcastable with `mean`; standard deviation, at least 0
-        eps: the broadcast shape; standard normal noise, drawn here without
-        generator: source of the noise
-    """
+    """Draw mean + std * eps, differentiable in both (Kingma and Welling 2014, section 2.4)."""
     shape = _check_broadcast(mean=mean, std=std)
     if has_values(std) and bool((std < 0).any()):
         raise ValueError(f"std must be at least 0; got {float(std.min())}")
@@ -111,13 +88,7 @@ def gaussian_log_prob(
     means: Tensor,  # (K, d) means of K Gaussians
     covariances: Tensor,  # (K, d, d) their covariances, symmetric and positive definite
 ) -> Tensor:
-    """Compute the log-density of every point under every Gaussian, (B, K), in nats.
-
-    Args:
-        x: (B, d) points
-        means: (K, d) means of K Gaussians
-        covariances: (K, d, d) their covariances, symmetric and positive definite
-    """
+    """Compute the log-density of every point under every Gaussian, (B, K), in nats."""
     for name, value in (("x", x), ("means", means), ("covariances", covariances)):
         check_floating(name, value)
     if means.ndim != 2 or covariances.shape != (*means.shape, means.shape[1]):
@@ -138,14 +109,7 @@ def normal_kl(
     mean_2: Tensor,  # mean of the second Gaussian
     log_var_2: Tensor,  # its log-variance
 ) -> Tensor:
-    """Compute KL(N_1 || N_2) elementwise, in nats; the arguments broadcast.
-
-    Args:
-        mean_1: mean of the first Gaussian
-        log_var_1: its log-variance
-        mean_2: mean of the second Gaussian
-        log_var_2: its log-variance
-    """
+    """Compute KL(N_1 || N_2) elementwise, in nats; the arguments broadcast."""
     _check_broadcast(mean_1=mean_1, log_var_1=log_var_1, mean_2=mean_2, log_var_2=log_var_2)
     ratio = log_var_1 - log_var_2
     return 0.5 * ((mean_1 - mean_2).square() * torch.exp(-log_var_2) + torch.expm1(ratio) - ratio)
@@ -163,12 +127,7 @@ def log_normal_mass(
     lower: Tensor,  # lower limit in standard deviations from the mean, -inf allowed
     upper: Tensor,  # upper limit above it, +inf allowed
 ) -> Tensor:
-    """Compute log(Phi(upper) - Phi(lower)) without cancellation in either tail.
-
-    Args:
-        lower: lower limit in standard deviations from the mean, -inf allowed
-        upper: upper limit above it, +inf allowed
-    """
+    """Compute log(Phi(upper) - Phi(lower)) without cancellation in either tail."""
     flip = lower + upper > 0
     lower, upper = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
     top, bottom = _log_cdf(upper), _log_cdf(lower)
@@ -182,14 +141,7 @@ def discretized_gaussian_log_likelihood(
     *,
     n_levels: int = 256,  # number of levels: 256 for bytes, 17 for the digits
 ) -> Tensor:
-    """Integrate N(mean, scale^2) over the bin of each value, in nats (DDPM, equation 13).
-
-    Args:
-        x: values on the grid of `n_levels` equally spaced levels of [-1, 1]
-        mean: broadcastable with `x`
-        log_scale: log of the standard deviation, broadcastable with `x`
-        n_levels: number of levels: 256 for bytes, 17 for the digits
-    """
+    """Integrate N(mean, scale^2) over the bin of each value, in nats (DDPM, equation 13)."""
     _check_broadcast(x=x, mean=mean, log_scale=log_scale)
     half = 1 / (check_int("n_levels", n_levels, 2) - 1)  # half the distance between two levels
     exact = torch.float64 if x.device.type != "mps" else x.dtype  # no float64 on Apple's GPUs
@@ -237,13 +189,7 @@ def _choose(weights, n, generator):
 # %% ../nbs/01_reparameterization.ipynb #gaussianmixture-2
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """Know a mixture of Gaussians: its density, moments, responsibilities and samples.
-
-    Args:
-        weights: (K,) probabilities of the components, positive, sum 1
-        means: (K, d) means of the components
-        covariances: (K, d, d) covariances, symmetric and positive definite
-    """
+    """Know a mixture of Gaussians: its density, moments, responsibilities and samples."""
 
     weights: Tensor  # (K,) probabilities of the components, positive, sum 1
     means: Tensor  # (K, d) means of the components

@@ -24,13 +24,7 @@ from .unet import _down_path, _level_sizes, _up_path, group_norm, zero_init
 
 # %% ../nbs/25_sharing.ipynb #noisepredictor
 class NoisePredictor(nn.Module):
-    """Predict the noise with a network that was trained to predict something else.
-
-    Args:
-        network: network(x_t, t) -> what `objective` names
-        schedule: the schedule it was trained with
-        objective: "eps", "x_0", "v" or "mu"
-    """
+    """Predict the noise with a network that was trained to predict something else."""
 
     def __init__(
         self,
@@ -57,25 +51,12 @@ class PaddedDownsample(Downsample):
         self,
         x: Tensor,  # (B, channels, H, W) with even H and W
     ) -> Tensor:
-        """Return (B, channels, H/2, W/2); padding below and right would not be read.
-
-        Args:
-            x: (B, channels, H, W) with even H and W
-        """
+        """Return (B, channels, H/2, W/2); padding below and right would not be read."""
         return self.conv(F.pad(x, (1, 0, 1, 0)))
 
 # %% ../nbs/25_sharing.ipynb #scaleshiftblock
 class ScaleShiftBlock(ResBlock):
-    """Scale and shift after the second norm as the time says (Nichol and Dhariwal 2021).
-
-    Args:
-        in_channels: channels of the input
-        out_channels: channels of the output
-        time_dim: length of the time vector
-        dropout: as in `ResBlock`
-        norm_groups: groups of both norms
-        norm_eps: added to their variances
-    """
+    """Scale and shift after the second norm as the time says (Nichol and Dhariwal 2021)."""
 
     def __init__(
         self,
@@ -96,12 +77,7 @@ class ScaleShiftBlock(ResBlock):
         x: Tensor,  # (B, in_channels, H, W)
         time: Tensor,  # (B, time_dim), after its activation
     ) -> Tensor:
-        """Return (B, out_channels, H, W).
-
-        Args:
-            x: (B, in_channels, H, W)
-            time: (B, time_dim), after its activation
-        """
+        """Return (B, out_channels, H, W)."""
         h = self.conv_1(F.silu(self.norm_1(x)))
         scale, shift = self.time(time)[:, :, None, None].chunk(2, 1)
         h = self.norm_2(h) * (1 + scale) + shift
@@ -109,30 +85,7 @@ class ScaleShiftBlock(ResBlock):
 
 # %% ../nbs/25_sharing.ipynb #peerunet
 class PeerUNet(UNet):
-    """Predict the noise with a U-Net that has the options of a UNet2DModel.
-
-    Args:
-        image_size: pixels a side
-        in_channels: channels of the images
-        out_channels: channels of the output
-        widths: channels of each level, from fine to coarse
-        time_dim: length of the time vector
-        down_attention: for each level: does it attend on the way down?
-        up_attention: the same for the way up, from fine to coarse as well
-        n_res_blocks: residual blocks a level
-        dropout: in [0, 1)
-        norm_groups: groups of every norm but the middle attention's
-        norm_eps: added to every norm's variance
-        head_dim: channels of an attention head; None: one head
-        mid_attention: attend between the two middle blocks
-        mid_norm_groups: groups of its norm; None: no norm
-        time_layout: layout of the sinusoids
-        freq_shift: see `sinusoidal_embedding`
-        padding: of down-sampling: "around", or "after": right and below
-        scale_shift: the time scales and shifts instead of being added
-        n_classes: classes of the images; None: it is told none
-        checkpointing: recompute activations in the backward pass
-    """
+    """Predict the noise with a U-Net that has the options of a UNet2DModel."""
 
     def __init__(
         self,
@@ -220,13 +173,7 @@ def _forward_peer(
     t: Tensor,  # (B,) code indices of their steps
     labels: Tensor | None = None,  # (B,) the classes, for a network that is told them
 ) -> Tensor:
-    """Return the predicted noise; (B, out_channels, image_size, image_size).
-
-    Args:
-        x: (B, in_channels, image_size, image_size) noisy images
-        t: (B,) code indices of their steps
-        labels: (B,) the classes, for a network that is told them
-    """
+    """Return the predicted noise; (B, out_channels, image_size, image_size)."""
     time = self.embed_time(x, t)
     if (self.classes is None) != (labels is None):
         n = self.config["n_classes"]
@@ -261,19 +208,7 @@ def save_pretrained(
     overwrite: bool = False,  # replace a model that is already there
     half: bool = False,  # keep weights as float16 on disk; they come back as float32
 ):
-    """Write a network with its schedule, its objective and a readable card, all or nothing.
-
-    Args:
-        path: folder to create, or to fill
-        model: a `UNet`, `ClassUNet`, `ResNetBaseline`, or what `load_pretrained` returned
-        schedule: the schedule it was trained with
-        objective: what the network predicts: "eps", "x_0", "v" or "mu"
-        variance: "learned": the network also returns the v of chapter 13
-        n_levels: grey levels of the data, if known
-        card: what a person wants to know, such as data, steps, metrics
-        overwrite: replace a model that is already there
-        half: keep weights as float16 on disk; they come back as float32
-    """
+    """Write a network with its schedule, its objective and a readable card, all or nothing."""
     check_choice("variance", variance, ("fixed", "learned"))
     learned = isinstance(model, NoisePredictor) and learns_variance(model.network)
     model, objective = _check_model(model, schedule, objective)
@@ -321,11 +256,7 @@ def _schedule_name(schedule):
 def describe_model(
     name_or_path,  # a shipped name such as "digits", or a folder such as "./digits"
 ) -> dict:
-    """Read what a folder says of its model, without reading weights: parts, facts and card.
-
-    Args:
-        name_or_path: a shipped name such as "digits", or a folder such as "./digits"
-    """
+    """Read what a folder says of its model, without reading weights: parts, facts and card."""
     path = find_model(name_or_path, SHIPPED)
     config = read_config(path, MODELS)
     if set(config["parts"]) != {"model"}:
@@ -342,12 +273,7 @@ def load_pretrained(
     *,
     device="cpu",  # where the model and the schedule shall live
 ) -> tuple[nn.Module, NoiseSchedule]:
-    """Load a noise predictor, in evaluation mode, and its schedule; refuse changed files.
-
-    Args:
-        name_or_path: a shipped name such as "digits", or a folder such as "./digits"
-        device: where the model and the schedule shall live
-    """
+    """Load a noise predictor, in evaluation mode, and its schedule; refuse changed files."""
     path = find_model(name_or_path, SHIPPED)
     facts = describe_model(path)["facts"]
     objective = facts["objective"]

@@ -24,12 +24,7 @@ def optimal_variances(
     mixture: GaussianMixture,  # the data, q(x_0), in d dimensions
     schedule: NoiseSchedule,  # the noise schedule
 ):
-    """Build model(x_t, t) -> (B, 2 d): E[eps | x_t], and the v of Var(x_{t-1} | x_t).
-
-    Args:
-        mixture: the data, q(x_0), in d dimensions
-        schedule: the noise schedule
-    """
+    """Build model(x_t, t) -> (B, 2 d): E[eps | x_t], and the v of Var(x_{t-1} | x_t)."""
     spread, axes = torch.linalg.eigh(mixture.covariances)  # (K, d) and (K, d, d)
 
     def model(x_t, t):
@@ -59,11 +54,7 @@ def optimal_variances(
 def learns_variance(
     network: nn.Module,  # a network with a `config`, such as `UNet`
 ) -> bool:
-    """Tell whether a network returns the noise and v: twice the channels of its images.
-
-    Args:
-        network: a network with a `config`, such as `UNet`
-    """
+    """Tell whether a network returns the noise and v: twice the channels of its images."""
     config = getattr(network, "config", {})
     return config.get("out_channels") == 2 * config.get("in_channels", 0)
 
@@ -77,16 +68,7 @@ def step_bits(
     *,
     n_levels: int | None = 256,  # grey levels; None: continuous data, L_0 is a density
 ) -> Tensor:
-    """Compute L_{t-1} of each image, or L_0 where t = 0, in bits per dimension; (B,).
-
-    Args:
-        schedule: the noise schedule
-        x_0: (B, C, ...) clean images
-        x_t: (B, C, ...) the same, noisy
-        t: (B,) indices
-        output: (B, 2 C, ...) the network's noise and v
-        n_levels: grey levels; None: continuous data, L_0 is a density
-    """
+    """Compute L_{t-1} of each image, or L_0 where t = 0, in bits per dimension; (B,)."""
     mean, log_variance, _ = reverse_mean_variance(
         lambda *_: output, schedule, x_t, t, clip_x_0=False, variance="learned"
     )
@@ -110,19 +92,7 @@ def hybrid_loss(
     reduction: str = "mean",  # "mean": one number; "none": one for each image, (B,)
     generator: torch.Generator | None = None,  # source of t and the noise
 ) -> Tensor:
-    """Add the bound, through v alone, to the simple loss (Improved DDPM, equation 16).
-
-    Args:
-        model: callable model(x_t, t) -> (B, 2 C, ...): the noise and v
-        schedule: the noise schedule
-        x_0: (B, C, ...) clean images
-        t: (B,) indices; drawn uniformly without
-        eps: the shape of `x_0`; drawn without
-        share: weight of L_vlb, at least 0
-        n_levels: grey levels; None: continuous data
-        reduction: "mean": one number; "none": one for each image, (B,)
-        generator: source of t and the noise
-    """
+    """Add the bound, through v alone, to the simple loss (Improved DDPM, equation 16)."""
     check_clean_batch(x_0)
     check_number("share", share, 0)
     check_generator(generator)
@@ -147,24 +117,13 @@ def respaced_model(
     model,  # callable model(x_t, t) of the long chain
     kept: list[int],  # code indices that the short chain keeps, in any order
 ):
-    """Return the same model for the short chain: its step i is the i-th kept step.
-
-    Args:
-        model: callable model(x_t, t) of the long chain
-        kept: code indices that the short chain keeps, in any order
-    """
+    """Return the same model for the short chain: its step i is the i-th kept step."""
     rising = torch.tensor(sorted(kept))
     return lambda x_t, i: model(x_t, rising.to(i.device)[i])
 
 # %% ../nbs/13_improved.ipynb #losshistory
 class LossHistory:
-    """Draw t by the size of its last losses (Improved DDPM, equation 18).
-
-    Args:
-        n_steps: T
-        n_kept: losses of each step that are remembered
-        uniform: share of the draws that stay uniform, in [0, 1]
-    """
+    """Draw t by the size of its last losses (Improved DDPM, equation 18)."""
 
     def __init__(
         self,
@@ -208,13 +167,7 @@ def loss_weights(
     *,
     gamma: float = 5.0,  # min_snr: the SNR above which the weight of x_0 stands still, above 0
 ) -> Tensor:
-    """Return the weight that a loss gives to ||eps - eps_hat||^2 at each step; (T,).
-
-    Args:
-        schedule: the noise schedule
-        name: "simple", "x_0", "v", "truncated_snr", "min_snr" or "vlb"
-        gamma: min_snr: the SNR above which the weight of x_0 stands still, above 0
-    """
+    """Return the weight that a loss gives to ||eps - eps_hat||^2 at each step; (T,)."""
     check_choice("name", name, LOSS_WEIGHTS)
     check_number("gamma", gamma, 0, open_low=True)
     snr = schedule.snr
@@ -241,18 +194,7 @@ def weighted_loss(
     objective: str = "eps",  # what the model predicts: "eps", "x_0", "v" or "mu"
     reduction: str = "mean",  # "mean": one number; "none": one for each image, (B,)
 ) -> Tensor:
-    """Average the squared error of the noise with a weight for each step.
-
-    Args:
-        model: callable model(x_t, t) whose output is what `objective` names
-        schedule: the noise schedule
-        x_0: (B, ...) clean images
-        t: (B,) indices
-        eps: the shape of `x_0`
-        weights: (T,) weights of ||eps - eps_hat||^2, such as those of `loss_weights`
-        objective: what the model predicts: "eps", "x_0", "v" or "mu"
-        reduction: "mean": one number; "none": one for each image, (B,)
-    """
+    """Average the squared error of the noise with a weight for each step."""
     check_choice("objective", objective, OBJECTIVES)
     check_choice("reduction", reduction, ("mean", "none"))
     if weights.shape != (schedule.n_steps,):
@@ -269,11 +211,7 @@ def weighted_loss(
 def zero_terminal_snr(
     schedule: NoiseSchedule,  # a schedule that leaves some signal at the end
 ) -> Tensor:
-    """Shift and stretch sqrt(alpha_bar) to end at 0 (Lin et al., Algorithm 1); alpha_bars (T,).
-
-    Args:
-        schedule: a schedule that leaves some signal at the end
-    """
+    """Shift and stretch sqrt(alpha_bar) to end at 0 (Lin et al., Algorithm 1); alpha_bars (T,)."""
     root = torch.log1p(-schedule.exact_betas).cumsum(0).div(2).exp()  # sqrt(alpha_bar), float64
     first, last = root[0], root[-1]
     return ((root - last) * first / (first - last)).square()

@@ -20,12 +20,7 @@ from .unet import Downsample, Upsample, group_norm, zero_init
 
 # %% ../nbs/21_latent_diffusion.ipynb #plainblock
 class PlainBlock(nn.Module):
-    """Add to the input what two convolutions make of it: a `ResBlock` that is told no time.
-
-    Args:
-        in_channels: channels of the input, a multiple of 4
-        out_channels: channels of the output, a multiple of 4
-    """
+    """Add to the input what two convolutions make of it: a `ResBlock` that is told no time."""
 
     def __init__(
         self,
@@ -44,11 +39,7 @@ class PlainBlock(nn.Module):
         self,
         x: Tensor,  # (B, in_channels, H, W)
     ) -> Tensor:
-        """Return (B, out_channels, H, W).
-
-        Args:
-            x: (B, in_channels, H, W)
-        """
+        """Return (B, out_channels, H, W)."""
         h = self.conv_1(F.silu(self.norm_1(x)))
         return self.skip(x) + self.conv_2(F.silu(self.norm_2(h)))
 
@@ -76,16 +67,7 @@ def _decoder_layers(out_channels, widths, latent_channels):
 
 # %% ../nbs/21_latent_diffusion.ipynb #autoencoder
 class Autoencoder(nn.Module):
-    """Map images to a normal distribution over small latents, and latents back to images.
-
-    Args:
-        image_size: pixels a side; with the padding divisible by 2 ** n_downs
-        in_channels: channels of the images
-        latent_channels: channels of the latents
-        base_channels: channels at full size, a multiple of 4; doubled twice on the way
-        n_downs: halvings: a latent has 1 / 2 ** n_downs of the padded side
-        padding: pixels of -1 added on every side before encoding, cropped afterwards
-    """
+    """Map images to a normal distribution over small latents, and latents back to images."""
 
     def __init__(
         self,
@@ -150,14 +132,7 @@ def autoencoder_loss(
     kl_weight: float,  # w, at least 0: twice the variance of the decoder's error
     generator: torch.Generator | None = None,  # source of the noise of the latents
 ) -> tuple[Tensor, dict]:
-    """Return mean squared error + kl_weight * KL / number of values, and both parts unweighted.
-
-    Args:
-        autoencoder: the network
-        x: (B, C, H, W) images in [-1, 1]
-        kl_weight: w, at least 0: twice the variance of the decoder's error
-        generator: source of the noise of the latents
-    """
+    """Return mean squared error + kl_weight * KL / number of values, and both parts unweighted."""
     check_number("kl_weight", kl_weight, 0)
     mean, log_var = autoencoder.encode(x)
     z = reparameterize(mean, (0.5 * log_var).exp(), generator=generator)
@@ -171,12 +146,7 @@ def psnr(
     x: Tensor,  # (N, ...) images in [-1, 1]
     y: Tensor,  # the same shape, images to compare
 ) -> Tensor:
-    """Compute the peak signal-to-noise ratio of each image in decibels, (N,).
-
-    Args:
-        x: (N, ...) images in [-1, 1]
-        y: the same shape, images to compare
-    """
+    """Compute the peak signal-to-noise ratio of each image in decibels, (N,)."""
     check_floating("x", x)
     check_same_shape("y", check_floating("y", y), "x", x)
     return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1))
@@ -190,14 +160,7 @@ def fit_latent_scale(
     generator: torch.Generator | None = None,  # scale draws from the posterior, not its means
     batch_size: int = 500,  # images at once
 ) -> Autoencoder:
-    """Set `latent_mean` and `latent_std`, so that `to_latents` gives mean 0 and variance 1.
-
-    Args:
-        autoencoder: a trained network, changed in place
-        images: (N, C, H, W) training images in [-1, 1], at least one
-        generator: scale draws from the posterior, not its means
-        batch_size: images at once
-    """
+    """Set `latent_mean` and `latent_std`, so that `to_latents` gives mean 0 and variance 1."""
     z = _raw_latents(autoencoder, images, generator, batch_size).double()
     std = z.std((0, 2, 3), correction=0, keepdim=True)
     autoencoder.latent_mean.copy_(z.mean((0, 2, 3), keepdim=True))
@@ -227,14 +190,7 @@ def to_latents(
     generator: torch.Generator | None = None,  # draw from the posterior; None: its mean
     batch_size: int = 500,  # images at once
 ) -> Tensor:
-    """Encode images into latents (N, c, h, w) of mean 0 and variance 1 on the training set.
-
-    Args:
-        autoencoder: a network whose scale is fitted
-        x: (N, C, H, W) images in [-1, 1], at least one
-        generator: draw from the posterior; None: its mean
-        batch_size: images at once
-    """
+    """Encode images into latents (N, c, h, w) of mean 0 and variance 1 on the training set."""
     z = _raw_latents(autoencoder, x, generator, batch_size)
     return (z - autoencoder.latent_mean) / autoencoder.latent_std
 
@@ -246,13 +202,7 @@ def from_latents(
     *,
     batch_size: int = 500,  # latents at once
 ) -> Tensor:
-    """Undo the scale, decode, and clamp: images (N, C, H, W) in [-1, 1].
-
-    Args:
-        autoencoder: the network that made the latents
-        z: (N, c, h, w) scaled latents, at least one
-        batch_size: latents at once
-    """
+    """Undo the scale, decode, and clamp: images (N, C, H, W) in [-1, 1]."""
     check_batch("z", z, autoencoder.latent_shape)
     check_int("batch_size", batch_size)
     z = z * autoencoder.latent_std + autoencoder.latent_mean
@@ -270,18 +220,7 @@ def train_autoencoder(
     seed: int = 0,  # of the batches and the noise
     callback=None,  # called as callback(iteration, parts of the loss) after each step
 ) -> Autoencoder:
-    """Train an autoencoder; return it frozen, in evaluation mode, its latents' scale fitted.
-
-    Args:
-        autoencoder: trained in place, on the device of the images
-        images: (N, C, H, W) square training images in [-1, 1]
-        n_iterations: optimiser steps
-        batch_size: images in a step, at most N
-        lr: largest learning rate
-        kl_weight: see `autoencoder_loss`
-        seed: of the batches and the noise
-        callback: called as callback(iteration, parts of the loss) after each step
-    """
+    """Train an autoencoder; return it frozen, in evaluation mode, its latents' scale fitted."""
     check_square_images("images", images)
     config = TrainConfig(n_iterations, batch_size, lr=lr, seed=seed)
     batches = train_batches(images, batch_size, device=images.device, seed=seed)

@@ -59,14 +59,7 @@ def read_picture(
     grey: bool = False,  # one channel instead of three
     white_level: int | None = None,  # level of white in a grey picture of 16 bits; 65535 without
 ) -> Tensor:
-    """Read a picture as bytes (C, H, W): upright, its shorter side resized, the middle kept.
-
-    Args:
-        path: the file
-        image_size: pixels a side of what comes out
-        grey: one channel instead of three
-        white_level: level of white in a grey picture of 16 bits; 65535 without
-    """
+    """Read a picture as bytes (C, H, W): upright, its shorter side resized, the middle kept."""
     with Image.open(path, formats=FORMATS) as file:
         n, limit = file.width * file.height, Image.MAX_IMAGE_PIXELS
         if limit is not None and n > limit:
@@ -95,11 +88,7 @@ NOT_READ += (".pcx", ".exr", ".hdr", ".dds", ".dng", ".cr2", ".nef", ".arw", ".d
 def list_pictures(
     root: Path,  # the folder, a real path
 ) -> tuple[list, dict, Counter]:
-    """List pictures by relative paths; tell what is wrong with links, and the endings left out.
-
-    Args:
-        root: the folder, a real path
-    """
+    """List pictures by relative paths; tell what is wrong with links, and the endings left out."""
     files, problems, others = [], {}, Counter()
 
     def stop(error):  # of a folder that cannot be opened
@@ -146,11 +135,7 @@ PARTS |= {"dev": "val", "test": "test", "testing": "test"}
 def find_parts(
     files: list,  # relative paths of pictures
 ) -> dict:
-    """Find the parts of a data set, such as {"val": "Valid"}; none where folders are classes.
-
-    Args:
-        files: relative paths of pictures
-    """
+    """Find the parts of a data set, such as {"val": "Valid"}; none where folders are classes."""
     tops = sorted({file.split("/")[0] for file in files if "/" in file})
     named = [top for top in tops if top.lower() in PARTS]
     by_part = {PARTS[top.lower()]: top for top in named}
@@ -207,16 +192,7 @@ def _report(root, n_files, problems, others, deep, skip):
 
 # %% ../nbs/23_pictures.ipynb #folderdataset
 class FolderDataset(Dataset):
-    """Read the pictures of a folder when asked for, as (image in [-1, 1], label).
-
-    Args:
-        root: the folder
-        image_size: pixels a side of the images that come out
-        grey: one channel instead of three
-        flip: whether mirror images are as good as the originals
-        unreadable: "refuse" or "skip" files, or "trust" all till their turn
-        white_level: level of white in grey pictures of 16 bits; 65535 without
-    """
+    """Read the pictures of a folder when asked for, as (image in [-1, 1], label)."""
 
     n_levels = 256
     serves_bytes = True  # `read` gives bytes, which are scaled on the device
@@ -306,18 +282,7 @@ def load_folder(
     white_level: int | None = None,  # see `FolderDataset`
     in_memory: bool = False,  # read all pictures now
 ) -> FolderDataset | ImageDataset:
-    """Load a folder, or the part of it that `split` names, lazily or into memory.
-
-    Args:
-        root: the folder
-        image_size: pixels a side of the images that come out
-        split: "train", "val" or "test", of a folder that holds such parts
-        grey: one channel instead of three
-        flip: whether mirror images are as good as the originals
-        unreadable: see `FolderDataset`
-        white_level: see `FolderDataset`
-        in_memory: read all pictures now
-    """
+    """Load a folder, or the part of it that `split` names, lazily or into memory."""
     check_choice("split", split, ("train", "val", "test"))
     if image_size is None:
         raise TypeError("image_size must be a whole number, such as 32, for a folder; got None")
@@ -420,13 +385,7 @@ def load_torchvision(
     split: str = "train",  # "train" or "test"
     root=None,  # folder with the files; "data" without
 ) -> ImageDataset:
-    """Load a set that torchvision knows, from files below `root`, or download it.
-
-    Args:
-        name: "mnist", "fashion-mnist" or "cifar10"
-        split: "train" or "test"
-        root: folder with the files; "data" without
-    """
+    """Load a set that torchvision knows, from files below `root`, or download it."""
     root = Path("data" if root is None else root).expanduser()
     kind, files, packed, inner = _layout(name)
     places = (root / inner, root / inner.name, root)

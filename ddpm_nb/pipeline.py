@@ -30,17 +30,7 @@ _CLASSES = (TextEncoder, TextUNet, Autoencoder)
 
 @dataclass(eq=False)
 class TextToImage(Pretrained):
-    """Make pictures from sentences: a text encoder, a U-Net that hears it, a decoder.
-
-    Args:
-        tokenizer: sentences -> tokens
-        text_encoder: tokens -> words (B, L, D)
-        unet: noisy latents, steps, words -> noise
-        schedule: of the latents
-        autoencoder: latents <-> pictures; None: the U-Net draws pixels
-        rule: the rule that wrote the captions of the training images
-        card: what is known about the model
-    """
+    """Make pictures from sentences: a text encoder, a U-Net that hears it, a decoder."""
 
     tokenizer: Tokenizer  # sentences -> tokens
     text_encoder: TextEncoder  # tokens -> words (B, L, D)
@@ -143,22 +133,7 @@ def generate(
     progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, z, z_0_hat) after each step, with latents
 ) -> Tensor:
-    """Draw pictures (n times the sentences, C, H, W) in [-1, 1].
-
-    Args:
-        prompt: a sentence or a list of them; None: any picture
-        n: pictures for each sentence
-        guidance: 1: as trained; above: closer to the text, less varied; in [0, 20]
-        negative: a sentence to keep away from, or one for each sentence
-        image: (1 or n times the sentences, C, H, W) in [-1, 1], to begin with
-        mask: (1 or as many, 1, H, W) bool, True where the image is to stay
-        strength: share of the chain that is walked, in (0, 1]; 0.7 for an image
-        n_steps: steps of the whole chain, 1..T
-        eta: 0: DDIM; 1: as noisy as the posterior
-        generator: source of all noise; a list: one for each picture
-        progress: show a progress bar
-        callback: called as callback(t, z, z_0_hat) after each step, with latents
-    """
+    """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""
     for name in ("text_encoder", "unet", "autoencoder"):
         check_device(name, getattr(self, name), "the schedule's", self.schedule.betas.device)
     texts, unwanted = _check_texts(self, prompt, negative, n, guidance)
@@ -228,17 +203,7 @@ def interpolate(
     generator: torch.Generator | None = None,  # source of the one noise
     progress: bool = False,  # show a progress bar on a terminal
 ) -> Tensor:
-    """Draw n pictures (n, C, H, W) from one noise, from one sentence to another.
-
-    Args:
-        first: the sentence of the first picture
-        second: the sentence of the last
-        n: pictures, at least 2
-        guidance: as for `generate`
-        n_steps: steps of the chain, 1..T
-        generator: source of the one noise
-        progress: show a progress bar on a terminal
-    """
+    """Draw n pictures (n, C, H, W) from one noise, from one sentence to another."""
     check_int("n", n, 2)
     ends, _ = _check_texts(self, [first, second], None, 1, guidance)
     kept = respaced_steps(self.schedule.n_steps, n_steps)

@@ -52,15 +52,7 @@ def new_figure(
     sharex: bool = False,  # one horizontal axis for all panels
     sharey: bool = False,  # one vertical axis for all panels
 ):
-    """Create a figure and its axes in the book's style.
-
-    Args:
-        n_rows: rows of axes
-        n_cols: columns of axes
-        size: width and height of one panel, inches
-        sharex: one horizontal axis for all panels
-        sharey: one vertical axis for all panels
-    """
+    """Create a figure and its axes in the book's style."""
     # Load the backend before the context: what loading sets would be undone with it.
     plt.draw_if_interactive()
     with plt.rc_context(STYLE):
@@ -85,18 +77,7 @@ def plot_curves(
     log_y: bool = False,  # logarithmic vertical axis
     styles: dict | None = None,  # label -> keyword arguments for its line
 ):
-    """Draw labelled curves over one axis and return the axes.
-
-    Args:
-        x: (N,) positions, shared by all curves
-        curves: label -> (N,) values
-        ax: axes to draw on; a new figure without
-        x_label: label of the horizontal axis
-        y_label: label of the vertical axis
-        title: title of the panel
-        log_y: logarithmic vertical axis
-        styles: label -> keyword arguments for its line
-    """
+    """Draw labelled curves over one axis and return the axes."""
     ax = new_figure()[1] if ax is None else ax
     for label, y in curves.items():
         ax.plot(_array(x), _array(y), label=label, **{"lw": 1.6, **(styles or {}).get(label, {})})
@@ -116,11 +97,7 @@ def _array(x):
 def to_pixels(
     x: Tensor,  # (B, C, H, W) in [-1, 1]; C is 1 or 3
 ) -> np.ndarray:
-    """Convert images to bytes (B, H, W, C), clipping what lies outside [-1, 1].
-
-    Args:
-        x: (B, C, H, W) in [-1, 1]; C is 1 or 3
-    """
+    """Convert images to bytes (B, H, W, C), clipping what lies outside [-1, 1]."""
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3):
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         allowed = "a tensor of shape (B, C, H, W) with 1 or 3 channels"
@@ -135,13 +112,7 @@ def tile(
     n_cols: int,  # images in a row
     gap: int = 1,  # pixels between images
 ) -> np.ndarray:
-    """Lay images out in rows, as one picture of bytes (H', W', C).
-
-    Args:
-        x: (B, C, H, W) in [-1, 1]
-        n_cols: images in a row
-        gap: pixels between images
-    """
+    """Lay images out in rows, as one picture of bytes (H', W', C)."""
     pixels = to_pixels(x)
     b, h, w, c = pixels.shape
     n_rows = -(-b // n_cols)
@@ -169,17 +140,7 @@ def show_images(
     cell: float = 0.75,  # width of one image, inches
     title: str = "",  # title of the panel
 ):
-    """Draw images as a grid and return the axes.
-
-    Args:
-        x: (B, C, H, W) in [-1, 1]
-        n_cols: images in a row
-        titles: one short title for each column
-        row_titles: one short title for each row
-        ax: axes to draw on; a new figure without
-        cell: width of one image, inches
-        title: title of the panel
-    """
+    """Draw images as a grid and return the axes."""
     n_cols = min(n_cols, len(x))
     n_rows = -(-len(x) // n_cols)  # rounded up
     sheet = tile(x, n_cols)
@@ -200,11 +161,7 @@ def show_images(
 # %% ../nbs/92_figures.ipynb #html
 @dataclass(frozen=True)
 class Html:
-    """Carry HTML that a notebook shows as it is.
-
-    Args:
-        data: the markup
-    """
+    """Carry HTML that a notebook shows as it is."""
 
     data: str = field(repr=False)  # the markup
 
@@ -234,15 +191,7 @@ def touchable(
     alt: str,  # what the picture shows, for those who cannot see it
     label: str,  # what its controls are called together
 ) -> Html:
-    """Build a picture that can be touched on the site, with a still one for other places.
-
-    Args:
-        name: the picture in book/_static/touch.js
-        data: the numbers that it needs, as JSON holds them
-        still: axes of the still picture, drawn
-        alt: what the picture shows, for those who cannot see it
-        label: what its controls are called together
-    """
+    """Build a picture that can be touched on the site, with a still one for other places."""
     drawn = io.BytesIO()
     still.figure.savefig(drawn, format="png", dpi=165, bbox_inches="tight")
     plt.close(still.figure)  # else a notebook shows it a second time
@@ -286,12 +235,7 @@ def frame_sheet(
     rows: list,  # lists of batches (B, C, H, W) in [-1, 1]; a row of the sheet each
     n_cols: int,  # images in a row of a frame
 ) -> dict:
-    """Lay frames out in one picture; return its address and the size of a frame in pixels.
-
-    Args:
-        rows: lists of batches (B, C, H, W) in [-1, 1]; a row of the sheet each
-        n_cols: images in a row of a frame
-    """
+    """Lay frames out in one picture; return its address and the size of a frame in pixels."""
     sheets = [np.concatenate([tile(frame, n_cols) for frame in row], 1) for row in rows]
     whole = np.concatenate(sheets)
     height, width = whole.shape[0] // len(rows), whole.shape[1] // len(rows[0])
@@ -308,17 +252,7 @@ def image_slider(
     n_cols: int = 8,  # images in a row of a frame
     scale: int = 8,  # screen pixels for one image pixel
 ) -> Html:
-    """Build a picture with a slider over frames, and a still one of a few of them.
-
-    Args:
-        frames: batches (B, C, H, W), one for each position; or a dict of such lists to choose from
-        labels: the text shown at each position
-        alt: what the frames show, for those who cannot see them
-        name: what the slider moves through
-        choice: what the keys of a dict of frames are
-        n_cols: images in a row of a frame
-        scale: screen pixels for one image pixel
-    """
+    """Build a picture with a slider over frames, and a still one of a few of them."""
     rows = frames if isinstance(frames, dict) else {"": frames}
     if not labels or any(len(row) != len(labels) for row in rows.values()):
         got = f"{[len(row) for row in rows.values()]} frames, {len(labels)} labels"

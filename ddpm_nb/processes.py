@@ -22,11 +22,7 @@ with warnings.catch_warnings():  # of missing widgets for progress bars, which a
 
 # %% ../nbs/26_scaling.ipynb #processes
 class Processes:
-    """Answer for the processes that `accelerate launch` started, as `OneProcess` does for one.
-
-    Args:
-        device: "cpu" or "cuda"; each process of a machine gets a GPU of its own
-    """
+    """Answer for the processes that `accelerate launch` started, as `OneProcess` does for one."""
 
     def __init__(
         self,

@@ -45,16 +45,7 @@ def train_variant(
     n_steps: int = 1000,  # T
     snapshots: tuple = (),  # iterations after which the averaged network is kept
 ) -> tuple:
-    """Train one variant; return noise predictor, schedule, snapshots by iteration, seconds.
-
-    Args:
-        name: key of `VARIANTS`
-        model: a fresh network, trained in place
-        images: (N, C, H, W) training images in [-1, 1]
-        config: settings; objective and weighting are the variant's
-        n_steps: T
-        snapshots: iterations after which the averaged network is kept
-    """
+    """Train one variant; return noise predictor, schedule, snapshots by iteration, seconds."""
     facts = VARIANTS[check_choice("name", name, VARIANTS)]
     objective, weighting = facts["objective"], facts["weighting"]
     config = replace(config, objective=objective, weighting=weighting)
@@ -72,14 +63,7 @@ def train_variant(
 # %% ../nbs/12_results.ipynb #yardstick
 @dataclass(frozen=True)
 class Yardstick:
-    """Hold what the networks of one data set are measured with.
-
-    Args:
-        held_out: (N, C, H, W) images that no network has seen, in [-1, 1]
-        n_levels: their grey levels
-        classifier: whose features the distances use
-        reference: (M, D) features of the training images
-    """
+    """Hold what the networks of one data set are measured with."""
 
     held_out: Tensor  # (N, C, H, W) images that no network has seen, in [-1, 1]
     n_levels: int  # their grey levels
@@ -96,16 +80,7 @@ def measure_bound(
     seed: int = 0,  # of the noise, equal for networks that are compared
     batch_size: int = 64,  # images at once
 ) -> tuple[dict, BitsPerDim]:
-    """Measure the bound on held-out images; return the row of a table, and the parts.
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        yardstick: what to measure with
-        n_images: held-out images, at least 2
-        seed: of the noise, equal for networks that are compared
-        batch_size: images at once
-    """
+    """Measure the bound on held-out images; return the row of a table, and the parts."""
     check_int("n_images", n_images, 2, len(yardstick.held_out))
     options = {"n_levels": yardstick.n_levels, "batch_size": batch_size, "generator": seeded(seed)}
     bits = bits_per_dim(model, schedule, yardstick.held_out[:n_images], **options)
@@ -126,18 +101,7 @@ def measure_samples(
     seed: int = 0,  # of all noise
     batch_size: int = 64,  # samples at once
 ) -> tuple[dict, Tensor]:
-    """Draw samples and measure them; return the row of a table, and the samples.
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        yardstick: what to measure with
-        n_samples: how many to draw, at least 10
-        n_steps: network calls for each
-        eta: 1: ancestral sampling on the kept steps, 0: DDIM
-        seed: of all noise
-        batch_size: samples at once
-    """
+    """Draw samples and measure them; return the row of a table, and the samples."""
     check_int("n_samples", n_samples, 10)
     shape, g = yardstick.held_out.shape[1:], seeded(seed)
     sizes = [min(batch_size, n_samples - i) for i in range(0, n_samples, batch_size)]
@@ -151,12 +115,7 @@ def measure_images(
     images: Tensor,  # (N, C, H, W) in [-1, 1]: samples, or real images for the floor
     yardstick: Yardstick,  # what to measure with
 ) -> dict:
-    """Measure images: two distances from the training images, and what the classifier says.
-
-    Args:
-        images: (N, C, H, W) in [-1, 1]: samples, or real images for the floor
-        yardstick: what to measure with
-    """
+    """Measure images: two distances from the training images, and what the classifier says."""
     found, row = classifier_features(yardstick.classifier, images), {}
     for name, distance in {"frechet": frechet_distance, "kernel": kernel_distance}.items():
         value, error = distance_with_error(distance, yardstick.reference, found)
@@ -170,12 +129,7 @@ def paired_difference(
     bits_1,  # N bounds of one network, one for each image
     bits_2,  # N bounds of another on the same images with the same noise
 ) -> tuple[float, float]:
-    """Return the mean of bits_1 - bits_2 and its standard error over the images.
-
-    Args:
-        bits_1: N bounds of one network, one for each image
-        bits_2: N bounds of another on the same images with the same noise
-    """
+    """Return the mean of bits_1 - bits_2 and its standard error over the images."""
     a, b = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (bits_1, bits_2))
     if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
         got = f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
@@ -189,10 +143,6 @@ MEASURED = PACKAGE / "measured"
 def read_results(
     name: str = "mnist",  # name of a study that ships with the package
 ) -> dict:
-    """Read the stored results of a study: settings, hardware, versions and tables.
-
-    Args:
-        name: name of a study that ships with the package
-    """
+    """Read the stored results of a study: settings, hardware, versions and tables."""
     names = tuple(sorted(path.stem for path in MEASURED.glob("*.json")))
     return read_json(MEASURED / f"{check_choice('name', name, names)}.json")

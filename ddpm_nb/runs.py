@@ -43,11 +43,7 @@ CHECKPOINTS, SETTINGS_FILE, LOG_FILE = "checkpoints", "train.json", "log.jsonl"
 def trainer_state(
     trainer: Trainer,  # the run
 ) -> tuple[dict, dict]:
-    """Return what a run needs to go on: tensors by name, and facts for JSON.
-
-    Args:
-        trainer: the run
-    """
+    """Return what a run needs to go on: tensors by name, and facts for JSON."""
     tensors = {f"model.{k}": v for k, v in trainer.network.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in trainer.ema.model.state_dict().items()}
     for i, values in trainer.optimizer.state_dict()["state"].items():
@@ -88,13 +84,7 @@ def load_trainer_state(
     tensors: dict,  # from `trainer_state`
     facts: dict,  # from `trainer_state`
 ):
-    """Put a run back where `trainer_state` found it.
-
-    Args:
-        trainer: the run to change
-        tensors: from `trainer_state`
-        facts: from `trainer_state`
-    """
+    """Put a run back where `trainer_state` found it."""
     refuse_difference("the network", facts.get("network", {}), _describe(trainer.network))
     groups = {"model": {}, "ema": {}, "optimizer": {}, "random": {}, "schedule": {}}
     for name, value in tensors.items():
@@ -144,13 +134,7 @@ def refuse_difference(
     was: dict,  # name -> value, when the run was started
     now: dict,  # name -> value
 ):
-    """Refuse to go on with something else than a run was started with; name what differs.
-
-    Args:
-        what: what is compared, such as "the network"
-        was: name -> value, when the run was started
-        now: name -> value
-    """
+    """Refuse to go on with something else than a run was started with; name what differs."""
     names = [name for name in was if was[name] != now.get(name)]
     if names:
         told = ", ".join(f"{name} was {was[name]!r} and is {now.get(name)!r}" for name in names)
@@ -166,14 +150,7 @@ def save_checkpoint(
     facts: dict,  # for JSON; "step" and "score" (lower is better, or None) among them
     keep: int = 2,  # newest checkpoints to keep, besides the one with the lowest score
 ) -> Path:
-    """Write a checkpoint, whole or not at all, then remove the ones that are no longer needed.
-
-    Args:
-        folder: folder of the checkpoints
-        tensors: tensors by name
-        facts: for JSON; "step" and "score" (lower is better, or None) among them
-        keep: newest checkpoints to keep, besides the one with the lowest score
-    """
+    """Write a checkpoint, whole or not at all, then remove the ones that are no longer needed."""
     path = Path(folder) / f"step-{facts['step']:08d}.json"
     score = facts["score"]
     if score is not None and not math.isfinite(score):
@@ -207,11 +184,7 @@ def _score(path):
 def read_checkpoint(
     path,  # the checkpoint's JSON file
 ) -> tuple[dict, dict]:
-    """Read one checkpoint; raise `ValueError` or `OSError` if a byte is not as it was written.
-
-    Args:
-        path: the checkpoint's JSON file
-    """
+    """Read one checkpoint; raise `ValueError` or `OSError` if a byte is not as it was written."""
     path = Path(path)
     facts, tensors = read_sealed(path, path.with_suffix(".safetensors"))
     if {k: facts.get(k) for k in _CHECKPOINT} != _CHECKPOINT:
@@ -222,11 +195,7 @@ def read_checkpoint(
 def load_checkpoint(
     folder,  # folder of the checkpoints
 ) -> tuple[dict, dict]:
-    """Return tensors and facts of the newest intact checkpoint, with a warning for damaged ones.
-
-    Args:
-        folder: folder of the checkpoints
-    """
+    """Return tensors and facts of the newest intact checkpoint, with a warning for damaged ones."""
     for path in sorted(Path(folder).glob("step-*.json"), reverse=True):
         try:
             return read_checkpoint(path)
@@ -237,11 +206,7 @@ def load_checkpoint(
 
 # %% ../nbs/24_runs.ipynb #trainlog
 class TrainLog(Watcher):
-    """Gather the losses by quarter of the steps, and write log.jsonl a line at a time.
-
-    Args:
-        path: file to append to; lines are kept in `lines` without
-    """
+    """Gather the losses by quarter of the steps, and write log.jsonl a line at a time."""
 
     def __init__(
         self,
@@ -290,12 +255,7 @@ def read_log(
     path,  # log.jsonl of a run
     n_steps: int | None = None,  # leave out what came after this step
 ) -> list[dict]:
-    """Read the log of a run, without a last line that a killed process left unfinished.
-
-    Args:
-        path: log.jsonl of a run
-        n_steps: leave out what came after this step
-    """
+    """Read the log of a run, without a last line that a killed process left unfinished."""
     lines = []
     for text in Path(path).read_text().splitlines() if Path(path).exists() else []:
         try:
@@ -311,12 +271,7 @@ def prepare_run(
     out,  # folder for the run
     resume: bool = False,  # the folder may hold a run
 ) -> Path:
-    """Create the folder of a run, and refuse one that holds a run already or cannot be written.
-
-    Args:
-        out: folder for the run
-        resume: the folder may hold a run
-    """
+    """Create the folder of a run, and refuse one that holds a run already or cannot be written."""
     out = Path(out)
     refuse_other_run(out, resume)
     try:
@@ -336,12 +291,7 @@ def refuse_other_run(
     out,  # folder for a run
     resume: bool = False,  # the folder may hold a run
 ):
-    """Refuse a folder whose contents a run would overwrite, without writing to it.
-
-    Args:
-        out: folder for a run
-        resume: the folder may hold a run
-    """
+    """Refuse a folder whose contents a run would overwrite, without writing to it."""
     out = Path(out)
     steps = [path.name for path in (out / CHECKPOINTS).glob("step-*.json")]
     holds = steps or any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
@@ -357,11 +307,7 @@ def refuse_other_run(
 def read_settings(
     out,  # folder of a run
 ) -> tuple[TrainConfig, dict]:
-    """Read the settings of a run, and what it says about its data.
-
-    Args:
-        out: folder of a run
-    """
+    """Read the settings of a run, and what it says about its data."""
     path = Path(out) / SETTINGS_FILE
     try:
         contents = json.loads(path.read_bytes())
@@ -388,13 +334,7 @@ def held_out_loss(
     images: Tensor,  # (N, ...) images that are not trained on
     labels: Tensor | None = None,  # (N,) their classes, of a run that is told them
 ) -> float:
-    """Return the loss of the averaged network, with the same steps and noise each time.
-
-    Args:
-        trainer: the run
-        images: (N, ...) images that are not trained on
-        labels: (N,) their classes, of a run that is told them
-    """
+    """Return the loss of the averaged network, with the same steps and noise each time."""
     images, model = images.to(trainer.device), trainer.ema.model
     if labels is not None:
         model = partial(model, labels=labels.to(trainer.device))
@@ -407,16 +347,7 @@ def held_out_loss(
 
 # %% ../nbs/24_runs.ipynb #checkpoints
 class Checkpoints(Watcher):
-    """Keep a run in its folder: settings, checkpoints, and the averaged model.
-
-    Args:
-        out: folder of the run
-        data: what is trained on; its description is compared when the run goes on
-        resume: go on from the newest intact checkpoint, if there is one
-        held_out: images, or (images, labels), whose loss is the score; without, training's
-        card: facts for the model card
-        origin: how to load the data again; kept for whoever resumes
-    """
+    """Keep a run in its folder: settings, checkpoints, and the averaged model."""
 
     def __init__(
         self,
@@ -538,12 +469,7 @@ def describe_data(
     data,  # tensor (N, ...) or a data set of (image, label)
     with_labels: bool = False,  # the labels are trained on too
 ) -> dict:
-    """Return number and shape of the images, and checksums of what is in memory.
-
-    Args:
-        data: tensor (N, ...) or a data set of (image, label)
-        with_labels: the labels are trained on too
-    """
+    """Return number and shape of the images, and checksums of what is in memory."""
     in_memory = data if isinstance(data, Tensor) else getattr(data, "levels", None)
     first = data[0][0] if in_memory is None else in_memory[0]
     found = {"number": len(data), "shape": list(first.shape)}
@@ -562,12 +488,7 @@ def _checksum(values):
 
 # %% ../nbs/24_runs.ipynb #interrupted
 class Interrupted(KeyboardInterrupt):
-    """Say that a run was asked to stop, and has saved what it had.
-
-    Args:
-        message: what was saved, and how to go on
-        signal_number: SIGINT or SIGTERM
-    """
+    """Say that a run was asked to stop, and has saved what it had."""
 
     def __init__(
         self,
@@ -613,11 +534,7 @@ class StopSignals(Watcher):
 
 # %% ../nbs/24_runs.ipynb #tensorboard
 class TensorBoard(Watcher):
-    """Write loss and learning rate for TensorBoard.
-
-    Args:
-        folder: where its files go
-    """
+    """Write loss and learning rate for TensorBoard."""
 
     def __init__(
         self,
@@ -660,25 +577,7 @@ def train(
     progress: bool = True,  # show a progress bar
     processes=None,  # `Processes` of chapter 26; this process alone without
 ) -> TrainResult:
-    """Train as `fit` does and keep the run in a folder, from which it can go on exactly.
-
-    Args:
-        model: callable model(x_t, t), trained in place where its parameters are
-        schedule: the noise schedule
-        data: (N, C, H, W) in [-1, 1], or a data set of (image, label)
-        config: settings; without, the defaults or those of the run
-        out: folder for the run; nothing is written without
-        resume: go on with the run in `out`, if it holds one
-        card: facts for the model card of the run
-        origin: how to load the data again; kept for whoever resumes
-        held_out: (M, C, H, W) images whose loss picks the best; (images, labels) of classes
-        callback: called with the `Trainer` after every iteration
-        n_workers: processes that read a data set which is not in memory
-        tensorboard: also write TensorBoard's files to `out`
-        range_check: require images in [-1, 1]; False for other data of shape (N, ...)
-        progress: show a progress bar
-        processes: `Processes` of chapter 26; this process alone without
-    """
+    """Train as `fit` does and keep the run in a folder, from which it can go on exactly."""
     check_model(model, schedule)
     config = _settings(config, out, resume, tensorboard)
     _check_held_out(held_out, data, range_check, _classes_told(config, model))

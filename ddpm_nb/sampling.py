@@ -36,17 +36,7 @@ def ddpm_step(
     clip_x_0: bool = True,  # clip the predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
-    """Take one reverse step and return x_{t-1} and the predicted x_0 (DDPM, Algorithm 2).
-
-    Args:
-        schedule: the noise schedule
-        x_t: (B, ...) noisy images at t
-        t: index in 0..T-1 of all of them
-        eps_hat: (B, ...) predicted noise (with "learned": and v, see `split_output`)
-        variance: of the step: "posterior", "beta" or "learned"
-        clip_x_0: clip the predicted image to [-1, 1]
-        generator: source of the noise
-    """
+    """Take one reverse step and return x_{t-1} and the predicted x_0 (DDPM, Algorithm 2)."""
     check_choice("variance", variance, STEP_VARIANCES)
     t = _check_index("t", t, schedule)
     eps_hat, log_variance = split_output(schedule, x_t, t, eps_hat, variance)
@@ -70,17 +60,7 @@ def p_sample(
     clip_x_0: bool = True,  # clip the predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
-    """Ask the model once, take one reverse step, return x_{t-1} and the predicted x_0.
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        x_t: (B, ...) noisy images
-        t: index in 0..T-1 of all of them
-        variance: of the step: "posterior", "beta" or "learned"
-        clip_x_0: clip the predicted image to [-1, 1]
-        generator: source of the noise
-    """
+    """Ask the model once, take one reverse step, return x_{t-1} and the predicted x_0."""
     check_choice("variance", variance, STEP_VARIANCES)
     t = _check_index("t", t, schedule)
     eps_hat = call_model(model, x_t, torch.full((len(x_t),), t, device=x_t.device))
@@ -94,13 +74,7 @@ def respaced_steps(
     *,
     spacing: str = "linspace",  # "linspace": T-1 to 0; "trailing": equal strides, T-1 to -1
 ) -> list[int]:
-    """Choose the code indices to visit, evenly spaced from T-1 down (one step: T-1 only).
-
-    Args:
-        n_steps: T, the number of steps of the schedule
-        n_kept: how many to keep, 1..T; all without
-        spacing: "linspace": T-1 to 0; "trailing": equal strides, T-1 to -1
-    """
+    """Choose the code indices to visit, evenly spaced from T-1 down (one step: T-1 only)."""
     check_choice("spacing", spacing, ("linspace", "trailing"))
     n_kept = check_int("n_steps", n_steps if n_kept is None else n_kept, 1, n_steps)
     if spacing == "linspace":
@@ -115,12 +89,7 @@ def respace(
     schedule: NoiseSchedule,  # the noise schedule of the network
     kept: list[int],  # code indices to keep, in any order
 ) -> NoiseSchedule:
-    """Build the schedule of the chain that visits kept steps only (Improved DDPM, section 4).
-
-    Args:
-        schedule: the noise schedule of the network
-        kept: code indices to keep, in any order
-    """
+    """Build the schedule of the chain that visits kept steps only (Improved DDPM, section 4)."""
     kept = sorted({check_int("kept", t, 0, schedule.n_steps - 1) for t in kept})
     if len(kept) == schedule.n_steps:
         return schedule
@@ -138,16 +107,7 @@ def walk(
     progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x, x_0_hat) after each step
 ) -> Tensor:
-    """Ask the model at each index and take the step that follows, without gradients.
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        x: (B, ...) where to begin
-        kept: code indices at which to ask the model, in this order
-        step: called as step(x, i, eps_hat) -> (x, x_0_hat); i counts down to 0
-        progress: show a progress bar
-        callback: called as callback(t, x, x_0_hat) after each step
-    """
+    """Ask the model at each index and take the step that follows, without gradients."""
     countdown = reversed(range(len(kept)))
     bar = show_progress(kept, "sampling", progress)
     with torch.inference_mode():
@@ -173,21 +133,7 @@ def sample_ddpm(
     progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
-    """Sample by walking back through all or some of the T steps (DDPM, Algorithm 2).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        shape: shape of the batch, such as (64, 1, 8, 8)
-        n_steps: network calls, 1..T; all T without
-        spacing: which steps to keep, as in `respaced_steps`
-        x_T: the noise to start from; drawn without
-        variance: of the steps: "posterior", "beta" or "learned"
-        clip_x_0: clip each predicted image to [-1, 1]
-        generator: source of all noise; a list: one for each image
-        progress: show a progress bar
-        callback: called as callback(t, x_{t_prev}, x_0_hat) after each step
-    """
+    """Sample by walking back through all or some of the T steps (DDPM, Algorithm 2)."""
     check_model(model, schedule)
     check_choice("variance", variance, STEP_VARIANCES)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
@@ -226,18 +172,7 @@ def ddim_step(
     clip_x_0: bool = True,  # clip the predicted image to [-1, 1]
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
-    """Jump from t to t_prev and return x_{t_prev} and the predicted x_0 (DDIM, equation 12).
-
-    Args:
-        schedule: the noise schedule
-        x_t: (B, ...) noisy images at t
-        t: index of the current step
-        t_prev: index of the next kept step, or -1 for clean images
-        eps_hat: (B, ...) predicted noise
-        eta: share of the posterior's noise, in [0, 1]
-        clip_x_0: clip the predicted image to [-1, 1]
-        generator: source of the noise
-    """
+    """Jump from t to t_prev and return x_{t_prev} and the predicted x_0 (DDIM, equation 12)."""
     t = _check_index("t", t, schedule)
     t_prev = _check_index("t_prev", t_prev, schedule, low=-1)
     x_0_hat = predict_x_0(schedule, x_t, t, eps_hat)
@@ -270,21 +205,7 @@ def sample_ddim(
     progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
-    """Sample with few steps by the non-Markovian reverse process (DDIM, equation 12).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        shape: shape of the batch
-        n_steps: network calls, 1..T; all T with None
-        spacing: which steps to keep, as in `respaced_steps`
-        eta: 0: deterministic; 1: as noisy as the posterior
-        x_T: the noise to start from; drawn without
-        clip_x_0: clip each predicted image to [-1, 1]
-        generator: source of all noise; a list: one for each image
-        progress: show a progress bar
-        callback: called as callback(t, x_{t_prev}, x_0_hat) after each step
-    """
+    """Sample with few steps by the non-Markovian reverse process (DDIM, equation 12)."""
     check_model(model, schedule)
     check_number("eta", eta, 0, 1)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
@@ -311,20 +232,7 @@ def sample_dpm_solver(
     progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
-    """Solve the flow of DDIM to second order, one call a step (Lu et al. 2022, DPM-Solver++ 2M).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        shape: shape of the batch
-        n_steps: network calls, 1..T; all T with None
-        spacing: which steps to keep, as in `respaced_steps`
-        x_T: the noise to start from; drawn without
-        clip_x_0: clip each predicted image to [-1, 1]
-        generator: source of x_T; a list: one for each image
-        progress: show a progress bar
-        callback: called as callback(t, x_{t_prev}, x_0_hat) after each step
-    """
+    """Solve the flow of DDIM to second order, one call a step (Lu et al. 2022, DPM-Solver++ 2M)."""
     check_model(model, schedule)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     levels = [-1, *reversed(kept)]  # rising; -1 is the clean image
@@ -366,18 +274,7 @@ def ddim_invert(
     progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x_t, x_0_hat) after each step
 ) -> Tensor:
-    """Find the noise x_T from which `sample_ddim` with eta = 0 draws x_0 (DDIM, section 4.3).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        x_0: (B, ...) clean images
-        n_steps: network calls, 1..T; all T with None
-        spacing: which steps to keep, as in `respaced_steps`
-        clip_x_0: clip each predicted image to [-1, 1]
-        progress: show a progress bar
-        callback: called as callback(t, x_t, x_0_hat) after each step
-    """
+    """Find the noise x_T from which `sample_ddim` with eta = 0 draws x_0 (DDIM, section 4.3)."""
     check_model(model, schedule)
     x = (check_range if clip_x_0 else check_floating)("x_0", x_0).to(schedule.betas.device)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
@@ -401,13 +298,7 @@ def slerp(
     b: Tensor,  # (B, ...) noises at the other end
     share,  # how far from a to b, in [0, 1]; a number or (B,)
 ) -> Tensor:
-    """Interpolate along the arc between a and b, which must not be opposite (Shoemake 1985).
-
-    Args:
-        a: (B, ...) noises at one end
-        b: (B, ...) noises at the other end
-        share: how far from a to b, in [0, 1]; a number or (B,)
-    """
+    """Interpolate along the arc between a and b, which must not be opposite (Shoemake 1985)."""
     check_same_shape("b", check_floating("b", b), "a", check_floating("a", a))
     share = torch.as_tensor(share, dtype=a.dtype, device=a.device).reshape(-1, *[1] * (a.ndim - 1))
     cosine = torch.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)
@@ -431,23 +322,7 @@ def inpaint(
     progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, x_{t_prev}, x_0_hat) after each step
 ) -> Tensor:
-    """Draw the unknown pixels of images, given the known ones (RePaint, Algorithm 1).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        known: (B, ...) images whose known pixels count
-        mask: bool, broadcastable to `known`; True where the pixel is known
-        n_repeats: how often to take each step
-        n_steps: steps, 1..T; all T with None
-        spacing: which steps to keep, as in `respaced_steps`
-        x_T: the noise to start from; drawn without
-        variance: of the steps: "posterior", "beta" or "learned"
-        clip_x_0: clip each predicted image to [-1, 1]
-        generator: source of all noise; a list: one for each image
-        progress: show a progress bar
-        callback: called as callback(t, x_{t_prev}, x_0_hat) after each step
-    """
+    """Draw the unknown pixels of images, given the known ones (RePaint, Algorithm 1)."""
     check_model(model, schedule)
     known, mask = _check_known(schedule, known, mask, clip_x_0)
     n_repeats = check_int("n_repeats", n_repeats)

@@ -20,12 +20,7 @@ def betas_from_alpha_bars(
     alpha_bars: Tensor,  # (T+1,) falling, at least 0; only their ratios matter
     max_beta: float = 0.999,  # upper limit of a variance, in (0, 1)
 ) -> Tensor:
-    """Recover the variances from the products; shape (T,), float64.
-
-    Args:
-        alpha_bars: (T+1,) falling, at least 0; only their ratios matter
-        max_beta: upper limit of a variance, in (0, 1)
-    """
+    """Recover the variances from the products; shape (T,), float64."""
     alpha_bars = check_floating("alpha_bars", alpha_bars).detach().to("cpu", torch.float64)
     max_beta = check_number("max_beta", max_beta, 0, 1, open_low=True, open_high=True)
     if alpha_bars.ndim != 1 or len(alpha_bars) < 2:
@@ -48,14 +43,7 @@ def linear_betas(
     *,
     rescale: bool = False,  # multiply both ends by 1000 / T, for another T than 1000
 ) -> Tensor:
-    """Space the variances evenly (DDPM, section 4); shape (T,), float64.
-
-    Args:
-        n_steps: T, at least 1
-        beta_start: variance of the first step, in (0, 1)
-        beta_end: variance of the last step, in (0, 1)
-        rescale: multiply both ends by 1000 / T, for another T than 1000
-    """
+    """Space the variances evenly (DDPM, section 4); shape (T,), float64."""
     n_steps = check_int("n_steps", n_steps)
     scale = 1000 / n_steps if rescale else 1.0
     ends = []
@@ -75,13 +63,7 @@ def cosine_betas(
     s: float = 0.008,  # offset that keeps the first variances from vanishing, at least 0
     max_beta: float = 0.999,  # upper limit of a variance, in (0, 1)
 ) -> Tensor:
-    """Let alpha-bar follow a squared cosine (Improved DDPM, equation 17); (T,), float64.
-
-    Args:
-        n_steps: T, at least 1
-        s: offset that keeps the first variances from vanishing, at least 0
-        max_beta: upper limit of a variance, in (0, 1)
-    """
+    """Let alpha-bar follow a squared cosine (Improved DDPM, equation 17); (T,), float64."""
     n_steps = check_int("n_steps", n_steps)
     s = check_number("s", s, 0)
     u = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)  # t / T, from 0 to 1
@@ -96,15 +78,7 @@ def sigmoid_betas(
     tau: float = 1.0,  # above 0 and at least -start / 30; small values steepen the middle
     max_beta: float = 0.999,  # upper limit of a variance, in (0, 1)
 ) -> Tensor:
-    """Let alpha-bar follow a logistic curve (Jabri et al. 2022); shape (T,), float64.
-
-    Args:
-        n_steps: T, at least 1
-        start: where on the logistic curve the first step begins
-        end: where the last step ends, above `start`
-        tau: above 0 and at least -start / 30; small values steepen the middle
-        max_beta: upper limit of a variance, in (0, 1)
-    """
+    """Let alpha-bar follow a logistic curve (Jabri et al. 2022); shape (T,), float64."""
     n_steps = check_int("n_steps", n_steps)
     start = check_number("start", start)
     end = check_number("end", end, start, open_low=True)
@@ -132,21 +106,7 @@ def make_schedule(
     max_beta: float | None = None,  # cosine and sigmoid: largest variance; 0.999 without
     dtype: torch.dtype = torch.float32,  # type of the buffers
 ) -> NoiseSchedule:
-    """Build a noise schedule by name; an option of another schedule is refused.
-
-    Args:
-        name: "linear", "cosine" or "sigmoid"
-        n_steps: T, at least 1
-        beta_start: linear: first variance; 1e-4 without
-        beta_end: linear: last variance; 0.02 without
-        rescale: linear: multiply both ends by 1000 / T; not without
-        s: cosine: offset; 0.008 without
-        start: sigmoid: where the curve begins; -3 without
-        end: sigmoid: where it ends; 3 without
-        tau: sigmoid: temperature; 1 without
-        max_beta: cosine and sigmoid: largest variance; 0.999 without
-        dtype: type of the buffers
-    """
+    """Build a noise schedule by name; an option of another schedule is refused."""
     make_betas = SCHEDULES[check_choice("name", name, SCHEDULES)]
     options = {"beta_start": beta_start, "beta_end": beta_end, "rescale": rescale, "s": s}
     options |= {"start": start, "end": end, "tau": tau, "max_beta": max_beta}

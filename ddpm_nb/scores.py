@@ -25,14 +25,7 @@ def score(
     x_t: Tensor,  # (B, ...) noisy images
     t,  # index in 0..T-1, or (B,) indices
 ) -> Tensor:
-    """Return the model's estimate of the gradient of log q(x_t) (Song et al. 2021).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        x_t: (B, ...) noisy images
-        t: index in 0..T-1, or (B,) indices
-    """
+    """Return the model's estimate of the gradient of log q(x_t) (Song et al. 2021)."""
     check_floating("x_t", x_t)
     t = check_timesteps(t, schedule.n_steps, len(x_t))
     check_device("schedule", schedule.betas, "the images'", x_t.device)
@@ -51,17 +44,7 @@ def langevin(
     step: float = 0.1,  # length h as a share of the level's variance 1 - alpha_bar_t
     generator: torch.Generator | None = None,  # source of the noise
 ) -> Tensor:
-    """Move samples towards q(x_t) by Langevin steps at one noise level (Song and Ermon 2019).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        x: (B, ...) where to begin
-        t: index in 0..T-1 of the noise level, kept throughout
-        n_steps: how many steps to take
-        step: length h as a share of the level's variance 1 - alpha_bar_t
-        generator: source of the noise
-    """
+    """Move samples towards q(x_t) by Langevin steps at one noise level (Song and Ermon 2019)."""
     check_generator(generator)
     step = check_number("step", step, 0, open_low=True)
     h = step * schedule.one_minus_alpha_bars[check_int("t", t, 0, schedule.n_steps - 1)]
@@ -78,14 +61,7 @@ def flow_velocity(
     x_t: Tensor,  # (B, ...) points of the flow at t
     t,  # index in 0..T-1, or (B,) indices
 ) -> Tensor:
-    """Return dx / d lambda of the probability flow; lambda is half the log-SNR.
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        x_t: (B, ...) points of the flow at t
-        t: index in 0..T-1, or (B,) indices
-    """
+    """Return dx / d lambda of the probability flow; lambda is half the log-SNR."""
     s = score(model, schedule, x_t, t)  # checks t, too
     return extract(schedule.one_minus_alpha_bars, t, x_t.ndim) * (x_t + s)
 
@@ -100,17 +76,7 @@ def sample_sde(
     generator: torch.Generator | None = None,  # source of all noise
     progress: bool = False,  # show a progress bar
 ) -> Tensor:
-    """Solve the reverse SDE by T steps of Euler and Maruyama (Song et al. 2021).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat
-        schedule: the noise schedule
-        shape: shape of the batch
-        noise: gamma, at least 0; 0: the flow, 1: the reverse SDE
-        x_T: the noise to start from; drawn without
-        generator: source of all noise
-        progress: show a progress bar
-    """
+    """Solve the reverse SDE by T steps of Euler and Maruyama (Song et al. 2021)."""
     check_model(model, schedule)
     check_generator(generator)
     gamma = check_number("noise", noise, 0)
@@ -160,18 +126,7 @@ def flow_log_likelihood(
     generator: torch.Generator | None = None,  # source of the random vectors
     progress: bool = False,  # show a progress bar
 ) -> Tensor:
-    """Compute log p(x_0) of the probability flow in nats, (B,) float64 (Song et al. 2021).
-
-    Args:
-        model: callable model(x_t, t) -> eps_hat, differentiable
-        schedule: the noise schedule
-        x_0: (B, ...) images
-        n_steps: steps of Heun's method, 1..T-1; fewer where levels coincide
-        t: noise level of the images, an index; None: clean
-        n_probes: random vectors for the trace; None: exact, D gradients
-        generator: source of the random vectors
-        progress: show a progress bar
-    """
+    """Compute log p(x_0) of the probability flow in nats, (B,) float64 (Song et al. 2021)."""
     check_model(model, schedule)
     x, nodes, probes = _check_flow(schedule, x_0, n_steps, t, n_probes, generator)
     clock, d = schedule.log_snr.double() / 2, x[0].numel()

@@ -72,11 +72,7 @@ def all_scenes() -> Tensor:
 def turn_round(
     scenes: Tensor,  # (N, 5) scenes
 ) -> Tensor:
-    """Say the same of each scene, the other shape first.
-
-    Args:
-        scenes: (N, 5) scenes
-    """
+    """Say the same of each scene, the other shape first."""
     turned = scenes[:, [3, 4, 2, 0, 1]]
     turned[:, 2] ^= 1  # left of <-> right of, above <-> below
     return turned
@@ -85,11 +81,7 @@ def turn_round(
 def describe_scenes(
     scenes: Tensor,  # (N, 5) scenes
 ) -> list[str]:
-    """Write the caption of each scene, such as "a red square left of a blue circle".
-
-    Args:
-        scenes: (N, 5) scenes
-    """
+    """Write the caption of each scene, such as "a red square left of a blue circle"."""
     colours = tuple(PALETTE)
     captions = []
     for c_1, k_1, r, c_2, k_2 in _check_scenes(scenes).tolist():
@@ -121,14 +113,7 @@ def shape_cover(
     areas: Tensor,  # (...) areas, pixels
     image_size: int = 32,  # pixels a side
 ) -> Tensor:
-    """Return the share of each pixel that a shape covers, (..., image_size, image_size).
-
-    Args:
-        kinds: (...) numbers of kinds
-        centres: (..., 2) centres of mass: x to the right, y downwards, pixels
-        areas: (...) areas, pixels
-        image_size: pixels a side
-    """
+    """Return the share of each pixel that a shape covers, (..., image_size, image_size)."""
     steps = torch.arange(image_size) + 0.5  # the middles of the pixels
     x = steps - centres[..., 0, None, None]  # (..., 1, image_size)
     y = steps[:, None] - centres[..., 1, None, None]  # (..., image_size, 1)
@@ -180,15 +165,7 @@ def _place(scenes, areas, image_size, generator):
 # %% ../nbs/29_own_captions.ipynb #shapes
 @dataclass(frozen=True, eq=False)
 class Shapes:
-    """Hold pictures of shapes, their captions, and what is true of them.
-
-    Args:
-        images: (N, 3, H, W) in [-1, 1], shapes on black
-        captions: N sentences
-        scenes: (N, 5) what the sentences say
-        masks: (N, 2, H, W) share of each pixel that either shape covers, as they are named
-        centres: (N, 2, 2) their centres (x, y), pixels
-    """
+    """Hold pictures of shapes, their captions, and what is true of them."""
 
     images: Tensor  # (N, 3, H, W) in [-1, 1], shapes on black
     captions: list  # N sentences
@@ -204,14 +181,7 @@ def draw_shapes(
     image_size: int = 32,  # pixels a side, at least 16
     generator: torch.Generator | None = None,  # source of scenes, sizes, places and wording
 ) -> Shapes:
-    """Draw pictures of two shapes, each with a sentence that names either of them first.
-
-    Args:
-        n: pictures
-        scenes: (M, 5) scenes to draw from; all without
-        image_size: pixels a side, at least 16
-        generator: source of scenes, sizes, places and wording
-    """
+    """Draw pictures of two shapes, each with a sentence that names either of them first."""
     check_int("image_size", image_size, 16)
     scenes = all_scenes() if scenes is None else _check_scenes(scenes)
     rows = scenes[torch.randint(len(scenes), (check_int("n", n),), generator=generator)]
@@ -234,12 +204,7 @@ def split_scenes(
     *,
     seed: int = 0,  # of the choice
 ) -> tuple[Tensor, Tensor]:
-    """Split all scenes into those to train on and those that are held out.
-
-    Args:
-        share: of the scenes to hold out
-        seed: of the choice
-    """
+    """Split all scenes into those to train on and those that are held out."""
     scenes = all_scenes()
     order = torch.randperm(len(scenes), generator=seeded(seed))
     n_out = round(share * len(scenes))
@@ -264,11 +229,7 @@ def _masks_of_colours(images):
 def read_shapes(
     images: Tensor,  # (N, 3, H, H); what sticks out of [-1, 1] is clipped
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the area of each colour (N, 6), its kind (N, 6), and its centre (N, 6, 2), pixels.
-
-    Args:
-        images: (N, 3, H, H); what sticks out of [-1, 1] is clipped
-    """
+    """Return the area of each colour (N, 6), its kind (N, 6), and its centre (N, 6, 2), pixels."""
     side = check_floating("images", images).shape[-1]
     check_batch("images", images, (3, side, side))
     parts = [_read_part(part) for part in images.split(64)] or [_read_part(images)]
@@ -298,12 +259,7 @@ def score_shapes(
     images: Tensor,  # (N, 3, H, H) pictures; what sticks out of [-1, 1] is clipped
     wanted: Tensor,  # (N, 5) the scenes that they were asked for
 ) -> Tensor:
-    """Tell whether the colours, the kinds and the relation are as asked, (N, 3) bool.
-
-    Args:
-        images: (N, 3, H, H) pictures; what sticks out of [-1, 1] is clipped
-        wanted: (N, 5) the scenes that they were asked for
-    """
+    """Tell whether the colours, the kinds and the relation are as asked, (N, 3) bool."""
     if len(_check_scenes(wanted)) != len(images):
         raise ValueError(f"wanted must have a row for each of {len(images)}; got {len(wanted)}")
     areas, kinds, centres = read_shapes(images)
@@ -325,13 +281,7 @@ def read_metadata(
     *,
     column: str = "text",  # the key or the column that holds the caption
 ) -> tuple[list, dict]:
-    """Read pairs (file, caption) in their order; return them, and problems: kind -> names.
-
-    Args:
-        root: the folder
-        files: relative paths of its pictures
-        column: the key or the column that holds the caption
-    """
+    """Read pairs (file, caption) in their order; return them, and problems: kind -> names."""
     root, problems = Path(root), defaultdict(list)
     found = [name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
     if len(found) > 1:
@@ -417,16 +367,7 @@ def _lines(path):
 
 # %% ../nbs/29_own_captions.ipynb #captionedfolder
 class CaptionedFolder(FolderDataset):
-    """Read the pictures of a folder when asked for, with the captions that lie beside them.
-
-    Args:
-        root: the folder
-        image_size: pixels a side of the images that come out
-        grey: one channel instead of three
-        column: of a metadata file: what holds the caption
-        problems: "refuse", or "skip" what does not fit together, with a warning
-        white_level: level of white in grey pictures of 16 bits
-    """
+    """Read the pictures of a folder when asked for, with the captions that lie beside them."""
 
     def __init__(
         self,
@@ -505,12 +446,7 @@ def merge_pair(
     pieces: list,  # the pieces of a word
     pair: tuple,  # two neighbours to join
 ) -> list[str]:
-    """Join each occurrence of a pair of neighbours, from left to right.
-
-    Args:
-        pieces: the pieces of a word
-        pair: two neighbours to join
-    """
+    """Join each occurrence of a pair of neighbours, from left to right."""
     merged, i = [], 0
     while i < len(pieces):
         joins = tuple(pieces[i : i + 2]) == pair
@@ -525,13 +461,7 @@ def learn_merges(
     *,
     min_count: int = 2,  # leave pairs that occur less often
 ) -> list[tuple]:
-    """List the pairs of neighbours to merge, the most frequent first (Sennrich et al. 2016).
-
-    Args:
-        counts: word -> how often it occurs
-        n_merges: merges at most
-        min_count: leave pairs that occur less often
-    """
+    """List the pairs of neighbours to merge, the most frequent first (Sennrich et al. 2016)."""
     words = {word: [WORD_START, *word] for word in counts}
     merges = []
     for _ in range(n_merges):
@@ -551,12 +481,7 @@ def cut_word(
     word: str,  # in lower case
     ranks: dict,  # pair -> its place among the merges
 ) -> list[str]:
-    """Cut a word into pieces: do the merges that apply, the earliest first.
-
-    Args:
-        word: in lower case
-        ranks: pair -> its place among the merges
-    """
+    """Cut a word into pieces: do the merges that apply, the earliest first."""
     pieces = [WORD_START, *word]
     while len(pieces) > 1:
         pairs = pairwise(pieces)
@@ -582,14 +507,7 @@ def _token_rows(tokenizer, captions):
 # %% ../nbs/29_own_captions.ipynb #piecetokenizer
 @dataclass(frozen=True)
 class PieceTokenizer:
-    """Turn sentences into rows of whole numbers, one for each piece of a word.
-
-    Args:
-        pieces: the vocabulary; its first piece has number 3
-        merges: pairs of pieces, in the order in which they are merged
-        words: training words that are one piece: what a message can offer instead
-        length: tokens in a row, the one that begins it included
-    """
+    """Turn sentences into rows of whole numbers, one for each piece of a word."""
 
     pieces: tuple  # the vocabulary; its first piece has number 3
     merges: tuple  # pairs of pieces, in the order in which they are merged
@@ -637,12 +555,7 @@ def count_tokens(
     tokenizer: PieceTokenizer,  # cuts the words
     captions: list[str],  # N sentences
 ) -> list[int]:
-    """Return how many tokens each caption needs, the one that begins it included.
-
-    Args:
-        tokenizer: cuts the words
-        captions: N sentences
-    """
+    """Return how many tokens each caption needs, the one that begins it included."""
     return [len(row) for row in _token_rows(tokenizer, captions)]
 
 # %% ../nbs/29_own_captions.ipynb #fit-pieces
@@ -653,14 +566,7 @@ def fit_pieces(
     n_merges: int = 2000,  # merges at most
     min_count: int = 2,  # merge pairs of neighbours that occur at least so often
 ) -> PieceTokenizer:
-    """Build a tokenizer from captions: learn merges, and keep the pieces that they end in.
-
-    Args:
-        captions: the training captions
-        length: tokens in a row; without, as many as the longest needs, up to 77
-        n_merges: merges at most
-        min_count: merge pairs of neighbours that occur at least so often
-    """
+    """Build a tokenizer from captions: learn merges, and keep the pieces that they end in."""
     check_int("n_merges", n_merges, 0)
     check_int("min_count", min_count)
     counts = Counter(word for caption in captions for word in split_words(caption))
@@ -685,27 +591,7 @@ _UNET = TrainConfig(10000, batch_size=64, lr=1e-3, ema_decay=0.999)
 # %% ../nbs/29_own_captions.ipynb #textconfig-3
 @dataclass(frozen=True)
 class TextConfig:
-    """Hold the settings of the three stages.
-
-    Args:
-        length: tokens in a row; without, what the longest caption needs, up to 77
-        too_long: captions with more tokens: "refuse" or "cut" them
-        n_merges: merges of pieces at most
-        dim: length of a word's vector, a multiple of 4
-        n_downs: halvings by the autoencoder; 0: no autoencoder, the U-Net draws pixels
-        latent_channels: channels of the latents
-        autoencoder_channels: channels of the autoencoder at full size, a multiple of 4
-        kl_weight: see `autoencoder_loss`
-        unet_channels: channels of the U-Net's finest level, a multiple of 8
-        channel_mults: channels of each of its levels, in `unet_channels`
-        attn_resolutions: levels of these sides hear words; the middle does
-        drop: share of the captions that the U-Net does not see
-        max_weight: of a step in the U-Net's loss, at least 1; 1: all weigh alike
-        n_steps: T
-        clip: stage 1
-        autoencoder: stage 2
-        unet: stage 3
-    """
+    """Hold the settings of the three stages."""
 
     length: int | None = None  # tokens in a row; without, what the longest caption needs, up to 77
     too_long: str = "refuse"  # captions with more tokens: "refuse" or "cut" them
@@ -768,12 +654,7 @@ def _check_config(config):
 # %% ../nbs/29_own_captions.ipynb #pairs
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Hold what is trained on: pictures and their captions as tokens.
-
-    Args:
-        levels: (N, C, H, H) bytes, or values in [-1, 1]
-        tokens: (N, K, L) K captions of each picture
-    """
+    """Hold what is trained on: pictures and their captions as tokens."""
 
     levels: Tensor  # (N, C, H, H) bytes, or values in [-1, 1]
     tokens: Tensor  # (N, K, L) K captions of each picture
@@ -799,11 +680,7 @@ class Pairs:
 
 # %% ../nbs/29_own_captions.ipynb #stageloss
 class StageLoss(Watcher):
-    """Be the loss of a stage that `fit` asks, and watch the run for its network and its noise.
-
-    Args:
-        pairs: what is trained on
-    """
+    """Be the loss of a stage that `fit` asks, and watch the run for its network and its noise."""
 
     def __init__(
         self,
@@ -840,12 +717,7 @@ class PairLoss(StageLoss):
 
 # %% ../nbs/29_own_captions.ipynb #compressionloss
 class CompressionLoss(StageLoss):
-    """Ask for the picture back (stage 2).
-
-    Args:
-        pairs: what is trained on
-        kl_weight: see `autoencoder_loss`
-    """
+    """Ask for the picture back (stage 2)."""
 
     def __init__(
         self,
@@ -863,14 +735,7 @@ class CompressionLoss(StageLoss):
 
 # %% ../nbs/29_own_captions.ipynb #captionloss
 class CaptionLoss(StageLoss):
-    """Ask for the noise, given a caption, or none (stage 3).
-
-    Args:
-        pairs: the captions
-        x_0: (N, C, H, W) pictures, or their latents
-        drop: share of the captions that the network does not see
-        max_weight: of a step, at least 1; 1: all weigh alike
-    """
+    """Ask for the noise, given a caption, or none (stage 3)."""
 
     def __init__(
         self,
@@ -900,12 +765,7 @@ class CaptionLoss(StageLoss):
 
 # %% ../nbs/29_own_captions.ipynb #textdenoiser
 class TextDenoiser(nn.Module):
-    """Hold a U-Net and the caption encoder that it hears, which learn together.
-
-    Args:
-        unet: noisy pictures, steps, words -> noise
-        text_encoder: tokens -> words
-    """
+    """Hold a U-Net and the caption encoder that it hears, which learn together."""
 
     def __init__(
         self,
@@ -937,13 +797,7 @@ class StageCheckpoints(Checkpoints):
 
 # %% ../nbs/29_own_captions.ipynb #samplesheets
 class SampleSheets(Watcher):
-    """Write the pipeline and a sheet of its pictures whenever a checkpoint is written.
-
-    Args:
-        out: folder of the run
-        make: called as make(network): the pipeline with this network in it
-        prompts: sentences, a row of pictures for each
-    """
+    """Write the pipeline and a sheet of its pictures whenever a checkpoint is written."""
 
     def __init__(
         self,
@@ -977,19 +831,7 @@ def train_text(
     callback=None,  # called as callback(name of the stage, `Trainer`) after every iteration
     progress: bool = True,  # show progress bars on a terminal
 ) -> TextToImage:
-    """Train a text-to-image pipeline on pictures and captions in three stages; keep it in `out`.
-
-    Args:
-        data: a `CaptionedFolder`, or (images (N, C, H, H) in [-1, 1], N captions or lists of them)
-        out: folder for the run; it becomes a pipeline that `TextToImage.from_pretrained` loads
-        config: settings; without, the defaults or those of the run
-        resume: go on with the run in `out`, if it holds one
-        prompts: sentences for the sample sheets; a few captions without
-        card: facts for the card of the pipeline
-        device: where to train
-        callback: called as callback(name of the stage, `Trainer`) after every iteration
-        progress: show progress bars on a terminal
-    """
+    """Train a text-to-image pipeline on pictures and captions in three stages; keep it in `out`."""
     out = Path(out)
     config = _settings(config, out, resume)
     levels, captions = _take(data)
@@ -1179,16 +1021,7 @@ def word_maps(
     side: int | None = 8,  # layers whose maps have this side; all without
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
-    """Draw pictures (N, C, H, W), and maps (3, N, L, h, w) of their tokens over the walk.
-
-    Args:
-        pipeline: the model
-        prompts: N sentences, a picture for each
-        guidance: of the pictures; maps are those of the given words
-        n_steps: steps of the walk, at least 4
-        side: layers whose maps have this side; all without
-        generator: source of the noise
-    """
+    """Draw pictures (N, C, H, W), and maps (3, N, L, h, w) of their tokens over the walk."""
     tokens = pipeline.tokenizer.encode(check_prompts(prompts, pipeline.tokenizer))
     context = encode_words(pipeline.text_encoder, tokens.to(pipeline.schedule.betas.device))[0]
     kept = respaced_steps(pipeline.schedule.n_steps, check_int("n_steps", n_steps, 4))
@@ -1212,13 +1045,7 @@ def map_scores(
     on: Tensor,  # (N, H, W) bool: where the shape is
     off: Tensor | None = None,  # (N, H, W) bool: what it is compared with; all the rest without
 ) -> Tensor:
-    """Return the chance that a pixel on the shape has a higher value than one off it, (N,).
-
-    Args:
-        maps: (N, H, W) any values
-        on: (N, H, W) bool: where the shape is
-        off: (N, H, W) bool: what it is compared with; all the rest without
-    """
+    """Return the chance that a pixel on the shape has a higher value than one off it, (N,)."""
     off = ~on if off is None else off
     scores = []
     for values, inside, outside in zip(maps, on, off, strict=True):

@@ -32,29 +32,7 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hold the settings of a training run.
-
-    Args:
-        n_iterations: optimiser steps
-        batch_size: images in an optimiser step, over all processes
-        n_accumulate: parts in which a process works through its share of a batch
-        lr: largest learning rate
-        warmup: iterations over which the learning rate rises from zero
-        lr_decay: "cosine": falls to zero at the end; "constant"
-        weight_decay: of AdamW
-        grad_clip: largest norm of the gradient; math.inf: any
-        ema_decay: decay of the averaged weights, in [0, 1)
-        objective: what the network predicts
-        weighting: weights of the steps
-        variance: of the steps back: "fixed", or "learned" as in chapter 13
-        conditional: what the network is told: "none", or "class" as in chapter 20
-        label_dropout: share of the images whose class it is not told
-        precision: of the arithmetic; "auto": bfloat16 where the device computes in it
-        seed: of the order of the data, the steps and the noise
-        log_every: iterations between two lines of the log
-        checkpoint_every: iterations between two checkpoints
-        keep: newest checkpoints that are kept, besides the best
-    """
+    """Hold the settings of a training run."""
 
     n_iterations: int = 1500  # optimiser steps
     batch_size: int = 128  # images in an optimiser step, over all processes
@@ -108,12 +86,7 @@ def lr_factor(
     config: TrainConfig,  # settings of the run
     i: int,  # iteration, from 0
 ) -> float:
-    """Return the share of the learning rate in force at iteration i.
-
-    Args:
-        config: settings of the run
-        i: iteration, from 0
-    """
+    """Return the share of the learning rate in force at iteration i."""
     rise = min(1.0, (i + 1) / (config.warmup + 1))
     if config.lr_decay == "constant":
         return rise
@@ -125,13 +98,7 @@ def make_optimizer(
     config: TrainConfig,  # lr, weight_decay and precision are used
     parameters=None,  # parameters or groups for AdamW; those of the model without
 ) -> torch.optim.AdamW:
-    """Return AdamW for the parameters of a model; fused, it updates all in one pass over memory.
-
-    Args:
-        model: the network to train
-        config: lr, weight_decay and precision are used
-        parameters: parameters or groups for AdamW; those of the model without
-    """
+    """Return AdamW for the parameters of a model; fused, it updates all in one pass over memory."""
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     fused = fused and config.precision != "float16"  # there a step may be skipped
     return torch.optim.AdamW(
@@ -149,14 +116,7 @@ def descend(
     *,
     parameters=None,  # parameters or groups for AdamW; those of the model without
 ):
-    """Yield (i, loss) after each step of gradient descent: rate, gradient, clip, step.
-
-    Args:
-        model: trained in place
-        config: n_iterations, lr, warmup, lr_decay, weight_decay and grad_clip are used
-        loss_of: called as loss_of(i): the loss of iteration i, a scalar tensor
-        parameters: parameters or groups for AdamW; those of the model without
-    """
+    """Yield (i, loss) after each step of gradient descent: rate, gradient, clip, step."""
     optimizer = make_optimizer(model, config, parameters)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     for i in range(config.n_iterations):
@@ -172,12 +132,7 @@ def descend(
 
 # %% ../nbs/09_training.ipynb #ema
 class EMA:
-    """Keep a copy of a model whose parameters follow it slowly; buffers are copied.
-
-    Args:
-        model: the model to follow
-        decay: share of the old value kept at each update, in [0, 1)
-    """
+    """Keep a copy of a model whose parameters follow it slowly; buffers are copied."""
 
     def __init__(
         self,
@@ -194,11 +149,7 @@ class EMA:
         self,
         model: nn.Module,  # the model that has taken a step
     ):
-        """Move the average towards the model, far at first, to forget the initial weights.
-
-        Args:
-            model: the model that has taken a step
-        """
+        """Move the average towards the model, far at first, to forget the initial weights."""
         self.n_updates += 1
         decay = min(self.decay, self.n_updates / (10 + self.n_updates))
         own, new = list(self.model.parameters()), [p.detach() for p in model.parameters()]
@@ -211,12 +162,7 @@ def pick_precision(
     precision: str,  # "auto", "float32", "bfloat16" or "float16"
     device: torch.device,  # where the training runs
 ) -> torch.dtype:
-    """Choose the type of the arithmetic; "auto" is bfloat16 where the device computes in it.
-
-    Args:
-        precision: "auto", "float32", "bfloat16" or "float16"
-        device: where the training runs
-    """
+    """Choose the type of the arithmetic; "auto" is bfloat16 where the device computes in it."""
     if check_choice("precision", precision, PRECISIONS) == "float16" and device.type != "cuda":
         raise ValueError(f"precision='float16' needs a CUDA device; got {device.type}")
     if precision != "auto":
@@ -260,15 +206,7 @@ class OneProcess:
 
 # %% ../nbs/09_training.ipynb #trainer
 class Trainer:
-    """Hold all that a run changes: network, average, moments, noise, the count of steps.
-
-    Args:
-        model: callable model(x_t, t), trained in place where its parameters are
-        schedule: the noise schedule
-        config: settings
-        processes: `Processes` of chapter 26; this process alone without
-        loss: called as `simple_loss` is; that one without
-    """
+    """Hold all that a run changes: network, average, moments, noise, the count of steps."""
 
     def __init__(
         self,
@@ -302,12 +240,7 @@ class Trainer:
         x_0: Tensor,  # (B, ...) this process's share of a batch
         labels: Tensor | None = None,  # (B,) classes that the network is told, with chapter 20
     ) -> tuple[Tensor, Tensor]:
-        """Take one step of Algorithm 1; return the steps t (B,) and the loss of each image (B,).
-
-        Args:
-            x_0: (B, ...) this process's share of a batch
-            labels: (B,) classes that the network is told, with chapter 20
-        """
+        """Take one step of Algorithm 1; return the steps t (B,) and the loss of each image (B,)."""
         t, eps = _draw_noise(self, x_0)
         losses = _add_gradients(self, x_0, t, eps, labels)
         is_skipped = _descend_once(self)
@@ -378,11 +311,7 @@ def _descend_once(trainer):
 def seed_dropout(
     trainer: Trainer,  # the run
 ):
-    """Start torch's global streams, which only dropout uses, from seed, process and step.
-
-    Args:
-        trainer: the run
-    """
+    """Start torch's global streams, which only dropout uses, from seed, process and step."""
     # the last number keeps the streams apart: none or 0 is the order of the data, 2 the noise
     number = mix_seeds(trainer.config.seed, trainer.processes.rank, trainer.n_steps, 1)
     torch.default_generator.manual_seed(number)
@@ -413,11 +342,7 @@ class Watcher:
 def _read_losses(
     trainer: Trainer,  # the run
 ) -> list[float]:
-    """Bring the losses since the last call to the host; stop the run if one is not finite.
-
-    Args:
-        trainer: the run
-    """
+    """Bring the losses since the last call to the host; stop the run if one is not finite."""
     losses = trainer.processes.mean(torch.stack(trainer.unread)).tolist()
     trainer.unread = []
     trainer.history += losses
@@ -433,26 +358,14 @@ def recent_loss(
     losses,  # loss of each iteration so far
     config: TrainConfig,  # settings of the run
 ) -> float:
-    """Average the losses over as many iterations as lie between two lines of the log.
-
-    Args:
-        losses: loss of each iteration so far
-        config: settings of the run
-    """
+    """Average the losses over as many iterations as lie between two lines of the log."""
     last = losses[-config.log_every :]
     return float(sum(last) / len(last))
 
 # %% ../nbs/09_training.ipynb #trainresult
 @dataclass(frozen=True)
 class TrainResult:
-    """Hold what a training run leaves behind.
-
-    Args:
-        ema: the model with averaged weights, in evaluation mode
-        losses: (n_iterations,) loss of each iteration
-        seconds: wall time of the loop, in this process
-        n_skipped: steps without an update, since a float16 gradient overflowed
-    """
+    """Hold what a training run leaves behind."""
 
     ema: nn.Module  # the model with averaged weights, in evaluation mode
     losses: Tensor  # (n_iterations,) loss of each iteration
@@ -502,16 +415,7 @@ def show_progress(
     total: int | None = None,  # how many there are in the end; counted without
     delay: float = 0.0,  # seconds before a bar is shown, for what is mostly quick
 ):
-    """Iterate with a bar, on a terminal or in a notebook; elsewhere with a line now and then.
-
-    Args:
-        items: what is walked through
-        text: what is being done
-        shown: False: show nothing
-        start: how many came before these
-        total: how many there are in the end; counted without
-        delay: seconds before a bar is shown, for what is mostly quick
-    """
+    """Iterate with a bar, on a terminal or in a notebook; elsewhere with a line now and then."""
     total = start + len(items) if total is None else total
     options = {"desc": text, "initial": start, "total": total, "delay": delay}
     if not shown:
@@ -537,21 +441,7 @@ def fit(
     processes=None,  # `Processes` of chapter 26; this process alone without
     loss=None,  # called as `simple_loss` is, such as chapter 13's `hybrid_loss`; that one without
 ) -> TrainResult:
-    """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses.
-
-    Args:
-        model: callable model(x_t, t), trained in place where its parameters are
-        schedule: the noise schedule
-        data: (N, C, H, W) in [-1, 1], or a data set of (image, label)
-        config: settings; the defaults without
-        watchers: objects with the methods of `Watcher`
-        callback: called with the `Trainer` after every iteration
-        n_workers: processes that read a data set which is not in memory
-        range_check: require images in [-1, 1]; False for other data of shape (N, ...)
-        progress: show a progress bar
-        processes: `Processes` of chapter 26; this process alone without
-        loss: called as `simple_loss` is, such as chapter 13's `hybrid_loss`; that one without
-    """
+    """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses."""
     check_model(model, schedule)
     config, processes = config or TrainConfig(), _check_processes(processes)
     _check_run(model, schedule, config, data, range_check, n_workers, processes)

@@ -22,11 +22,7 @@ from .embeddings import TimeEmbedding
 
 # %% ../nbs/07_unet.ipynb #downsample
 class Downsample(nn.Module):
-    """Halve height and width with a strided convolution.
-
-    Args:
-        channels: channels of input and output
-    """
+    """Halve height and width with a strided convolution."""
 
     def __init__(
         self,
@@ -39,21 +35,12 @@ class Downsample(nn.Module):
         self,
         x: Tensor,  # (B, channels, H, W) with even H and W
     ) -> Tensor:
-        """Return (B, channels, H/2, W/2); pad right and below only, as the paper's code does.
-
-        Args:
-            x: (B, channels, H, W) with even H and W
-        """
+        """Return (B, channels, H/2, W/2); pad right and below only, as the paper's code does."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 # %% ../nbs/07_unet.ipynb #upsample-2
 class Upsample(nn.Module):
-    """Double height and width: repeat pixels and convolve, or convolve transposed.
-
-    Args:
-        channels: channels of input and output
-        mode: "nearest" (the paper) or "transposed"
-    """
+    """Double height and width: repeat pixels and convolve, or convolve transposed."""
 
     def __init__(
         self,
@@ -72,11 +59,7 @@ class Upsample(nn.Module):
         self,
         x: Tensor,  # (B, channels, H, W)
     ) -> Tensor:
-        """Return (B, channels, 2H, 2W).
-
-        Args:
-            x: (B, channels, H, W)
-        """
+        """Return (B, channels, 2H, 2W)."""
         if self.mode == "nearest":
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         return self.conv(x)
@@ -87,13 +70,7 @@ def group_norm(
     norm_groups: int = 32,  # groups; divides the channels
     norm_eps: float = 1e-6,  # added to the variance; 1e-6 is the default of the paper's TensorFlow
 ) -> nn.GroupNorm:
-    """Build a group norm, refusing groups that do not divide the channels.
-
-    Args:
-        channels: channels of the input
-        norm_groups: groups; divides the channels
-        norm_eps: added to the variance; 1e-6 is the default of the paper's TensorFlow
-    """
+    """Build a group norm, refusing groups that do not divide the channels."""
     if channels % check_int("norm_groups", norm_groups):
         raise ValueError(f"norm_groups must divide the {channels} channels; got {norm_groups}")
     check_number("norm_eps", norm_eps, 0, open_low=True)
@@ -103,27 +80,14 @@ def group_norm(
 def zero_init(
     module: nn.Module,  # a layer with weight and bias
 ) -> nn.Module:
-    """Set a layer's weight and bias to zero, so that its block begins as the identity.
-
-    Args:
-        module: a layer with weight and bias
-    """
+    """Set a layer's weight and bias to zero, so that its block begins as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 # %% ../nbs/07_unet.ipynb #resblock
 class ResBlock(nn.Module):
-    """Add to the input what two convolutions, with the time added in between, make of it.
-
-    Args:
-        in_channels: channels of the input
-        out_channels: channels of the output
-        time_dim: length of the time vector
-        dropout: share of the values that training drops before `conv_2`, in [0, 1)
-        norm_groups: groups of both norms; divides both numbers of channels
-        norm_eps: added to their variances
-    """
+    """Add to the input what two convolutions, with the time added in between, make of it."""
 
     def __init__(
         self,
@@ -150,12 +114,7 @@ class ResBlock(nn.Module):
         x: Tensor,  # (B, in_channels, H, W)
         time: Tensor,  # (B, time_dim), after its activation
     ) -> Tensor:
-        """Return (B, out_channels, H, W).
-
-        Args:
-            x: (B, in_channels, H, W)
-            time: (B, time_dim), after its activation
-        """
+        """Return (B, out_channels, H, W)."""
         h = self.conv_1(F.silu(self.norm_1(x)))
         h = h + self.time(time)[:, :, None, None]  # one number a channel, at every position
         h = self.conv_2(self.dropout(F.silu(self.norm_2(h))))
@@ -163,14 +122,7 @@ class ResBlock(nn.Module):
 
 # %% ../nbs/07_unet.ipynb #selfattention
 class SelfAttention(nn.Module):
-    """Let every position of an image ask every other one.
-
-    Args:
-        channels: channels of input and output
-        n_heads: heads; divides the channels
-        norm_groups: groups of the norm; divides the channels
-        norm_eps: added to its variance
-    """
+    """Let every position of an image ask every other one."""
 
     def __init__(
         self,
@@ -192,11 +144,7 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,  # (B, channels, H, W)
     ) -> Tensor:
-        """Return (B, channels, H, W).
-
-        Args:
-            x: (B, channels, H, W)
-        """
+        """Return (B, channels, H, W)."""
         qkv = self.qkv(self.norm(x)).flatten(2).mT.contiguous()  # (B, S, 3 channels): rows
         heads = qkv.unflatten(-1, (3, self.n_heads, -1))  # (B, S, 3, n_heads, D)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, n_heads, S, D)
@@ -206,18 +154,7 @@ class SelfAttention(nn.Module):
 
 # %% ../nbs/07_unet.ipynb #level
 class Level(nn.Module):
-    """Hold the residual blocks of one resolution, their attention, and the way to the next.
-
-    Args:
-        channels: (input, output) channels of each residual block
-        time_dim: length of the time vector
-        attention: attend after each residual block
-        resample: what follows the blocks
-        n_heads: attention heads
-        dropout: see `ResBlock`
-        norm_groups: groups of every norm; divides all channels
-        norm_eps: added to every norm's variance
-    """
+    """Hold the residual blocks of one resolution, their attention, and the way to the next."""
 
     def __init__(
         self,
@@ -246,13 +183,7 @@ class Level(nn.Module):
         h: Tensor,  # (B, C, H, W) its input
         time: Tensor,  # (B, time_dim) time vectors, after their activation
     ) -> Tensor:
-        """Apply the i-th residual block and its attention.
-
-        Args:
-            i: which residual block
-            h: (B, C, H, W) its input
-            time: (B, time_dim) time vectors, after their activation
-        """
+        """Apply the i-th residual block and its attention."""
         return self.attentions[i](self.blocks[i](h, time))
 
 # %% ../nbs/07_unet.ipynb #down-path
@@ -317,27 +248,7 @@ def _check_config(c):
 
 # %% ../nbs/07_unet.ipynb #unet
 class UNet(nn.Module):
-    """Predict the noise in an image, given the step: the network of DDPM (its appendix B).
-
-    Args:
-        image_size: pixels a side; divisible by 2 ** (len(channel_mults) - 1)
-        in_channels: channels of the images
-        base_channels: channels of the finest level, before its multiplier
-        channel_mults: channels of each level, in `base_channels`
-        n_res_blocks: residual blocks a level (one more on the way up)
-        attn_resolutions: levels of these resolutions attend; others are ignored
-        dropout: in [0, 1)
-        norm_groups: groups of every group norm; divides the channels of every level
-        norm_eps: added to every group norm's variance
-        n_heads: attention heads
-        mid_attention: attend between the two middle blocks
-        upsampling: "nearest" or "transposed"
-        cumulative: a multiplier multiplies the level before it
-        out_channels: channels of the output; `in_channels` without
-        time_layout: layout of the sinusoids
-        freq_shift: see `sinusoidal_embedding`
-        checkpointing: recompute activations in the backward pass, to save memory
-    """
+    """Predict the noise in an image, given the step: the network of DDPM (its appendix B)."""
 
     def __init__(
         self,
@@ -398,12 +309,7 @@ def walk(
     x: Tensor,  # (B, in_channels, image_size, image_size) noisy images
     signal,  # what every block is told: (B, time_dim) time vectors, after their activation
 ) -> Tensor:
-    """Run the layers: down, keeping copies, through the middle, and up, joining the copies.
-
-    Args:
-        x: (B, in_channels, image_size, image_size) noisy images
-        signal: what every block is told: (B, time_dim) time vectors, after their activation
-    """
+    """Run the layers: down, keeping copies, through the middle, and up, joining the copies."""
 
     def step(level, i, h):
         if self.checkpointing and torch.is_grad_enabled():  # compute it again later
@@ -438,12 +344,7 @@ def embed_time(
     x: Tensor,  # (B, in_channels, image_size, image_size) noisy images
     t: Tensor,  # (B,) code indices of their steps
 ) -> Tensor:
-    """Check images and steps; return the time vectors (B, time_dim), before their activation.
-
-    Args:
-        x: (B, in_channels, image_size, image_size) noisy images
-        t: (B,) code indices of their steps
-    """
+    """Check images and steps; return the time vectors (B, time_dim), before their activation."""
     check_batch("x", x, (self.in_channels, self.image_size, self.image_size))
     if not isinstance(t, Tensor) or t.shape != x.shape[:1]:
         got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
@@ -458,12 +359,7 @@ def forward(
     x: Tensor,  # (B, in_channels, image_size, image_size) noisy images
     t: Tensor,  # (B,) code indices of their steps
 ) -> Tensor:
-    """Return the predicted noise; (B, out_channels, image_size, image_size).
-
-    Args:
-        x: (B, in_channels, image_size, image_size) noisy images
-        t: (B,) code indices of their steps
-    """
+    """Return the predicted noise; (B, out_channels, image_size, image_size)."""
     return self.walk(x, F.silu(self.embed_time(x, t)))
 
 # %% ../nbs/07_unet.ipynb #presets
@@ -504,28 +400,7 @@ def make_unet(
     cumulative: bool | None = None,  # each multiplier multiplies the level before
     checkpointing: bool | None = None,  # recompute activations in the backward pass
 ) -> UNet:
-    """Build a U-Net by the name of a preset.
-
-    Args:
-        name: name of a preset; the options replace what it says, and None leaves it
-        image_size: pixels a side
-        in_channels: channels of the images
-        base_channels: channels of the finest level
-        channel_mults: channels of each level, in `base_channels`
-        n_res_blocks: residual blocks a level
-        attn_resolutions: levels of these resolutions attend
-        dropout: in [0, 1)
-        norm_groups: groups of every group norm
-        norm_eps: added to every group norm's variance
-        n_heads: attention heads
-        mid_attention: attend between the two middle blocks
-        upsampling: "nearest" or "transposed"
-        out_channels: channels of the output
-        time_layout: layout of the sinusoids
-        freq_shift: see `sinusoidal_embedding`
-        cumulative: each multiplier multiplies the level before
-        checkpointing: recompute activations in the backward pass
-    """
+    """Build a U-Net by the name of a preset."""
     changes = {k: v for k, v in locals().items() if k != "name" and v is not None}
     return UNet(**{**PRESETS[check_choice("name", name, PRESETS)], **changes})
 
@@ -533,11 +408,7 @@ def make_unet(
 def unet_shapes(
     unet: UNet,  # on any device, `meta` included
 ) -> list:
-    """Run a U-Net once and list what its blocks make, in order: (name, class, channels, side).
-
-    Args:
-        unet: on any device, `meta` included
-    """
+    """Run a U-Net once and list what its blocks make, in order: (name, class, channels, side)."""
     rows, handles, kinds = [], [], (ResBlock, SelfAttention, Downsample, Upsample)
     for name, module in unet.named_modules():
 
@@ -558,13 +429,7 @@ def unet_shapes(
 
 # %% ../nbs/07_unet.ipynb #resnetbaseline
 class ResNetBaseline(nn.Module):
-    """Predict the noise with residual convolutions at full resolution, not knowing the time.
-
-    Args:
-        in_channels: channels of the images
-        channels: channels inside; `in_channels`: no first and last layer
-        n_blocks: residual blocks of two convolutions
-    """
+    """Predict the noise with residual convolutions at full resolution, not knowing the time."""
 
     def __init__(
         self,
@@ -589,12 +454,7 @@ class ResNetBaseline(nn.Module):
         x: Tensor,  # (B, in_channels, H, W) noisy images
         t: Tensor,  # ignored
     ) -> Tensor:
-        """Return the predicted noise, the shape of `x`.
-
-        Args:
-            x: (B, in_channels, H, W) noisy images
-            t: ignored
-        """
+        """Return the predicted noise, the shape of `x`."""
         h = self.conv_in(x)
         for block in self.blocks:
             h = h + block(h)
@@ -604,11 +464,7 @@ class ResNetBaseline(nn.Module):
 def join_weights(
     weight: Tensor,  # (out, in, 3, 3) weights of the convolution after repeating pixels
 ) -> Tensor:
-    """Add weights that meet one pixel; those of a transposed convolution, (in, out, 4, 4).
-
-    Args:
-        weight: (out, in, 3, 3) weights of the convolution after repeating pixels
-    """
+    """Add weights that meet one pixel; those of a transposed convolution, (in, out, 4, 4)."""
     w = F.pad(weight.flip(-1, -2), (1, 1, 1, 1))
     w = w[..., 1:, :] + w[..., :-1, :]
     return (w[..., 1:] + w[..., :-1]).transpose(0, 1)
@@ -618,12 +474,7 @@ def upsample_joined(
     layer: Upsample,  # of mode "nearest"
     x: Tensor,  # (B, channels, H, W)
 ) -> Tensor:
-    """Repeat pixels and convolve, in one transposed convolution; (B, channels, 2H, 2W).
-
-    Args:
-        layer: of mode "nearest"
-        x: (B, channels, H, W)
-    """
+    """Repeat pixels and convolve, in one transposed convolution; (B, channels, 2H, 2W)."""
     weight = join_weights(layer.conv.weight)
     return F.conv_transpose2d(x, weight, layer.conv.bias, stride=2, padding=1)
 
@@ -633,13 +484,7 @@ def attend_columns(
     k: Tensor,  # (B, heads, D, S') keys
     v: Tensor,  # (B, heads, D, S') values
 ) -> Tensor:
-    """Attend by two products of matrices, up to 1,024 positions; (B, heads, D, S).
-
-    Args:
-        q: (B, heads, D, S) queries, one column for each position
-        k: (B, heads, D, S') keys
-        v: (B, heads, D, S') values
-    """
+    """Attend by two products of matrices, up to 1,024 positions; (B, heads, D, S)."""
     if q.shape[-1] > 1024:  # the S x S' weights would not stay in the cache
         rows = (z.mT.contiguous() for z in (q, k, v))
         return F.scaled_dot_product_attention(*rows).mT
@@ -651,12 +496,7 @@ def attend_by_products(
     layer: SelfAttention,  # with any number of heads
     x: Tensor,  # (B, channels, H, W)
 ) -> Tensor:
-    """Compute self-attention by the layer's parts and `attend_columns`; (B, channels, H, W).
-
-    Args:
-        layer: with any number of heads
-        x: (B, channels, H, W)
-    """
+    """Compute self-attention by the layer's parts and `attend_columns`; (B, channels, H, W)."""
     qkv = layer.qkv(layer.norm(x)).flatten(2)  # (B, 3 channels, S)
     q, k, v = qkv.unflatten(1, (3, layer.n_heads, -1)).unbind(1)  # each (B, n_heads, D, S)
     return x + layer.out(attend_columns(q, k, v).reshape(x.shape))
@@ -666,12 +506,7 @@ def join_projections(
     qkv: nn.Conv2d,  # 1 x 1, from C channels to the queries, keys and values of one head
     out: nn.Conv2d,  # 1 x 1, from C channels to C, after attention
 ) -> tuple:
-    """Multiply weights that follow each other: (weight, bias) of the queries and of the output.
-
-    Args:
-        qkv: 1 x 1, from C channels to the queries, keys and values of one head
-        out: 1 x 1, from C channels to C, after attention
-    """
+    """Multiply weights that follow each other: (weight, bias) of the queries and of the output."""
     with torch.autocast(qkv.weight.device.type, enabled=False):  # rounded once, after the product
         w_q, w_k, w_v = qkv.weight[..., 0, 0].chunk(3)  # each (C, C)
         b_q, _, b_v = qkv.bias.chunk(3)
@@ -684,12 +519,7 @@ def attend_joined(
     layer: SelfAttention,  # with one head
     x: Tensor,  # (B, channels, H, W)
 ) -> Tensor:
-    """Compute self-attention with one head by two products, not four; (B, channels, H, W).
-
-    Args:
-        layer: with one head
-        x: (B, channels, H, W)
-    """
+    """Compute self-attention with one head by two products, not four; (B, channels, H, W)."""
     features = layer.norm(x)
     queries, out = join_projections(layer.qkv, layer.out)
     q = F.conv2d(features, *queries).flatten(2)[:, None]  # (B, 1, C, S)
@@ -701,12 +531,7 @@ def is_plain(
     layer: nn.Module,  # a layer that a faster form would not call
     kernel: int,  # side of the kernel that the faster form assumes
 ) -> bool:
-    """Tell whether a layer is a convolution that its weight and bias describe in full.
-
-    Args:
-        layer: a layer that a faster form would not call
-        kernel: side of the kernel that the faster form assumes
-    """
+    """Tell whether a layer is a convolution that its weight and bias describe in full."""
     if type(layer) is not nn.Conv2d or "forward" in vars(layer):
         return False  # a subclass, a parametrisation, an adapter, a quantised layer
     hooks = (
@@ -728,12 +553,7 @@ def faster_on_cpu(
     plain,  # method forward(layer, x): what the formula says
     choose,  # function of the layer -> its faster form, function (layer, x), or None
 ):
-    """Return a forward method that is faster on a CPU; the plain one stays as its `.plain`.
-
-    Args:
-        plain: method forward(layer, x): what the formula says
-        choose: function of the layer -> its faster form, function (layer, x), or None
-    """
+    """Return a forward method that is faster on a CPU; the plain one stays as its `.plain`."""
 
     @wraps(plain)
     def forward(self, x):

@@ -25,26 +25,13 @@ def make_mlp(
     hidden: int,  # numbers in each of the two hidden layers
     n_out: int,  # numbers that come out
 ) -> nn.Sequential:
-    """Build a network with two hidden layers.
-
-    Args:
-        n_in: numbers that go in
-        hidden: numbers in each of the two hidden layers
-        n_out: numbers that come out
-    """
+    """Build a network with two hidden layers."""
     first, second = nn.Linear(n_in, hidden), nn.Linear(hidden, hidden)
     return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Linear(hidden, n_out))
 
 # %% ../nbs/16_vae.ipynb #vae-2
 class VAE(nn.Module):
-    """Encode an image as a Gaussian over a short vector, and decode a vector to pixels' means.
-
-    Args:
-        image_size: pixels a side
-        in_channels: channels of the images
-        latent_dim: d, entries of the latent vector
-        hidden: units of each hidden layer
-    """
+    """Encode an image as a Gaussian over a short vector, and decode a vector to pixels' means."""
 
     def __init__(
         self,
@@ -81,12 +68,7 @@ class VAE(nn.Module):
 # %% ../nbs/16_vae.ipynb #vaebound
 @dataclass(frozen=True)
 class VAEBound:
-    """Hold the two parts of the bound on -log p(x_0) for each image, in bits per dimension.
-
-    Args:
-        kl: (B,) the rate, KL(q(z | x_0) || p(z))
-        decoder: (B,) -log p(x_0 | z) at one draw of z
-    """
+    """Hold the two parts of the bound on -log p(x_0) for each image, in bits per dimension."""
 
     kl: Tensor  # (B,) the rate, KL(q(z | x_0) || p(z))
     decoder: Tensor  # (B,) -log p(x_0 | z) at one draw of z
@@ -104,14 +86,7 @@ def vae_bound(
     n_levels: int,  # grey levels of the images
     generator: torch.Generator | None = None,  # source of the noise
 ) -> VAEBound:
-    """Compute the bound with one draw of z, differentiable (Kingma and Welling 2014, eq. 10).
-
-    Args:
-        vae: a `VAE`, or anything with its `encode`, `decode` and `log_scale`
-        x_0: (B, C, H, W) images on the grid of n_levels levels of [-1, 1]
-        n_levels: grey levels of the images
-        generator: source of the noise
-    """
+    """Compute the bound with one draw of z, differentiable (Kingma and Welling 2014, eq. 10)."""
     if check_images("x_0", x_0).numel() == 0:
         raise ValueError(f"x_0 must hold at least one image; got shape {tuple(x_0.shape)}")
     mean, log_var = vae.encode(x_0)
@@ -137,19 +112,7 @@ def train_vae(
     seed: int = 0,  # of the batches and the noise
     callback=None,  # called with the number of steps taken and the VAE after every step
 ) -> VAE:
-    """Minimise the bound over images; return the VAE frozen, in evaluation mode.
-
-    Args:
-        vae: trained in place, on the device of the images
-        images: (N, C, H, W) square training images in [-1, 1]
-        n_levels: grey levels of the images
-        n_iterations: optimiser steps
-        batch_size: images in a step
-        lr: learning rate at the start
-        kl_weight: weight of the rate, at least 0; 1: the bound
-        seed: of the batches and the noise
-        callback: called with the number of steps taken and the VAE after every step
-    """
+    """Minimise the bound over images; return the VAE frozen, in evaluation mode."""
     check_square_images("images", images)
     check_number("kl_weight", kl_weight, 0)
     config = TrainConfig(n_iterations, batch_size, lr=lr, warmup=0, grad_clip=math.inf, seed=seed)
@@ -174,14 +137,7 @@ def sample_vae(
     n_levels: int | None = None,  # draw each pixel from these grey levels; None: show its mean
     generator: torch.Generator | None = None,  # source of the noise
 ) -> Tensor:
-    """Draw latent vectors from the prior and decode them; (n, C, H, W) in [-1, 1].
-
-    Args:
-        vae: the model
-        n: pictures to draw
-        n_levels: draw each pixel from these grey levels; None: show its mean
-        generator: source of the noise
-    """
+    """Draw latent vectors from the prior and decode them; (n, C, H, W) in [-1, 1]."""
     device = vae.log_scale.device
     z = randn((check_int("n", n), vae.config["latent_dim"]), generator=generator, device=device)
     mean = vae.decode(z)
@@ -199,12 +155,7 @@ def latent_rates(
     vae: VAE,  # the model
     images: Tensor,  # (N, C, H, W) images in [-1, 1]
 ) -> Tensor:
-    """Compute what each entry of z carries, its mean divergence from the prior; (d,) in nats.
-
-    Args:
-        vae: the model
-        images: (N, C, H, W) images in [-1, 1]
-    """
+    """Compute what each entry of z carries, its mean divergence from the prior; (d,) in nats."""
     mean, log_var = vae.encode(check_images("images", images))
     zero = torch.zeros_like(mean)
     return normal_kl(mean, log_var, zero, zero).mean(0)
@@ -216,13 +167,7 @@ def aggregate_log_prob(
     images: Tensor,  # (N, C, H, W) images in [-1, 1], whose codes are mixed
     z: Tensor,  # (B, latent_dim) latent vectors
 ) -> Tensor:
-    """Compute log q(z) for the mean of q(z | x_0) over images; (B,), in nats.
-
-    Args:
-        vae: the model
-        images: (N, C, H, W) images in [-1, 1], whose codes are mixed
-        z: (B, latent_dim) latent vectors
-    """
+    """Compute log q(z) for the mean of q(z | x_0) over images; (B,), in nats."""
     mean, log_var = vae.encode(check_images("images", images))  # (N, d) each
     check_batch("z", check_floating("z", z), mean.shape[1:])
     constant = mean.shape[1] * math.log(2 * math.pi)

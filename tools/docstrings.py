@@ -1,8 +1,8 @@
 """Write the comment beside each parameter into the docstring, where `help()`, editors and type checkers show it.
 
-Usage: python tools/docstrings.py [FOLDER]
-FOLDER holds the modules that `nbdev_export` has just written; ddpm_nb without. `make export` and tools/notebooks.py do both steps.
-The notebooks stay as they are: a one-line docstring, and a comment beside each parameter. A second run changes nothing.
+Usage: python tools/docstrings.py FOLDER
+setup.py does so with the modules of a wheel. Notebooks and sources stay as they are: a one-line docstring, and a comment beside each
+parameter. A second run changes nothing.
 """
 
 import ast
@@ -12,7 +12,6 @@ import textwrap
 import tokenize
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 WIDEST = 100
 TITLES = ("Args:", "Returns:")
 
@@ -114,4 +113,4 @@ def write(folder):
 
 
 if __name__ == "__main__":
-    write(sys.argv[1] if len(sys.argv) > 1 else ROOT / "ddpm_nb")
+    write(sys.argv[1])

@@ -10,7 +10,7 @@ sync     read scripts back, export the package and clean; refused where a notebo
 run      sync, then run the notebooks and store their outputs
 execute  run the notebooks as they are and store their outputs
 new      begin a chapter: its notebook and its script
-export   write the package: nbdev_export, then the texts of parameters into the docstrings
+export   write the package: nbdev_export
 
 NAME is the beginning of a notebook's name, such as 02; without one a command takes every notebook.
 `--force` does what would be refused.
@@ -27,7 +27,6 @@ import time
 from pathlib import Path
 
 import address
-import docstrings
 import jupytext
 import nbformat
 from jupytext.combine import combine_inputs_with_outputs
@@ -254,9 +253,8 @@ def nbdev(command, *args):
 
 
 def export():
-    """Write the package from all notebooks, its docstrings complete."""
+    """Write the package from all notebooks."""
     nbdev("nbdev_export")
-    docstrings.write(ROOT / "ddpm_nb")
 
 
 def main():
