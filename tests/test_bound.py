@@ -240,19 +240,25 @@ import resource, torch
 from ddpm_nb.bound import vlb_terms
 from ddpm_nb.forward import NoiseSchedule
 torch.set_num_threads(1)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB on Linux
+
 x_0 = torch.randint(256, (64, 1, 28, 28), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
 conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+conv(x_0)  # loads what torch loads at the first convolution
+before = peak()  # half of one to three, as torch's libraries are mapped
 terms = vlb_terms(lambda x, t: conv(x), NoiseSchedule(torch.linspace(1e-4, 0.02, 1000)), x_0)
 assert terms.total.isfinite().all()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(peak() - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
-def test_thousand_steps_of_64_mnist_images_fit_in_two_gigabytes():
+def test_thousand_steps_of_64_mnist_images_take_less_than_one_gigabyte():
     result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert float(result.stdout) < 2  # GiB, of which torch itself takes half of one
+    assert float(result.stdout) < 1  # GiB beside torch itself; all steps at once take 3.7
 
 
 def test_trap_the_sum_without_step_one_is_not_the_bound():
