@@ -1,4 +1,4 @@
-"""Draw the pictures of the landing page and of the README from the shipped models.
+"""Draw the pictures of the landing page, of the README and of the first screen of two chapters from the shipped models.
 
 Usage: python studies/front.py
 
@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from common import PICTURES, save_grey, write
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from ddpm_nb.bound import optimal_denoiser
 from ddpm_nb.forward import predict_x_0, q_sample
 from ddpm_nb.gaussian import GaussianMixture, randn, seeded
 from ddpm_nb.hub import SHIPPED, load_pretrained
+from ddpm_nb.latent import from_latents, to_latents
 from ddpm_nb.pipeline import PIPELINES, TextToImage
 from ddpm_nb.plots import new_figure, plot_curves, show_images, tile
 from ddpm_nb.sampling import sample_ddim
@@ -31,7 +33,7 @@ SENTENCES = (SENTENCE, "a thin small four", "an upright two")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "eight")
 N_FRAMES = 20  # of each half of the walk on the landing page
 STEPS = (400, 650, 900)  # of the rows that dissolve
-NAMES = ("landing-*.png", "part-*.png", "samples.png", "sentences.png")
+NAMES = ("chapter-*.png", "landing-*.png", "part-*.png", "samples.png", "sentences.png")
 
 
 def fingerprint(path):
@@ -122,6 +124,24 @@ def save_sentences(pipeline):
     save_card("stable-diffusion", pipeline.generate(words, n=1, generator=seeded(6)))
 
 
+def save_dissolving(model, schedule):
+    """Write two digits at ten steps, for the chapter on the forward process."""
+    x_0 = draw(model, schedule, 2, 8)
+    eps = randn(x_0.shape, generator=seeded(9))
+    noisy = [x_0] + [q_sample(schedule, x_0, t, eps) for t in range(99, 1000, 100)]
+    save_grey(PICTURES / "chapter-forward.png", tile(torch.stack(noisy, 1).flatten(0, 1), 11), 3)
+
+
+def save_latents(model, schedule, pipeline):
+    """Write a digit, its latents and what comes back of them, twice, for the chapter on latents."""
+    x_0 = draw(model, schedule, 2, 10)
+    codes = to_latents(pipeline.autoencoder, x_0)  # (2, 4, 8, 8)
+    large = interpolate(codes / 3, (28, 28), mode="nearest").clamp(-1, 1)
+    back = from_latents(pipeline.autoencoder, codes).clamp(-1, 1)
+    rows = torch.cat([x_0, large, back], 1).reshape(-1, 1, 28, 28)
+    save_grey(PICTURES / "chapter-latent.png", tile(rows, 6), 4)
+
+
 def shape(kind, colour, size=28):
     """Draw a disc, a square, a ring or a cross in colour on black, (3, size, size) in [-1, 1]."""
     y, x = torch.meshgrid(*[torch.linspace(-1.4, 1.4, size)] * 2, indexing="ij")
@@ -184,7 +204,10 @@ def main():
     save_start()
     save_noising(model, schedule)
     save_learning(model, schedule)
-    save_sentences(TextToImage.from_pretrained("mnist"))
+    pipeline = TextToImage.from_pretrained("mnist")
+    save_sentences(pipeline)
+    save_dissolving(model, schedule)
+    save_latents(model, schedule, pipeline)
     save_practice(schedule)
     save_reference()
     save_other_names()

@@ -1,18 +1,27 @@
 """What is done to the built pages: what is left out of them, what is put in, and what a browser sees."""
 
+import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import check_site
 import look
+import numpy as np
 import pytest
 from docutils import nodes
 from docutils.core import publish_doctree
 from fontTools.ttLib import TTFont
+from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
 
+import figures
 import finish
+
+STATIC = Path(finish.__file__).resolve().parent.parent / "_static"
+browser = pytest.mark.skipif(look.find_browser() is None, reason="needs Chromium")
 
 HEAD = (
     '<meta name="viewport" content="width=device-width, initial-scale=1.0" />'
@@ -96,7 +105,7 @@ def test_long_description_ends_with_a_whole_word():
     assert finish.describe(None) == ""
 
 
-@pytest.mark.skipif(look.find_browser() is None, reason="needs Chromium")
+@browser
 def test_browser_reports_what_is_cut(tmp_path):
     wide = "<div class='highlight'><pre style='overflow: auto'>" + "x" * 300 + "</pre></div>"
     (tmp_path / "good.html").write_text("<!doctype html><div class='highlight'><pre>x</pre></div>")
@@ -107,3 +116,134 @@ def test_browser_reports_what_is_cut(tmp_path):
     assert seen["good.html", 390] == ([0, 1], False)
     assert seen["cut.html", 800][0] == seen["cut.html", 390][0] == [1, 1]
     assert seen["wide.html", 800][1] and seen["wide.html", 390][1]
+
+
+def run_page(body, script, tmp_path, *options, mode="light"):
+    """Load a page with the book's style and script in Chromium and return what a script finds there."""
+    css, fit = (STATIC / "book.css").as_uri(), (STATIC / "fit.js").as_uri()
+    head = f"<link rel='stylesheet' href='{css}'><script src='{fit}'></script>"
+    found = "addEventListener('load', () => setTimeout(() => { const found = (() => {SCRIPT})();"
+    found += "document.body.append(Object.assign(document.createElement('pre'),"
+    found += "{id: 'found', textContent: JSON.stringify(found)})); }, 500))"
+    path = tmp_path / "page.html"
+    path.write_text(
+        f"<!doctype html><html data-theme='{mode}'><head>{head}</head><body><div class='bd-article'>{body}</div>"
+        f"<script>{found.replace('SCRIPT', script)}</script></body></html>"
+    )
+    command = look.chromium(
+        "--allow-file-access-from-files",
+        *options,
+        "--virtual-time-budget=5000",
+        profile=tmp_path / "profile",
+    )
+    done = subprocess.run(
+        [*command, "--dump-dom", path.as_uri()], capture_output=True, check=True, timeout=120
+    )
+    return json.loads(re.search('<pre id="found">(.*?)</pre>', done.stdout.decode(), re.S)[1])
+
+
+CODE = '<div class="highlight"><pre><span></span><span class="k">def</span> f():\n\n    <span class="c1"># two &lt;</span>\n</pre></div>'
+
+
+def test_lines_of_code_know_their_indent():
+    text = finish.hang(CODE)
+    assert text.count('<span class="ln"') == 3 and 'style="--in:4ch"' in text
+    assert re.sub("</?span[^>]*>", "", text) == re.sub("</?span[^>]*>", "", CODE)
+
+
+@browser
+def test_a_long_line_goes_on_further_in_and_is_copied_as_it_was(tmp_path):
+    line = "    x = " + "word " * 60
+    page = finish.hang(f'<div class="highlight"><pre><span></span>def f():\n\n{line}\n</pre></div>')
+    script = """
+    const pre = document.querySelector("pre"), text = document.querySelectorAll(".ln")[2].firstChild;
+    const range = document.createRange();
+    const box = i => { range.setStart(text, i); range.setEnd(text, i + 1); return range.getBoundingClientRect(); };
+    const below = [...text.data.trimEnd()].map((_, i) => box(i)).filter(({ top }) => top > box(4).bottom);
+    getSelection().selectAllChildren(pre);
+    return [box(4).left, Math.min(...below.map(({ left }) => left)), getSelection().toString()];
+    """
+    first, further, copied = run_page(page, script, tmp_path, "--window-size=500,600")
+    assert further > first + 10
+    assert copied.rstrip() == f"def f():\n\n{line}".rstrip()
+
+
+@browser
+def test_a_picture_keeps_its_distance_from_the_words_below(tmp_path):
+    image = f"<img src='{(STATIC / 'landing-sentence.png').as_uri()}' style='width: 100%'>"
+    page = (
+        f"<section><a class='image-reference'>{image}</a><p style='margin: 0'>words</p></section>"
+    )
+    script = """
+    const [picture, words] = ["img", "p"].map(name => document.querySelector(name).getBoundingClientRect());
+    return words.top - picture.bottom;
+    """
+    assert run_page(page, script, tmp_path) >= 12
+
+
+def draw_figure(path):
+    """Write a figure: a black and a blue line on white, and a sheet of two images; return its pixels."""
+    pixels = np.full((120, 300, 3), 255, np.uint8)
+    pixels[10:110, 10:12] = 0
+    pixels[50:53, 10:140] = (0, 114, 178)
+    pixels[10:75, 160:285] = figures.FRAME
+    pixels[15:70, 165:220] = 255
+    pixels[15:70, 225:280] = 0
+    Image.fromarray(pixels).save(path, dpi=(220, 220))
+    return pixels
+
+
+def test_dark_twin_turns_lines_and_keeps_pictures(tmp_path):
+    path = tmp_path / "a.png"
+    pixels = draw_figure(path)
+    twin = np.asarray(figures.turn_dark(Image.open(path)))
+    assert (twin[0, 0, 3], twin[100, 200, 3]) == (0, 0)  # the ground
+    assert (twin[20, 10] >= (230, 230, 230, 255)).all()  # black is light
+    red, green, blue, opacity = map(int, twin[51, 60])
+    assert blue > green > red and blue > 220 and opacity > 220  # blue is a lighter blue
+    assert (twin[10:75, 160:285, :3] == pixels[10:75, 160:285]).all()
+    sheet = Image.fromarray(pixels[10:75, 160:285])
+    assert figures.turn_dark(sheet) is None
+
+
+def test_heat_maps_stay_and_fills_turn():
+    ramp = np.linspace(0, 240, 60).astype(np.uint8)
+    pixels = np.full((100, 200, 3), 255, np.uint8)
+    pixels[20:80, 20:80] = np.stack([ramp, ramp[::-1], ramp], 1)
+    pixels[20:80, 120:180] = (0, 158, 115)
+    found = figures.find_pictures(pixels)
+    assert found[20:80, 20:80].all() and not found[:, 100:].any()
+
+
+def test_figures_of_a_page_get_twin_size_and_loading(tmp_path):
+    folder = tmp_path / "_images"
+    folder.mkdir()
+    draw_figure(folder / "a.png")
+    text = figures.add_twins(
+        '<img alt="two" src="../_images/a.png" /><img src="x.svg"/>', tmp_path / "nbs"
+    )
+    images = re.findall("<img[^>]*>", text)
+    assert [re.search("on-[a-z]*", image)[0] for image in images[:2]] == ["on-light", "on-dark"]
+    for image in images[:2]:
+        assert 'alt="two"' in image and 'width="150" height="60"' in image and "lazy" in image
+    assert (folder / "a-dark.png").is_file() and images[2] == '<img src="x.svg"/>'
+    assert figures.add_twins(text, tmp_path / "nbs") == text
+
+
+@browser
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_one_of_two_twins_shows_and_opens_on_a_narrow_screen(tmp_path, mode):
+    (tmp_path / "_images").mkdir()
+    picture = Image.fromarray(np.full((300, 900, 3), 255, np.uint8))
+    picture.save(tmp_path / "_images" / "a.png", dpi=(figures.DPI, figures.DPI))
+    page = figures.add_twins('<p><img alt="white" src="_images/a.png"></p>', tmp_path)
+    script = """
+    const shown = [...document.querySelectorAll("img")].filter(image => image.clientWidth).map(image => image.className);
+    const button = document.querySelector("button.enlarge");
+    button.click();
+    const [large, height] = [document.querySelector("dialog img").clientWidth, button.clientHeight];
+    document.querySelector("dialog button").click();
+    return [shown, large, height];
+    """
+    shown, large, height = run_page(page, script, tmp_path, "--window-size=500,700", mode=mode)
+    assert shown == [f"on-{mode} dark-light"] and large == 900 and height >= 24

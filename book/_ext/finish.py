@@ -3,6 +3,8 @@
 - Icons come as one small font with the few that occur, instead of 1.5 MB of script.
 - The search index is loaded by the search page alone, MathJax by pages with formulas alone.
 - What a page shows and what a screen reader says agree.
+- Figures get twins for dark pages (figures.py).
+- Each line of code is a block, so that one which is longer than its column goes on further in.
 - Each page has a description, a canonical address and a picture for previews; there is a page for addresses that do not exist.
 """
 
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pydata_sphinx_theme
 from docutils import nodes
+from figures import add_twins
 from fontTools import subset
 from fontTools.ttLib import TTFont
 from site_settings import page_address
@@ -82,6 +85,25 @@ def lighten(text, is_search):
     return first + "".join(others[:1] + [re.sub("^<meta[^>]*>", "", part) for part in others[1:]])
 
 
+def hang(text):
+    """Make each line of code a block that knows how far it is indented."""
+
+    def line_block(line):
+        """Wrap one line, which keeps its end."""
+        indent = len(plain := re.sub("<[^>]*>", "", line)) - len(plain.lstrip(" "))
+        style = f' style="--in:{indent}ch"' if indent else ""
+        return f'<span class="ln"{style}>{line}</span>'
+
+    def code_block(block):
+        """Wrap the lines of one block of code."""
+        lines = block[2].splitlines(keepends=True)
+        return block[1] + "".join(map(line_block, lines)) + "</pre>"
+
+    return re.sub(
+        r'(<div class="highlight"><pre><span></span>)(.*?)</pre>', code_block, text, flags=re.S
+    )
+
+
 def used_icons(pages):
     """Collect the names of the icons on the pages, per style."""
     found = {"solid": set(SCRIPTED.split()), "brands": set()}
@@ -126,7 +148,8 @@ def on_build_finished(app, exception):
     texts = {path: path.read_text("utf-8") for path in paths}
     write_icons(out / "_static", used_icons(texts.values()))
     for path, text in texts.items():
-        path.write_text(lighten(text, path.name == "search.html"), "utf-8")
+        text = hang(lighten(text, path.name == "search.html"))
+        path.write_text(add_twins(text, path.parent), "utf-8")
     for path in (*out.rglob("_static/**/*.map"), *out.rglob("_static/vendor/**/fa-*")):
         path.unlink()
     (out / "_static" / "scripts" / "fontawesome.js").unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 // What is wider than its column: a formula is set smaller, to 65 % at the least, and a table on a phone becomes a list. What is
-// wider still scrolls, and its edge fades.
+// wider still scrolls, and its edge fades. A figure that is shown much smaller than it was drawn opens at full size on a tap.
 const SMALLEST = 0.65;
 const PHONE = 576; // pixels
 
@@ -26,7 +26,55 @@ function nameColumns(table) {
     [...row.cells].forEach((cell, i) => i && names[i] && (cell.dataset.column = names[i]));
 }
 
+// ---------------------------------------------------------------- figures
+
+const SMALL = 0.75; // of the size that a figure was drawn for: letters are hard to read below it
+
+function openFigure(image) {
+  const dialog = document.createElement("dialog"), frame = document.createElement("div");
+  const close = Object.assign(document.createElement("button"), { type: "button", className: "btn btn-primary", textContent: "Close" });
+  const large = image.cloneNode();
+  dialog.className = "enlarged";
+  dialog.setAttribute("aria-label", image.alt);
+  large.style.width = `${image.getAttribute("width")}px`;
+  frame.append(large);
+  dialog.append(close, frame);
+  close.addEventListener("click", () => dialog.close());
+  large.addEventListener("click", () => dialog.close());
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+function fitFigure(images) {
+  const box = images[0].parentElement, shown = images.find(image => image.clientWidth);
+  const button = box.querySelector(":scope > button.enlarge");
+  const small = shown && shown.clientWidth < SMALL * shown.getAttribute("width");
+  if (Boolean(small) === Boolean(button) || !shown) return;
+  if (button) button.remove();
+  box.classList.toggle("enlarges", Boolean(small));
+  if (!small) return;
+  const made = Object.assign(document.createElement("button"), { type: "button", className: "enlarge", textContent: "Enlarge" });
+  const open = () => openFigure(images.find(image => image.clientWidth));
+  made.addEventListener("click", open);
+  for (const image of images) image.onclick = () => image.closest(".enlarges") && open();
+  box.append(made);
+}
+
+function watchFigures() {
+  const boxes = new Map(); // box -> its twins
+  for (const image of document.querySelectorAll(".bd-article img[width]:is(.on-light, .on-dark, .on-both)")) {
+    if (image.closest("a, .sd-card")) continue;
+    boxes.set(image.parentElement, [...(boxes.get(image.parentElement) || []), image]);
+  }
+  const sizes = new ResizeObserver(entries => entries.forEach(({ target }) => fitFigure(boxes.get(target))));
+  boxes.forEach((_, box) => sizes.observe(box));
+}
+
+// ---------------------------------------------------------------- all
+
 function watch() {
+  watchFigures();
   const fit = box => (box.matches("table") ? fitTable(box) : fitFormula(box));
   const typeset = new MutationObserver(changes => {
     const boxes = new Set(changes.map(change => change.target.closest("div.math, table")));
