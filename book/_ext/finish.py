@@ -5,6 +5,7 @@
 - What a page shows and what a screen reader says agree.
 - Figures get twins for dark pages (figures.py).
 - Each line of code is a block, so that one which is longer than its column goes on further in.
+- The fonts of a page's first screen are asked for at once.
 - Each page has a description, a canonical address and a picture for previews; there is a page for addresses that do not exist.
 """
 
@@ -33,9 +34,11 @@ RENAMED = [  # what is seen is what is heard: a name that says something else go
         r"<td\1></td>",
     ),  # the empty corner of a table is no heading
 ]
+INDENTED = re.compile(r'^( +<span class="[nk][a-z]?">[^<]*</span>)')  # no break after the indent
 UNUSED = "fontawesome.js|sphinx-thebe.js|design-tabs.js"
 SEARCH = "searchtools.js|language_data.js|searchindex.js"
 logging.getLogger("fontTools").setLevel(logging.WARNING)
+PRELOADED = ("text", "code")  # fonts of book/_static/fonts that every first screen needs
 LONGEST = 200  # characters of a description
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -66,6 +69,9 @@ def on_page(app, pagename, templatename, context, doctree):
         tags.append(f'<meta name="description" content="{html.escape(text)}">')
         tags.append(f'<meta property="og:description" content="{html.escape(text)}">')
     tags.append('<meta name="twitter:card" content="summary_large_image">')
+    for face in PRELOADED:
+        href = context["pathto"](f"_static/fonts/{face}.woff2", 1)
+        tags.append(f'<link rel="preload" href="{href}" as="font" type="font/woff2" crossorigin>')
     context["metatags"] = context.get("metatags", "") + "\n".join(tags)
 
 
@@ -92,6 +98,7 @@ def hang(text):
         """Wrap one line, which keeps its end."""
         indent = len(plain := re.sub("<[^>]*>", "", line)) - len(plain.lstrip(" "))
         style = f' style="--in:{indent}ch"' if indent else ""
+        line = INDENTED.sub(r'<span class="in">\1</span>', line)
         return f'<span class="ln"{style}>{line}</span>'
 
     def code_block(block):

@@ -739,6 +739,7 @@
     new MutationObserver(() => { colours = readColours(box); show(); })
       .observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
     resize();
+    document.fonts.ready.then(resize); // letters again, in the face of the page
   }
 
   document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("div.touch").forEach(build));
