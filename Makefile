@@ -37,8 +37,8 @@ test: setup ## everything that continuous integration runs
 check: setup ## the fast part of the tests: export, clean notebooks, lint, the project's own rules
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/test.sh fast
 
-look: setup ## open all pages of the built book in Chromium at three widths and list what is cut
-	$(BIN)/python tools/look.py _build/html --pictures _build/look
+look: setup ## open all pages of the built book in Chromium at three widths and list what is cut, too small or, with axe-core in node_modules, not accessible
+	$(BIN)/python tools/look.py _build/html --pictures _build/look $(if $(wildcard node_modules/axe-core),--access)
 
 bench: setup ## measure the package beside its peers (about an hour on two cores) and write what the book's page on performance shows
 	$(UV) pip install --quiet --python $(BIN)/python --target studies/.peers --no-deps --require-hashes -r requirements-bench.txt

@@ -1,14 +1,16 @@
 """Open every page of a built site in Chromium and report what its reader cannot see whole.
 
-Usage: python tools/look.py [_build/html] [--pages 09 notation] [--widths 1280 820 390] [--dark] [--pictures FOLDER]
+Usage: python tools/look.py [_build/html] [--pages 09 notation] [--widths 1280 820 390] [--dark] [--access] [--pictures FOLDER]
 
-A page is shown in a frame of each width. Reported: code, formulas, tables and outputs that are wider than their place, and pages that
-are wider than the screen. With --pictures the first screens of each page are written as PNG files. Chromium must be on the path;
+A page is shown in a frame of each width. Reported: code, formulas, tables and outputs that are wider than their place, pages that
+are wider than the screen, and figures whose letters are too small (11 pixels, on a phone 9) and that cannot be enlarged. With --access,
+axe-core judges each page: it is node_modules/axe-core here, or the file that AXE_CORE names. With --pictures the first screens of each page are written as PNG files. Chromium must be on the path;
 nothing else is needed: the pages are served by Python, and the frame sends back what it measured.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,16 +21,28 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-KINDS = ("code", "formulas", "tables", "outputs", "page")
+KINDS = ("code", "formulas", "tables", "outputs", "figures")
+GRAVE = ("serious", "critical")
+AXE = Path(__file__).resolve().parent.parent / "node_modules" / "axe-core" / "axe.min.js"
 HARNESS = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 <script>
-const pages = PAGES, widths = WIDTHS, dark = DARK, found = [];
+const pages = PAGES, widths = WIDTHS, dark = DARK, access = ACCESS, found = [];
 const selectors = {
   code: "div.highlight pre", formulas: "div.math mjx-container[display=true], div.math",
   tables: ".bd-article table", outputs: "div.cell_output div.output, div.cell_output pre",
 };
 // what scrolls with a fading edge says that there is more
 const wider = e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && !e.closest(".scrolls") && !e.querySelector(".scrolls");
+const LETTER = 8 * 110 / 72;  // pixels: the least letters of a figure, 8 points, at the size for which it was drawn
+const letters = image => LETTER * image.clientWidth / image.getAttribute("width");
+async function judge(inside) {
+  const script = inside.document.createElement("script");
+  script.src = "/axe.min.js";
+  inside.document.head.append(script);
+  await new Promise(done => script.onload = done);
+  const { violations } = await inside.axe.run(inside.document, { resultTypes: ["violations"] });
+  return violations.map(({ id, impact, nodes }) => [impact, id, nodes.length, nodes[0].html.slice(0, 120)]);
+}
 const wait = ms => new Promise(done => setTimeout(done, ms));
 async function measure(page, width) {
   localStorage.setItem("mode", dark ? "dark" : "light");
@@ -51,6 +65,12 @@ async function measure(page, width) {
   }
   const root = inside.document.documentElement;
   row.page_too_wide = Math.max(0, root.scrollWidth - width);
+  const figures = [...inside.document.querySelectorAll(".bd-article img[width][class*=on-]")];
+  const shown = figures.filter(image => image.clientWidth && !image.closest(".sd-card"));
+  row.letters = shown.map(letters);
+  const small = image => letters(image) < (width < 576 ? 9 : 11) && !image.closest(".enlarges");
+  row.figures = [shown.filter(small).length, shown.length];
+  if (access) row.access = await judge(inside);
   return row;
 }
 (async () => {
@@ -69,13 +89,14 @@ class Pages(SimpleHTTPRequestHandler):
     harness, found, done = "", None, None
 
     def do_GET(self):
-        """Send the measuring page, or a file of the site."""
-        if self.path != "/look.html":
+        """Send the measuring page, axe-core, or a file of the site."""
+        if self.path not in ("/look.html", "/axe.min.js"):
             return super().do_GET()
+        is_page = self.path == "/look.html"
         self.send_response(200)
-        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Type", "text/html" if is_page else "text/javascript")
         self.end_headers()
-        self.wfile.write(type(self).harness.encode())
+        self.wfile.write(type(self).harness.encode() if is_page else find_axe().read_bytes())
 
     def do_POST(self):
         """Keep what the page measured."""
@@ -104,17 +125,31 @@ def find_browser():
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
+def find_axe():
+    """Return the path of axe-core, or None."""
+    path = Path(os.environ.get("AXE_CORE") or AXE)
+    return path if path.is_file() else None
+
+
+def grave_faults(row):
+    """List what axe-core calls serious or critical on a page."""
+    faults = (fault for fault in row["access"] if fault[0] in GRAVE)
+    return [f"{rule} ({impact}), {n} times: {text}" for impact, rule, n, text in faults]
+
+
 def chromium(*options, profile):
     """List the command that starts Chromium without a window."""
     common = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    common += ["--disable-background-networking", "--no-first-run"]
     return [find_browser(), *common, f"--user-data-dir={profile}", *options]
 
 
-def measure(site, pages, widths, dark=False, timeout=1200):
+def measure(site, pages, widths, dark=False, access=False, timeout=1200):
     """Measure pages at each width; return a row for each."""
     Pages.done = threading.Event()
     text = HARNESS.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(widths))
-    Pages.harness = text.replace("DARK", json.dumps(dark))
+    text = text.replace("DARK", json.dumps(dark)).replace("ACCESS", json.dumps(access))
+    Pages.harness = text
     server = Quiet(("127.0.0.1", 0), partial(Pages, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/look.html"
@@ -141,6 +176,13 @@ def picture(site, page, width, height, out):
         subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
+def is_bad(row):
+    """Tell whether a view has a fault of any kind."""
+    if "error" in row or row["page_too_wide"] or any(row[kind][0] for kind in KINDS):
+        return True
+    return "access" in row and bool(grave_faults(row))
+
+
 def list_pages(site, wanted=()):
     """List the site's pages whose path holds one of the wanted words."""
     pages = sorted(str(p.relative_to(site)) for p in Path(site).rglob("*.html"))
@@ -155,6 +197,7 @@ def main(arguments=None):
     parser.add_argument("--pages", nargs="*", default=())
     parser.add_argument("--widths", nargs="*", type=int, default=[1280, 820, 390])
     parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--access", action="store_true")
     parser.add_argument("--pictures")
     options = parser.parse_args(arguments)
     if find_browser() is None:
@@ -162,22 +205,28 @@ def main(arguments=None):
     pages = list_pages(options.site, options.pages)
     if not pages:
         sys.exit(f"no pages in {options.site}: build the book first (make book)")
-    rows = measure(options.site, pages, options.widths, options.dark)
-    print(f"{'page':34} {'width':>6}   code cut   formulas    tables   outputs  page over by")
+    if options.access and find_axe() is None:
+        sys.exit(
+            f"axe-core is not at {AXE}: npm install axe-core, or name its axe.min.js in AXE_CORE"
+        )
+    rows = measure(options.site, pages, options.widths, options.dark, options.access)
+    print(
+        f"{'page':34} {'width':>6}   code cut   formulas    tables   outputs   figures  page over by"
+    )
     for row in rows:
         if "error" in row:
             print(f"{row['page']:34} {row['width']:6}   {row['error']}")
             continue
-        cut = "".join(f"{row[kind][0]:6}/{row[kind][1]:<4}" for kind in KINDS[:-1])
+        cut = "".join(f"{row[kind][0]:6}/{row[kind][1]:<4}" for kind in KINDS)
         print(f"{row['page']:34} {row['width']:6} {cut} {row['page_too_wide']:6} px")
+        for fault in grave_faults(row) if options.access else ():
+            print(f"    {fault}")
     for page in pages if options.pictures else ():
         Path(options.pictures).mkdir(parents=True, exist_ok=True)
         out = Path(options.pictures, Path(page).stem + ".png").resolve()
         picture(options.site, page, max(options.widths), 2000, out)
-    bad = [
-        r for r in rows if "error" in r or r["page_too_wide"] or any(r[k][0] for k in KINDS[:-1])
-    ]
-    print(f"\n{len(bad)} of {len(rows)} views cut something")
+    bad = [row for row in rows if is_bad(row)]
+    print(f"\n{len(bad)} of {len(rows)} views have faults")
     return int(bool(bad))
 
 

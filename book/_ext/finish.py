@@ -29,6 +29,13 @@ SCRIPTED = "sun moon circle-half-stroke xmark bars chevron-down chevron-right an
 RENAMED = [  # what is seen is what is heard: a name that says something else goes
     (r'(<button class="btn search-button-field[^>]*?) aria-label="[^"]*"', r"\1"),
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
+    # roles of the bibliography that are no longer allowed, and a title outside of all landmarks
+    (r' role="doc-biblioentry"', ""),
+    (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
+    (
+        r'<div class="sidebar-primary-item">(\s*<a class="navbar-brand)',
+        r'<div class="sidebar-primary-item" role="navigation" aria-label="Home">\1',
+    ),
     (
         r"<th([^>]*)>(?:<p></p>)?\s*</th>",
         r"<td\1></td>",
