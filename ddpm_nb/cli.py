@@ -168,6 +168,11 @@ def _add_sample(parser):
     text = "steps to walk, network calls (default: 50 of ddim, 20 of dpm-solver, all of ddpm)"
     add("--steps", type=int, help=text)
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    text = "class to draw, by name or number, of a run with --conditional class (default: all "
+    text += "classes, one after the other)"
+    add("--label", help=text)
+    text = "how closely to follow the class, 0 to 20: 0 any class, 1 as trained (default: 1)"
+    add("--guidance", type=float, help=text)
     text = "screen pixels for each image pixel (default: at least 512 on the longer side)"
     add("--scale", type=int, help=text)
     text = "images drawn at once; bounds the memory, changes rounding only (default: 256)"
@@ -334,6 +339,9 @@ def suit(
     chosen = {"network": "digits" if size <= 16 else "mnist", "lr": 1e-3, "n_iterations": 1500}
     chosen["sample_every"] = 100  # until the steps have been timed
     batch = 64 if size <= 16 else 16
+    if size > 16 and n < 1000 and device != "cuda":
+        chosen |= {"network": "small", "lr": 2e-3, "n_iterations": 2500}
+        batch = 8
     if device == "cuda":
         chosen["n_iterations"], batch = 10_000, 128
         if size >= 32 and n >= 5000:
@@ -362,25 +370,42 @@ def _look_at_pictures(
 
 # %% ../nbs/30_command_line.ipynb #seconds-per-iteration
 def _seconds_per_iteration(network, schedule, config, data):
-    """Take three steps with a copy of the network, and return the seconds of the quicker ones."""
+    """Take some steps with a copy of the network, and return the median of their seconds."""
     import torch
 
     from ddpm_nb.runs import _loss
     from ddpm_nb.training import Trainer, _own_streams
 
-    device = next(network.parameters()).device
+    device, begun = next(network.parameters()).device, time.perf_counter()
     with _own_streams(device):
         trainer = Trainer(copy.deepcopy(network), schedule, config, loss=_loss(config, data))
         times = []
-        for _ in range(3):
+        while len(times) < 4 or (len(times) < 12 and time.perf_counter() - begun < 3):
             started = time.perf_counter()
             few = [data[i][0] for i in range(min(len(data), 16, config.batch_size))]
             reading = (time.perf_counter() - started) * config.batch_size / len(few)
-            x = torch.stack(few)[torch.arange(config.batch_size) % len(few)].to(device)
+            places = torch.arange(config.batch_size) % len(few)
+            batch = [torch.stack(few)[places].to(device)]
+            if config.conditional == "class":
+                batch.append(data.labels[places].to(device))
             started = time.perf_counter()
-            trainer.step(x)[1].sum().item()  # which waits for the device
+            trainer.step(*batch)[1].sum().item()  # which waits for the device
             times.append(reading + time.perf_counter() - started)
-    return min(times[1:])
+    return sorted(times[1:])[len(times) // 2 - 1]
+
+
+def _seconds_per_sheet(network, n_steps):
+    """Call the network once on 16 images; return the seconds of a walk of so many steps."""
+    import torch
+
+    device, config = next(network.parameters()).device, network.config
+    size = config["image_size"]
+    x = torch.zeros(16, config["in_channels"], size, size, device=device)
+    with torch.inference_mode():
+        for _ in range(2):  # the first call is slower
+            started = time.perf_counter()
+            network(x, torch.zeros(16, dtype=torch.long, device=device)).sum().item()
+    return n_steps * (time.perf_counter() - started)
 
 # %% ../nbs/30_command_line.ipynb #spell
 def _spell(seconds):
@@ -393,9 +418,13 @@ def _spell(seconds):
 
 def _how_often(seconds, n_iterations):
     """Choose iterations between pictures: a minute, four at most, a twentieth of the run."""
-    wanted = min(max(60 / seconds, n_iterations / 20), 240 / seconds, n_iterations)
-    first = 10 ** int(math.log10(max(wanted, 1)))
-    return max(1, int(wanted) // first * first)  # a round number
+    return _round(min(max(60 / seconds, n_iterations / 20), 240 / seconds, n_iterations))
+
+
+def _round(number):
+    """Round down to a number with one digit and zeros, at least 1."""
+    first = 10 ** int(math.log10(max(number, 1)))
+    return max(1, int(number) // first * first)
 
 
 def _plan(options, chosen, n_images, n_parameters, seconds):
@@ -408,7 +437,7 @@ def _plan(options, chosen, n_images, n_parameters, seconds):
     size = f"{bytes_kept / 1e6:.0f} MB" if bytes_kept < 1e9 else f"{bytes_kept / 1e9:.1f} GB"
     parts = [f"{n_images} images", f"{n_parameters / 1e6:.2f}M parameters"]
     if seconds is not None:
-        parts.append(f"about {_spell(seconds * options['n_iterations'])}")
+        parts.append(f"about {_spell(seconds)}")
     parts.append(f"at most {size} on the disk")
     if said:
         parts.append(f"chosen (pass others to change them): {' '.join(said)}")
@@ -430,15 +459,22 @@ def _build_network(options, data):
     """Build the network and the schedule for a data set."""
     import torch
 
+    from ddpm_nb.conditioning import ClassUNet
     from ddpm_nb.schedules import make_schedule
     from ddpm_nb.unet import make_unet
 
     channels, size = data[0][0].shape[:2]
-    torch.manual_seed(options["seed"])
     preset = options["network"] or _NETWORKS.get(options["dataset"], "ddpm-cifar10")
     learned = options["variance"] == "learned"
     output = 2 * channels if learned else None  # the noise and the v of chapter 13
-    network = make_unet(preset, image_size=size, in_channels=channels, out_channels=output)
+    sizes = {"image_size": size, "in_channels": channels, "out_channels": output}
+    torch.manual_seed(options["seed"])
+    if options["conditional"] == "class":
+        with torch.device("meta"):  # for its settings alone
+            config = make_unet(preset, **sizes).config
+        network = ClassUNet(len(data.classes), **config)
+    else:
+        network = make_unet(preset, **sizes)
     return network, make_schedule(options["schedule"], options["n_steps"])
 
 # %% ../nbs/30_command_line.ipynb #is-flat
@@ -475,7 +511,7 @@ def _part(data, places):
 
 # %% ../nbs/30_command_line.ipynb #load
 def _load(options):
-    """Load the images to train on, and those held out (M, C, H, W) or None."""
+    """Load the images to train on, and those held out, a data set too, or None."""
     import torch
 
     from ddpm_nb.data import load_dataset
@@ -486,27 +522,51 @@ def _load(options):
     if hasattr(data, "loaded") and len(data) * per_image <= 2**28 and not options["workers"]:
         data = data.loaded()  # a byte for each value: at most 256 MB
     if not _is_flat(options):
-        images = _test_images(options, options["held_out"])[0] if options["held_out"] else None
-        return data, images
+        return data, _test_part(options, options["held_out"]) if options["held_out"] else None
     n = _count(options["held_out"], len(data))
     if n >= len(data):
         allowed = f"less than all {len(data)} pictures"
         raise ValueError(f"--held-out must be {allowed}; got {options['held_out']}")
     order = torch.randperm(len(data), generator=seeded(0))  # of every run the same
     held, rest = _part(data, order[:n]), _part(data, order[n:].sort().values)
-    images = torch.stack([held[i][0] for i in range(n)]) if n else None
-    return rest if n else data, images
+    return (rest, held) if n else (data, None)
 
-# %% ../nbs/30_command_line.ipynb #test-images
-def _test_images(options, n):
-    """Load the first n test images of a data set, (n, C, H, W), and their number of levels."""
+# %% ../nbs/30_command_line.ipynb #first
+def _first(data, n):
+    """Return the first images of a data set, a number or a share of them, as a data set."""
     import torch
 
+    return _part(data, torch.arange(_count(n, len(data))))
+
+
+def _test_part(options, n):
+    """Load the first n test images of a data set."""
     from ddpm_nb.data import load_dataset
 
-    data = load_dataset(options["dataset"], split="test", **_where(options))
-    n = _count(n, len(data))
-    return torch.stack([data[i][0] for i in range(n)]), data.n_levels
+    return _first(load_dataset(options["dataset"], split="test", **_where(options)), n)
+
+
+def _images_of(data):
+    """Return the images (N, C, H, W) of a small data set, each scaled to [-1, 1]."""
+    import torch
+
+    return torch.stack([data[i][0] for i in range(len(data))])
+
+# %% ../nbs/30_command_line.ipynb #check-conditional
+def _check_conditional(options, data):
+    """Refuse data whose classes a network could not be told."""
+    if options["conditional"] != "class":
+        return
+    classes, here = data.classes, options["dataset"]
+    if here == "folder":
+        here = f"--root {shlex.quote(str(options['root']))}"
+    if len(classes) < 2:
+        remedy = "put the pictures of each class into a sub-folder of its own"
+        raise ValueError(f"--conditional class needs at least two classes; {here} has one: {remedy}")
+    left = data.labels.bincount(minlength=len(classes)).tolist()
+    if 0 in left:
+        empty = classes[left.index(0)]
+        raise ValueError(f"--conditional class: no picture of class {empty!r} is left to train on")
 
 # %% ../nbs/30_command_line.ipynb #facts
 def _facts(options, data):
@@ -515,6 +575,7 @@ def _facts(options, data):
     card = {"name": f"{name}, {schedule}", "data": name, "grey levels": data.n_levels}
     card |= {"schedule": schedule, "T": options["n_steps"]}
     origin = {name: options[name] for name in _DATA} | {"n_images": len(data)}
+    origin["sample_every"] = options["sample_every"]  # for whoever goes on
     root, out = (os.path.abspath(options[name]) for name in ("root", "out"))
     return card, origin | {"roots": [os.path.relpath(root, out), root]}
 
@@ -537,12 +598,22 @@ def _own_noise(seed, places):
     return [seeded(mix_seeds(seed, i)) for i in places]
 
 
+def _in_turn(n, n_classes):
+    """Return classes (n,) in ascending order, all of them as often as it goes."""
+    import torch
+
+    return torch.arange(n) * n_classes // n
+
+
 def _draw_sheet(network, schedule, objective, n_steps, file):
-    """Draw 16 images with a network as it stands and write them as one picture."""
+    """Draw 16 images, class after class, with a network as it stands; write one picture."""
+    from ddpm_nb.conditioning import of_class
     from ddpm_nb.elbo import predict_noise
     from ddpm_nb.sampling import sample_ddim
 
     config = network.config
+    if "n_classes" in config:
+        network = of_class(network, _in_turn(16, config["n_classes"]))
     shape = (16, config["in_channels"], config["image_size"], config["image_size"])
     model = predict_noise(network, schedule, objective)
     options = {"n_steps": min(n_steps, schedule.n_steps)}
@@ -551,18 +622,33 @@ def _draw_sheet(network, schedule, objective, n_steps, file):
 
 # %% ../nbs/30_command_line.ipynb #drawing
 class _Drawing:
-    """Draw 16 images into OUT/samples every so often, and count the iterations."""
+    """Draw 16 images into OUT/samples every so often; tell of the first, count the iterations."""
 
     def __init__(self, options):
-        self.every, self.n_made = options["sample_every"], 0
+        self.every, self.first = options["sample_every"], options.get("first_sample", 0)
+        self.n_made, self.is_told = 0, False
         self.folder = Path(options["out"], "samples")
 
     def __call__(self, trainer):
         self.n_made += 1
-        if self.every and trainer.n_steps % self.every == 0 and trainer.processes.is_main:
-            self.folder.mkdir(exist_ok=True)
-            file = self.folder / f"step-{trainer.n_steps:08d}.png"
-            _draw_sheet(trainer.ema.model, trainer.schedule, trainer.config.objective, 50, file)
+        step, config = trainer.n_steps, trainer.config
+        is_due = step == self.first or (self.every and step % self.every == 0)
+        if not is_due or not trainer.processes.is_main:
+            return
+        self.folder.mkdir(exist_ok=True)
+        file = self.folder / f"step-{step:08d}.png"
+        _draw_sheet(trainer.ema.model, trainer.schedule, config.objective, 50, file)
+        if not self.is_told:
+            self.is_told = True
+            _print_beside_bar(f"samples after {step} of {config.n_iterations} iterations: {file}")
+
+
+def _print_beside_bar(text):
+    """Print a line while a bar may be drawn."""
+    from tqdm import tqdm
+
+    tqdm.write(text)
+    sys.stdout.flush()
 
 # %% ../nbs/30_command_line.ipynb #run-train
 def _run_train(args):
@@ -578,6 +664,8 @@ def _run_train(args):
         needed = " and ".join(missing)
         make_parser().error(f"train needs {needed}, as an option or in --config")
     _check_options(options)
+    if hasattr(args, "label_dropout") and options["conditional"] == "none":
+        raise ValueError("--label-dropout is for runs that are told classes: --conditional class")
     make_schedule(options["schedule"], options["n_steps"])
     refuse_other_run(options["out"], options["resume"])  # before anything is downloaded
     if options["resume"] and (Path(options["out"]) / "train.json").exists():
@@ -590,9 +678,11 @@ def _run_train(args):
         chosen = _look_at_pictures(options["root"], 64 if device.type == "cuda" else 32)
         options = options | chosen | given
     data, held_out = _load(options)
+    _check_conditional(options, data)
     if options["dataset"] in ("folder", "cifar10"):
         chosen |= suit(len(data), data[0][0].shape[-1], device.type)
     chosen = {name: value for name, value in chosen.items() if name not in given}
+    options["early"] = "sample_every" not in given
     _train(options | chosen, data, held_out, chosen=chosen)
 
 # %% ../nbs/30_command_line.ipynb #check-options
@@ -634,7 +724,7 @@ def _go_on(out, given):
     _check_options(options)
     data, held_out = _load(options)
     now, kept = _facts(options, data)[1], default_options() | kept  # older runs lack new options
-    movable = ("root", "roots")
+    movable = ("root", "roots", "sample_every")
     names = [name for name in now if name not in movable and now[name] != kept.get(name)]
     if names:
         was = ", ".join(f"{name} was {kept.get(name)!r} and is {now[name]!r}" for name in names)
@@ -660,7 +750,11 @@ def _train(options, data, held_out, chosen=None):
         _tell_plan(options, chosen, data, model, schedule, processes)
     card, origin = _facts(options, data)
     wanted = {name: options[name] for name in ("out", "tensorboard", "resume")}
-    wanted |= {"n_workers": options["workers"], "held_out": held_out}
+    wanted["n_workers"] = options["workers"]
+    if held_out is not None:
+        images = _images_of(held_out)
+        told = config.conditional == "class"
+        wanted["held_out"] = (images, held_out.labels) if told else images
     drawing = _Drawing(options)
     wanted |= {"card": card, "origin": origin, "callback": drawing}
     result = train(model, schedule, data, config, processes=processes, **wanted)
@@ -672,19 +766,24 @@ def _train(options, data, held_out, chosen=None):
     if processes.is_main:
         sheet = Path(options["out"], "samples.png")
         _draw_sheet(result.ema, schedule.to(processes.device), config.objective, 20, sheet)
-        print(f"a sheet of 16 samples is in {sheet}")
+        print(f"a sheet of 16 samples is in {sheet}{_classes_told(config, data)}")
         print(_expected(options))
-    _say(f"saved in {options['out']}; next: {_next_words(options['out'])}", processes)
+    words = _next_words(options["out"], data.classes[-1] if config.conditional == "class" else None)
+    _say(f"saved in {options['out']}; next: {words}", processes)
 
 # %% ../nbs/30_command_line.ipynb #tell-plan
 def _tell_plan(options, chosen, data, model, schedule, processes):
     """Measure some steps; say what was chosen, how long the run takes and what it leaves."""
     seconds, config = None, _check_options(options)
-    refused = config.batch_size > len(data) or config.conditional != "none"  # by `train`
-    if processes.n == 1 and not refused:
-        seconds = _seconds_per_iteration(model, schedule, config, data)
-        if seconds is not None and "sample_every" in chosen:
-            options["sample_every"] = _how_often(seconds, config.n_iterations)
+    n = config.n_iterations
+    if processes.n == 1 and config.batch_size <= len(data):  # else `train` refuses it
+        one = _seconds_per_iteration(model, schedule, config, data)
+        if "sample_every" in chosen:
+            options["sample_every"] = _how_often(one, n)
+        if options["early"] and n * one > 120:
+            options["first_sample"] = _round(60 / one)
+        n_sheets = n // options["sample_every"] if options["sample_every"] else 0
+        seconds = n * one + n_sheets * _seconds_per_sheet(model, min(50, schedule.n_steps))
     n_parameters = sum(p.numel() for p in model.parameters())
     _say(_plan(options, chosen, len(data), n_parameters, seconds), processes)
 
@@ -696,7 +795,14 @@ def _finished(out, config):
     return f"the run in {out} is finished: {n} of {n} iterations; to train longer: {words}"
 
 
-def _next_words(out):
+def _classes_told(config, data):
+    """Say which classes a sheet shows; nothing for a run that is told none."""
+    if config.conditional == "none":
+        return ""
+    return f", class by class from {data.classes[0]!r} to {data.classes[-1]!r}"
+
+
+def _next_words(out, label=None):
     """Return the command that draws with a run; a shipped model may have the folder's name."""
     from ddpm_nb.files import find_model
     from ddpm_nb.hub import SHIPPED
@@ -704,7 +810,8 @@ def _next_words(out):
     run = str(out)
     if find_model(run, SHIPPED) != Path(run):
         run = f"./{run}"
-    return f"ddpm-nb sample --run {shlex.quote(run)} --out samples.png"
+    told = "" if label is None else f" --label {shlex.quote(label)}"
+    return f"ddpm-nb sample --run {shlex.quote(run)}{told} --out samples.png"
 
 # %% ../nbs/30_command_line.ipynb #expected
 def _expected(options):
@@ -716,9 +823,10 @@ def _expected(options):
         return "expect: a loss that has stopped falling, and a sheet that looks like the data"
     card = describe_model(SHIPPED / name)["card"]
     length = f"{card['iterations']} iterations of {card['batch size']}"
-    same = [options[name] for name in ("objective", "weighting", "variance", "schedule")]
+    compared = ("objective", "weighting", "variance", "conditional", "schedule")
+    same = [options[name] for name in compared]
     found = f"expect: after {length} the shipped model {name!r} has "
-    if same == ["eps", "simple", "fixed", card["schedule"]]:
+    if same == ["eps", "simple", "fixed", "none", card["schedule"]]:
         found += f"a loss of {card['test loss']} on test images and "
     return found + f"samples such as: ddpm-nb sample --run {name} --out expected.png"
 
@@ -734,6 +842,7 @@ def _run_sample(args):
     import torch
 
     from ddpm_nb.checks import check_int
+    from ddpm_nb.conditioning import guided
     from ddpm_nb.fast import optimize_for_sampling
     from ddpm_nb.hub import load_pretrained
     from ddpm_nb.improved import learns_variance
@@ -750,16 +859,71 @@ def _run_sample(args):
         n_steps = check_int("--steps", args.steps, 1, schedule.n_steps)
     sample = partial(sample, n_steps=n_steps, progress=True)
     precision = pick_precision(args.precision, device)
-    network = getattr(model, "network", model)
-    if args.sampler == "ddpm" and learns_variance(network):
-        model, sample = network, partial(sample, variance="learned")
+    network, labels = getattr(model, "network", model), _labels_to_draw(args, model)
+    scale = 1 if args.guidance is None else args.guidance
+    if args.sampler == "ddpm" and learns_variance(network) and scale in (0, 1):
+        model, sample = network, partial(sample, variance="learned")  # which is not guided
     model = optimize_for_sampling(model, precision, compile=args.compile)
     parts = []
     for start in range(0, args.n, args.batch_size):
         own = _own_noise(args.seed, range(start, min(start + args.batch_size, args.n)))
-        parts.append(sample(model, schedule, (len(own), *shape), generator=own).cpu())
+        told = model
+        if labels is not None:
+            asked = labels[start : start + args.batch_size].to(device)
+            told = guided(model, asked, asked.new_full((1,), network.config["n_classes"]), scale)
+        parts.append(sample(told, schedule, (len(own), *shape), generator=own).cpu())
     _save_picture(torch.cat(parts), out, args.scale)
-    print(f"wrote {args.n} image{'s' * (args.n > 1)} to {out}")
+    shown = "" if labels is None or args.label or scale == 0 else ", class by class"
+    print(f"wrote {args.n} image{'s' * (args.n > 1)} to {out}{shown}")
+
+# %% ../nbs/30_command_line.ipynb #labels-to-draw
+def _labels_to_draw(args, model):
+    """Return the class of each image to draw (n,); None for a model that is told no class."""
+    import torch
+
+    from ddpm_nb.checks import check_number
+    from ddpm_nb.conditioning import ClassUNet
+    from ddpm_nb.hub import describe_model
+
+    n_classes = model.config.get("n_classes")
+    given = {"--label": args.label, "--guidance": args.guidance}
+    if n_classes is None:
+        flag = next((flag for flag, value in given.items() if value is not None), None)
+        if flag is not None:
+            wanted = "a model that is told classes, as train --conditional class makes it"
+            raise ValueError(f"{flag} needs {wanted}; {args.run} is told none")
+        return None
+    scale = 1 if args.guidance is None else check_number("--guidance", args.guidance, 0, 20)
+    if scale != 1 and not isinstance(getattr(model, "network", model), ClassUNet):
+        raise ValueError(f"--guidance must be 1: {args.run} cannot be told no class")
+    if scale != 1 and _told_always(args.run):
+        problem = f"{args.run} was trained with --label-dropout 0 and does not know 'no class'"
+        raise ValueError(f"--guidance must be 1: {problem}")
+    if args.label is None:
+        return _in_turn(args.n, n_classes)
+    names = describe_model(args.run)["facts"].get("classes") or map(str, range(n_classes))
+    return torch.full((args.n,), _find_class(args.label, list(names)))
+
+# %% ../nbs/30_command_line.ipynb #find-class
+def _find_class(label, names):
+    """Return the number of a class that is given by its name, or by its number."""
+    if label in names:
+        return names.index(label)
+    numbers = list(map(str, range(len(names))))
+    if label in numbers and not any(name.isdigit() for name in names):
+        return int(label)
+    known = [shlex.quote(name) for name in names[:20]] + ["..."] * (len(names) > 20)
+    raise ValueError(f"--label must be one of {', '.join(known)}; got {label!r}")
+
+
+def _told_always(run):
+    """Tell whether a run was never trained without its classes."""
+    from ddpm_nb.files import find_model
+    from ddpm_nb.hub import SHIPPED
+    from ddpm_nb.runs import read_settings
+
+    folder = find_model(run, SHIPPED)
+    return (folder / "train.json").exists() and read_settings(folder)[0].label_dropout == 0
 
 # %% ../nbs/30_command_line.ipynb #run-train-text
 def _run_train_text(args):
@@ -886,7 +1050,9 @@ def _data_of(run, root):
 
 # %% ../nbs/30_command_line.ipynb #own-pictures
 def _own_pictures(args, kept, options):
-    """Load pictures of a folder without parts that the model was not trained on."""
+    """Load pictures of a folder without parts that the model was not trained on, a data set."""
+    from ddpm_nb.data import load_dataset
+
     own = kept.get("dataset") == "folder"
     places = [Path(args.run, place) for place in kept.get("roots", [])] if own else []
     is_same = any(os.path.realpath(options["root"]) == os.path.realpath(p) for p in places)
@@ -896,26 +1062,16 @@ def _own_pictures(args, kept, options):
         remedy = "pass --root with other pictures, or train with --held-out 0.1"
         raise ValueError(f"the run was trained on all pictures in {options['root']}: {remedy}")
     if not wanted:  # another folder: all of it is new
-        return _all_images(options, args.n)
-    rest, images = _load(options | {"held_out": wanted})
-    if is_same and len(images) > _count(was, len(rest) + len(images)):
+        return _first(load_dataset(options["dataset"], **_where(options)), args.n)
+    rest, held = _load(options | {"held_out": wanted})
+    if is_same and len(held) > _count(was, len(rest) + len(held)):
         problem = f"must be at most {was}, what the run held out; got {wanted}"
         raise ValueError(f"--held-out {problem}")
-    return images[: args.n], rest.n_levels
-
-
-def _all_images(options, n):
-    """Load the first n images of a folder, (n, C, H, W), and their number of levels."""
-    import torch
-
-    from ddpm_nb.data import load_dataset
-
-    data = load_dataset(options["dataset"], **_where(options))
-    return torch.stack([data[i][0] for i in range(min(n, len(data)))]), data.n_levels
+    return _first(held, args.n)
 
 # %% ../nbs/30_command_line.ipynb #find-held-out
 def _find_held_out(args, model):
-    """Return held-out images (N, C, H, W), their levels, and the name of their data set."""
+    """Return held-out images, a data set, and its name."""
     from ddpm_nb.hub import describe_model
 
     kept = _data_of(args.run, args.root)
@@ -930,11 +1086,40 @@ def _find_held_out(args, model):
     options |= {key: value for key, value in given.items() if value is not None}
     options["image_size"] = model.config["image_size"]
     if _is_flat(options):
-        return *_own_pictures(args, kept, options), name
+        return _own_pictures(args, kept, options), name
     if args.held_out is not None:
         problem = "is for a folder without parts: here the test part is held out; pass --n"
         raise ValueError(f"--held-out {problem}")
-    return *_test_images(options, args.n), name
+    return _test_part(options, args.n), name
+
+# %% ../nbs/30_command_line.ipynb #labels-to-measure
+def _labels_to_measure(args, model, data):
+    """Return the classes (N,) of held-out images; None for a model that is told none."""
+    from ddpm_nb.hub import describe_model
+
+    n_classes = model.config.get("n_classes")
+    if n_classes is None:
+        return None
+    names = describe_model(args.run)["facts"].get("classes")
+    if names is not None and names != list(data.classes):
+        known, here = (", ".join(classes) for classes in (names, data.classes))
+        raise ValueError(f"{args.run} was told the classes {known}; these images are of {here}")
+    if len(data.classes) > n_classes:
+        problem = f"these images are of {len(data.classes)}"
+        raise ValueError(f"{args.run} was told {n_classes} classes; {problem}")
+    return data.labels
+
+
+def _told_each(model, labels):
+    """Return model(x_t, t), told classes (N,) of N images that come once or several times."""
+    import torch
+
+    def predict(x_t, t):
+        told = labels.repeat(len(x_t) // len(labels))
+        parts = zip(x_t.split(512), t.split(512), told.split(512), strict=True)
+        return torch.cat([model(*part) for part in parts])
+
+    return predict
 
 # %% ../nbs/30_command_line.ipynb #run-evaluate
 def _run_evaluate(args):
@@ -954,19 +1139,23 @@ def _run_evaluate(args):
     if out is not None:
         _check_folder(out)
     model, schedule = load_pretrained(args.run, device=device)
-    images, n_levels, name = _find_held_out(args, model)
+    held, name = _find_held_out(args, model)
+    images, labels = _images_of(held), _labels_to_measure(args, model, held)
     network, options = getattr(model, "network", model), {"variance": "posterior"}
     if learns_variance(network) and getattr(model, "objective", "eps") == "eps":
         model, options = network, {"variance": "learned"}
     options["generator"] = torch.Generator().manual_seed(args.seed)
-    images = images.to(device)
-    bits = bits_per_dim(model, schedule, images, n_levels=n_levels, progress=True, **options)
+    if labels is not None:
+        model, options["batch_size"] = _told_each(model, labels.to(device)), len(images)
+    options |= {"n_levels": held.n_levels, "progress": True}
+    bits = bits_per_dim(model, schedule, images.to(device), **options)
     figures = {"run": str(args.run), "data": name, "split": "test"}
     figures |= {"n": bits.n_images, "seed": args.seed, "variance": options["variance"]}
     figures |= {"bits_per_dim": bits.mean, "stderr": bits.stderr, "T": schedule.n_steps}
     if out is not None:
         write_json(out, figures)
-    learned = ", with the learned variance" * (options["variance"] == "learned")
+    learned = ", given their classes" * (labels is not None)
+    learned += ", with the learned variance" * (options["variance"] == "learned")
     found = f"{bits.mean:.3f} +- {bits.stderr:.3f} bits/dim"
     print(f"{found} on {bits.n_images} test images of {name}{learned}")
 
@@ -984,6 +1173,8 @@ def _run_info(args):
     n = sum(p.numel() for p in plan_module(kind, part["config"], 10**6).parameters())
     facts = {"class": part["class"], "parameters": f"{n:,}"} | part["config"]
     facts |= config["facts"] | config["card"]
+    if "classes" in facts:
+        facts["classes"] = ", ".join(facts["classes"])
     if (folder / "train.json").exists():
         settings, kept = read_settings(folder)
         roots = [Path(folder, place) for place in kept.pop("roots", [])]

@@ -23,16 +23,16 @@ def _compiled(network):
         return call
     import torch._inductor.config as inductor
 
-    def frozen(x_t, t):
+    def frozen(x_t, t, *told):
         # tracing reads the setting, before the options of `torch.compile` are set
         with inductor.patch(freezing=True):
-            return call(x_t, t)
+            return call(x_t, t, *told)
 
     return frozen
 
 # %% ../nbs/27_performance.ipynb #optimize-for-sampling
 def optimize_for_sampling(
-    model: nn.Module,  # network model(x_t, t)
+    model: nn.Module,  # network model(x_t, t), or model(x_t, t, labels) of chapter 20
     dtype: torch.dtype = torch.float32,  # of weights and arithmetic, such as torch.bfloat16
     *,
     compile: bool = False,  # also compile; pays after thousands of calls, needs a C++ compiler
@@ -47,12 +47,12 @@ def optimize_for_sampling(
     network = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     call = _compiled(network) if compile else network
 
-    def predict(x_t, t):
+    def predict(x_t, t, *told):  # told: classes (B,), of a network that hears them
         if not compile:
-            return call(x_t.to(dtype), t).to(x_t.dtype)
+            return call(x_t.to(dtype), t, *told).to(x_t.dtype)
         x_t = x_t.clone()  # made inside `inference_mode` as all later ones, or it is compiled twice
         # a CUDA graph writes to the same place each time: hand out a copy
-        return call(x_t.to(dtype), t).to(x_t.dtype, copy=True)
+        return call(x_t.to(dtype), t, *told).to(x_t.dtype, copy=True)
 
     return predict
 

@@ -376,6 +376,15 @@ PRESETS = {
         "attn_resolutions": (4,),
         "n_res_blocks": 1,
     },
+    "small": {
+        "image_size": 32,
+        "in_channels": 3,
+        "base_channels": 16,
+        "channel_mults": (1, 2, 4),
+        "n_res_blocks": 1,
+        "attn_resolutions": (8,),
+        "norm_groups": 8,
+    },
 }
 
 # %% ../nbs/07_unet.ipynb #make-unet

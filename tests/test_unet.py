@@ -218,6 +218,7 @@ def test_parameter_counts():
         "ddpm-celebahq": 113_673_219,
         "mnist": 1_623_169,
         "digits": 701_345,
+        "small": 687_347,
     }
 
 
