@@ -20,7 +20,7 @@ from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import load_pretrained
 from ddpm_nb.pictures import FolderDataset
 from ddpm_nb.runs import read_settings
-from ddpm_nb.training import _Lines
+from ddpm_nb.training import OneProcess, _Lines
 
 QUICK = ["train", "--dataset", "digits", "--iterations", "2", "--batch-size", "8", "--n-steps", "20", "--device", "cpu", "--out", "run"]
 
@@ -264,11 +264,11 @@ def test_a_folder_trains_with_what_suits_it(monkeypatch, capsys):
     assert main(FOLDER) == 1
     (line,) = capsys.readouterr().out.splitlines()
     begin, chosen = line.split(", chosen (pass others to change them): ")
-    assert re.fullmatch(r"40 images, 1\.\d\dM parameters, about .+ (s|minutes|hours), at most \d+ MB on the disk", begin)
+    assert re.fullmatch(r"40 images, 0\.\d\dM parameters, about .+ (s|minutes|hours), at most \d+ MB on the disk", begin)
     words = chosen.split()
     said = dict(zip(words[::2], words[1::2], strict=True))
     every = int(said.pop("--sample-every"))
-    assert said == {"--image-size": "32", "--network": "mnist", "--lr": "0.001", "--iterations": "1500", "--batch-size": "16"}
+    assert said == {"--image-size": "32", "--network": "small", "--lr": "0.002", "--iterations": "2500", "--batch-size": "8"}
     assert 1 <= every <= 1500
 
 
@@ -325,7 +325,65 @@ def test_what_suits_can_be_built_and_is_no_larger_than_the_folder(n, size, devic
 @pytest.mark.parametrize("n_iterations", [10, 1500, 10_000])
 def test_first_pictures_come_within_four_minutes(seconds, n_iterations):
     every = cli._how_often(seconds, n_iterations)
-    assert 1 <= every <= n_iterations and every * seconds <= 240
+    assert 1 <= every <= n_iterations and (every == 1 or every * seconds <= 240)
+
+
+@pytest.mark.parametrize(("seconds", "first"), [(0.1, 600), (0.5, 100), (7.0, 8), (0.04, 0)])
+def test_a_run_of_minutes_shows_what_it_draws_after_one(seconds, first, monkeypatch, capsys):
+    """With or without pictures later on; not if the user wants none, and not in a run of two minutes."""
+    told, chosen = [], {"sample_every": 100}
+    monkeypatch.setattr(cli, "_seconds_per_iteration", lambda *args: seconds)
+    monkeypatch.setattr(cli, "_say", lambda text, processes: told.append(text))
+    data, schedule = ddpm_nb.load_dataset("digits"), ddpm_nb.make_schedule("cosine", 20)
+    network = ddpm_nb.make_unet("digits")
+    for early, every in ((True, True), (True, False), (False, False)):
+        options = cli.default_options() | {"dataset": "digits", "early": early, "n_iterations": 2000}
+        cli._tell_plan(options, chosen if every else {}, data, network, schedule, OneProcess())
+        assert options.get("first_sample", 0) == (first if early else 0)
+        assert bool(options["sample_every"]) == every
+    assert f"about {cli._spell(2000 * seconds)}" in told[-1]  # no sheets, no time for them
+
+
+def test_the_first_samples_are_told_once_with_their_place(monkeypatch, capsys):
+    draw_pictures("my pictures", 12, (8, 8))
+    monkeypatch.setattr(cli, "_seconds_per_iteration", lambda *args: 40.0)  # a minute is one iteration
+    told = ok(*FOLDER, "--iterations", "4", "--n-steps", "10", capsys=capsys)
+    assert told.count("samples after") == 1 and "samples after 1 of 4 iterations: run/samples/step-00000001.png" in told.splitlines()
+    assert Path("run/samples/step-00000001.png").exists()
+    assert "samples after" not in ok(*FOLDER[:-4], "--out", "other", "--sample-every", "0", "--iterations", "2", "--n-steps", "10", capsys=capsys)
+    assert not Path("other/samples").exists()
+
+
+def test_a_run_that_goes_on_goes_on_drawing(capsys):
+    draw_pictures("my pictures", 12, (8, 8))
+    words = [*FOLDER, "--n-steps", "10", "--sample-every", "2"]
+    assert main([*words, "--iterations", "2"]) == 0 and main(["resume", "--out", "run", "--iterations", "5"]) == 0
+    assert [path.name for path in sorted(Path("run/samples").iterdir())] == ["step-00000002.png", "step-00000004.png"]
+    assert main(["resume", "--out", "run", "--iterations", "6", "--sample-every", "0"]) == 0
+    assert len([*Path("run/samples").iterdir()]) == 2
+
+
+def test_the_time_that_is_told_is_the_time_it_takes():
+    """The estimate of an iteration and of a sheet, against the work itself, as this machine is busy now."""
+    import time
+
+    from ddpm_nb.training import TrainConfig, Trainer
+
+    data, schedule, config = ddpm_nb.load_dataset("digits"), ddpm_nb.make_schedule("cosine", 20), TrainConfig(batch_size=32)
+    network = ddpm_nb.make_unet("digits")
+    ratios = []
+    for _ in range(5):  # a busy machine is never twice alike
+        said = cli._seconds_per_iteration(network, schedule, config, data), cli._seconds_per_sheet(network, 20)
+        trainer, x = Trainer(network, schedule, config), data.images()[:32]
+        started = time.perf_counter()
+        for _ in range(10):
+            trainer.step(x)
+        middle = time.perf_counter()
+        cli._draw_sheet(network, schedule, "eps", 20, Path("x.png"))
+        took = (middle - started) / 10, time.perf_counter() - middle
+        ratios.append([a / b for a, b in zip(said, took, strict=True)])
+    for found in zip(*ratios, strict=True):
+        assert 0.3 < sorted(found)[2] < 3
 
 
 def test_timing_the_steps_changes_no_weight():
