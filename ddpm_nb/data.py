@@ -55,6 +55,9 @@ class ImageDataset(Dataset):
     def __getitem__(self, index):
         return scale_levels(self.levels[index], self.n_levels), int(self.labels[index])
 
+    def __repr__(self):
+        return _describe_images(self, self.levels.shape[1:])
+
     def images(self) -> Tensor:
         """Return the whole set as one tensor (N, C, H, W) in [-1, 1]."""
         return scale_levels(self.levels, self.n_levels)
@@ -68,6 +71,15 @@ class ImageDataset(Dataset):
             parts.append(small.clamp(0, self.n_levels - 1).to(self.levels.dtype))
         kept = {"n_levels": self.n_levels, "classes": self.classes, "flip": self.flip}
         return ImageDataset(torch.cat(parts), self.labels, **kept)
+
+# %% ../nbs/08_data.ipynb #describe-images
+def _describe_images(data, shape):
+    """Tell of a data set its class, how many images, their shape, levels and classes."""
+    told = f"{len(data)} images {' x '.join(map(str, shape))}, {data.n_levels} levels"
+    if len(data.classes) > 1:
+        names = ", ".join(data.classes[:10]) + ", ..." * (len(data.classes) > 10)
+        told += f", {len(data.classes)} classes: {names}"
+    return f"{type(data).__name__}({told})"
 
 # %% ../nbs/08_data.ipynb #check-levels
 def _check_levels(levels, labels, n_levels, n_classes):

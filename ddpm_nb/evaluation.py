@@ -34,6 +34,9 @@ class BitsPerDim:
     n_images: int  # number of images
     terms: VLBTerms  # the parts for each image
 
+    def __repr__(self):
+        return f"BitsPerDim({self.mean:.4f} +- {self.stderr:.4f} over {self.n_images} images)"
+
 # %% ../nbs/11_evaluation.ipynb #bits-per-dim
 def bits_per_dim(
     model,  # callable model(x_t, t) -> eps_hat (with "learned": and v)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .checks import check_choice, check_int
-from .data import ImageDataset, scale_levels
+from .data import ImageDataset, _describe_images, scale_levels
 from .training import show_progress
 
 # %% ../nbs/23_pictures.ipynb #to-mode-2
@@ -218,6 +218,11 @@ class FolderDataset(Dataset):
 
     def __getitem__(self, index):
         return scale_levels(self.read(index), self.n_levels), int(self.labels[index])
+
+    def __repr__(self):
+        size = self.how["image_size"]
+        told = _describe_images(self, (1 if self.how["grey"] else 3, size, size))
+        return f"{told[:-1]}, in {str(self.root)!r})"
 
     def read(self, index: int) -> Tensor:
         """Return one image as bytes (C, H, W); name the file if that fails."""

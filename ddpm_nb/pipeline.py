@@ -93,6 +93,17 @@ def patch(method):
     method.__qualname__ = f"{cls.__name__}.{method.__name__}"
     setattr(cls, method.__name__, method)
 
+# %% ../nbs/22_stable_diffusion.ipynb #repr
+@patch
+def __repr__(self: TextToImage) -> str:
+    """Tell what is drawn, with how many parameters, words and steps."""
+    networks = (self.text_encoder, self.unet, self.autoencoder)
+    n = sum(p.numel() for network in networks if network is not None for p in network.parameters())
+    shapes = [" x ".join(map(str, shape)) for shape in _shapes(self)]
+    latents = "" if self.autoencoder is None else f" from latents {shapes[0]}"
+    told = f"pictures {shapes[1]}{latents}, {n:,} parameters on {self.device}"
+    return f"TextToImage({told}, {len(self.tokenizer)} words, T = {self.schedule.n_steps})"
+
 # %% ../nbs/22_stable_diffusion.ipynb #to-parts
 @patch
 def to_parts(self: TextToImage):

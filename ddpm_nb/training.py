@@ -372,6 +372,12 @@ class TrainResult:
     seconds: float  # wall time of the loop, in this process
     n_skipped: int = 0  # steps without an update, since a float16 gradient overflowed
 
+    def __repr__(self):
+        n, last = len(self.losses), self.losses[-50:].mean()
+        skipped = f", {self.n_skipped} skipped" if self.n_skipped else ""
+        told = f"{n} iterations in {self.seconds:.0f} s{skipped}, loss {last:.4f} at the end"
+        return f"TrainResult({told}, ema={self.ema!r})"
+
 # %% ../nbs/09_training.ipynb #lines
 class _Lines:
     """Stand for a bar where none can be drawn: print a line every ten seconds."""

@@ -362,6 +362,16 @@ def forward(
     """Return the predicted noise; (B, out_channels, image_size, image_size)."""
     return self.walk(x, F.silu(self.embed_time(x, t)))
 
+# %% ../nbs/07_unet.ipynb #repr
+@_patch_method(UNet)
+def __repr__(self) -> str:
+    """Tell the class, the shape of an image, the parameters and where they are."""
+    parameters = list(self.parameters())
+    n, size = sum(p.numel() for p in parameters), self.image_size
+    told = f"{self.in_channels} x {size} x {size}, {n:,} parameters on {parameters[0].device}"
+    n_classes = self.config.get("n_classes")
+    return f"{type(self).__name__}({told}{f', {n_classes} classes' if n_classes else ''})"
+
 # %% ../nbs/07_unet.ipynb #presets
 _SMALL = {"in_channels": 1, "base_channels": 32, "norm_groups": 8}  # four channels to a group
 PRESETS = {
