@@ -750,7 +750,7 @@ def _train(options, data, held_out, chosen=None):
         _tell_plan(options, chosen, data, model, schedule, processes)
     card, origin = _facts(options, data)
     wanted = {name: options[name] for name in ("out", "tensorboard", "resume")}
-    wanted["n_workers"] = options["workers"]
+    wanted |= {"n_workers": options["workers"], "held_out": None}
     if held_out is not None:
         images = _images_of(held_out)
         told = config.conditional == "class"
