@@ -18,7 +18,7 @@ from ddpm_nb.bound import optimal_denoiser
 from ddpm_nb.elbo import diffuse_mixture
 from ddpm_nb.forward import NoiseSchedule, q_mean_variance, q_posterior, q_sample
 from ddpm_nb.gaussian import GaussianMixture, normal_kl, reparameterize
-from ddpm_nb.plots import HEAVIEST, image_slider, new_figure, touchable
+from ddpm_nb.plots import HEAVIEST, frame_sheet, image_slider, new_figure, touchable
 from ddpm_nb.sampling import ddim_step
 from ddpm_nb.schedules import make_schedule
 
@@ -309,6 +309,34 @@ def test_guided_points_are_those_of_the_sampler(compute, plane):
     data = {"all": numbers(plane), "given": numbers(given)}
     alpha_bars = schedule.alpha_bars[levels].tolist()
     same(compute("guidedWalk", data, start.tolist(), alpha_bars, 2.5), x)
+
+
+@browser
+def test_picture_of_guidance_counts_the_points_in_the_ring(tmp_path, plane):
+    schedule = make_schedule("linear", 1000, dtype=f64)
+    levels = [999, 600, 300, 100, 0]
+    given = GaussianMixture(torch.ones(1, dtype=f64), plane.means[1:2], plane.covariances[1:2])
+    of_all, of_given = optimal_denoiser(plane, schedule), optimal_denoiser(given, schedule)
+    start, scales, radius, expected = torch.randn(40, 2, dtype=f64), [0, 1, 4], 0.7, []
+    for s in scales:
+        x = start
+        for t, t_prev in pairwise(levels):
+            eps_hat = of_all(x, t) + s * (of_given(x, t) - of_all(x, t))
+            x, _ = ddim_step(schedule, x, t, t_prev, eps_hat, clip_x_0=False)
+        share = ((x - plane.means[0]).norm(dim=1) < radius).double().mean()
+        expected.append((f"{int(100 * share + 0.5)} %", f"{x.var(0, correction=0).mean().sqrt():.2f}"))
+    data = {"all": numbers(plane), "given": numbers(given), "starts": start.tolist()}
+    data |= {"alpha_bars": schedule.alpha_bars[levels].tolist(), "scales": scales}
+    data |= {"sentence": "a six", "radius": radius}
+    data |= frame_sheet([[torch.ones(4, 1, 8, 8) * s / 4 for s in scales]], n_cols=2)
+    picture = touchable("guidance", data, still=new_figure()[1], alt="digits", label="scale")
+    steps = """
+    const slider = box.querySelector("input[type=range]");
+    for (const i of [0, 1, 2]) { slider.value = i; slider.dispatchEvent(new Event("input")); tell(); }
+    """
+    _, told = drive(picture, steps, tmp_path)
+    for (words,), (share, spread) in zip(told[1:], expected, strict=True):
+        assert f"{share} of the points" in words and f"spread is {spread}." in words
 
 
 def test_attention_is_that_of_the_patches(compute):
