@@ -14,6 +14,7 @@ from scipy import ndimage
 
 DPI = 110  # of `ddpm_nb.plots`: pixels of a screen in an inch of a figure
 FRAME = 96  # grey between the images of a sheet (`ddpm_nb.plots.tile`)
+NEAR = 8  # what a file with few greys makes of it is so near
 SMALLEST = 21  # pixels: what is smaller is a mark, not a sheet
 SMALLEST_MAP = 31  # and not a heat map
 COLOURS = 12  # a fill has fewer, a picture more
@@ -52,7 +53,8 @@ def boxes(mask, smallest):
 def find_pictures(pixels):
     """Return where in a figure, (H, W, 3) bytes, are pictures: sheets of images, or heat maps."""
     found = np.zeros(pixels.shape[:2], bool)
-    frames, inked = (pixels == FRAME).all(2), (pixels < 250).any(2)
+    frames = (abs(pixels.astype(int) - FRAME) <= NEAR).all(2)
+    inked = (pixels < 250).any(2)
     for box in boxes(frames, SMALLEST):
         found[box] |= is_sheet(frames[box])
     for box in boxes(opened(closed(inked, 5), SMALLEST), SMALLEST_MAP):

@@ -23,6 +23,9 @@ from site_settings import page_address
 
 ICONS = {"solid": "fa-solid-900", "brands": "fa-brands-400"}
 RULE = re.compile(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
+DRAWN = re.compile(
+    r'--pst-icon-[\w-]+:"([\ue000-\uf8ff])"'
+)  # by style sheets: a triangle beside a warning
 NAME = re.compile(r"\.fa-([a-z0-9-]+):before")
 STYLES = {"fa-solid": "solid", "fas": "solid", "fab": "brands", "fa-brands": "brands"}
 SCRIPTED = "sun moon circle-half-stroke xmark bars chevron-down chevron-right angles-left"  # shown by scripts
@@ -138,6 +141,7 @@ def write_icons(out, found):
         codes = {
             int(m[2], 16) for m in RULE.finditer(css) if found[style] & set(NAME.findall(m[1]))
         }
+        codes |= {ord(sign) for sign in DRAWN.findall(css)}
         font = TTFont(theme / "vendor" / "fontawesome" / "webfonts" / f"{file}.ttf")
         subsetter = subset.Subsetter(subset.Options(notdef_outline=True))
         subsetter.populate(unicodes=codes)
