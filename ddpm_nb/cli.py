@@ -393,7 +393,7 @@ def _seconds_per_iteration(network, schedule, config, data):
             times.append(reading + time.perf_counter() - started)
     return sorted(times[1:])[len(times) // 2 - 1]
 
-
+# %% ../nbs/30_command_line.ipynb #seconds-per-sheet
 def _seconds_per_sheet(network, n_steps):
     """Call the network once on 16 images; return the seconds of a walk of so many steps."""
     import torch
@@ -415,7 +415,7 @@ def _spell(seconds):
             return f"{seconds / length:.0f} {unit}"
     return f"{max(1, round(seconds))} s"
 
-
+# %% ../nbs/30_command_line.ipynb #how-often
 def _how_often(seconds, n_iterations):
     """Choose iterations between pictures: a minute, four at most, a twentieth of the run."""
     return _round(min(max(60 / seconds, n_iterations / 20), 240 / seconds, n_iterations))
@@ -454,7 +454,7 @@ def _where(options):
         names += ["grey", "flip", "unreadable"]
     return {name: options[name] for name in names}
 
-
+# %% ../nbs/30_command_line.ipynb #build-network
 def _build_network(options, data):
     """Build the network and the schedule for a data set."""
     import torch
@@ -562,7 +562,8 @@ def _check_conditional(options, data):
         here = f"--root {shlex.quote(str(options['root']))}"
     if len(classes) < 2:
         remedy = "put the pictures of each class into a sub-folder of its own"
-        raise ValueError(f"--conditional class needs at least two classes; {here} has one: {remedy}")
+        problem = f"needs at least two classes; {here} has one"
+        raise ValueError(f"--conditional class {problem}: {remedy}")
     left = data.labels.bincount(minlength=len(classes)).tolist()
     if 0 in left:
         empty = classes[left.index(0)]
@@ -787,7 +788,7 @@ def _tell_plan(options, chosen, data, model, schedule, processes):
     n_parameters = sum(p.numel() for p in model.parameters())
     _say(_plan(options, chosen, len(data), n_parameters, seconds), processes)
 
-
+# %% ../nbs/30_command_line.ipynb #finished
 def _finished(out, config):
     """Say that a run has nothing left to do, and how to go on."""
     words = f"ddpm-nb resume --out {shlex.quote(str(out))} --iterations {2 * config.n_iterations}"

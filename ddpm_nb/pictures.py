@@ -219,11 +219,6 @@ class FolderDataset(Dataset):
     def __getitem__(self, index):
         return scale_levels(self.read(index), self.n_levels), int(self.labels[index])
 
-    def __repr__(self):
-        size = self.how["image_size"]
-        told = _describe_images(self, (1 if self.how["grey"] else 3, size, size))
-        return f"{told[:-1]}, in {str(self.root)!r})"
-
     def read(self, index: int) -> Tensor:
         """Return one image as bytes (C, H, W); name the file if that fails."""
         try:
@@ -241,6 +236,16 @@ class FolderDataset(Dataset):
     def images(self) -> Tensor:
         """Return the whole set as one tensor (N, C, H, W) in [-1, 1]."""
         return self.loaded().images()
+
+# %% ../nbs/23_pictures.ipynb #describe-folder
+def _describe_folder(data):
+    """Tell of a folder what is told of any data set, and where it is."""
+    size = data.how["image_size"]
+    told = _describe_images(data, (1 if data.how["grey"] else 3, size, size))
+    return f"{told[:-1]}, in {str(data.root)!r})"
+
+
+FolderDataset.__repr__ = _describe_folder
 
 # %% ../nbs/23_pictures.ipynb #existing-folder
 def _existing_folder(root) -> Path:

@@ -7,8 +7,21 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ddpm_nb import ClassUNet, FolderDataset, ImageDataset, NoiseSchedule, TextToImage, TrainConfig, TrainResult
-from ddpm_nb import bits_per_dim, fit, load_dataset, load_pretrained, make_schedule, make_unet
+from ddpm_nb import (
+    ClassUNet,
+    FolderDataset,
+    ImageDataset,
+    NoiseSchedule,
+    TextToImage,
+    TrainConfig,
+    TrainResult,
+    bits_per_dim,
+    fit,
+    load_dataset,
+    load_pretrained,
+    make_schedule,
+    make_unet,
+)
 from ddpm_nb.hub import NoisePredictor
 
 
