@@ -1,0 +1,66 @@
+"""Measure what average, warm-up, decay and clipping are worth: held-out losses of short and longer runs, over five seeds.
+
+Run `python studies/recipes.py` (about fifteen minutes on one core); chapter 9 reads ddpm_nb/measured/recipes.json.
+A run that was stopped goes on with the seed that is not finished.
+"""
+
+import math
+
+import torch
+from common import MEASURED, setting, write
+
+from ddpm_nb.data import load_images
+from ddpm_nb.elbo import simple_loss
+from ddpm_nb.files import read_json
+from ddpm_nb.gaussian import seeded, seeded_init
+from ddpm_nb.schedules import make_schedule
+from ddpm_nb.training import EMA, TrainConfig, descend
+from ddpm_nb.unet import make_unet
+
+SEEDS, LENGTHS, BATCH, LR, EMA_DECAY = 5, (120, 480), 32, 3e-3, 0.98
+NOTHING = {"warmup": 0, "lr_decay": "constant", "grad_clip": math.inf}
+RECIPES = {"nothing": {}, "warm-up": {"warmup": 30}, "decay": {"lr_decay": "cosine"}, "clipping": {"grad_clip": 1.0}}
+PATH = MEASURED / "recipes.json"
+
+
+def learn(config, seed, schedule, images, score):
+    """Train as chapter 9's `learn` does; return the scores of the last weights and of their average."""
+    with seeded_init(seed):
+        model = make_unet("digits", base_channels=16, norm_groups=4)
+    g, ema = seeded(seed), EMA(model, EMA_DECAY)
+
+    def loss_of(i):
+        x_0 = images[torch.randint(len(images), (config.batch_size,), generator=g)]
+        return simple_loss(model, schedule, x_0, generator=g)
+
+    for _ in descend(model, config, loss_of):
+        ema.update(model)
+    return score(model.eval()), score(ema.model)
+
+
+def main():
+    schedule, images = make_schedule("cosine", 200), load_images("digits")
+    held_out = load_images("digits", split="test")
+    t = torch.arange(len(held_out)) * schedule.n_steps // len(held_out)
+    eps = torch.randn(held_out.shape, generator=seeded(0))
+
+    @torch.no_grad()
+    def score(model):
+        return simple_loss(model, schedule, held_out, t=t, eps=eps).item()
+
+    facts = read_json(PATH) if PATH.exists() else {"scores": {}}
+    facts |= {"batch": BATCH, "lr": LR, "ema_decay": EMA_DECAY, **setting("one thread of an x86-64 CPU")}
+    for seed in range(SEEDS):
+        for length in LENGTHS:
+            for name, recipe in RECIPES.items():
+                rows = facts["scores"].setdefault(str(length), {}).setdefault(name, [])
+                if len(rows) > seed:
+                    continue
+                config = TrainConfig(n_iterations=length, batch_size=BATCH, lr=LR, **NOTHING | recipe)
+                rows.append([round(value, 5) for value in learn(config, seed, schedule, images, score)])
+                write(PATH, facts)
+                print(seed, length, name, rows[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
