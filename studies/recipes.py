@@ -1,4 +1,4 @@
-"""Measure what average, warm-up, decay and clipping are worth: held-out losses of short and longer runs, over five seeds.
+"""Measure what average, warm-up, decay and clipping are worth: held-out losses of short and longer runs, over four seeds.
 
 Run `python studies/recipes.py` (about fifteen minutes on one core); chapter 9 reads ddpm_nb/measured/recipes.json.
 A run that was stopped goes on with the seed that is not finished.
@@ -17,7 +17,7 @@ from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import EMA, TrainConfig, descend
 from ddpm_nb.unet import make_unet
 
-SEEDS, LENGTHS, BATCH, LR, EMA_DECAY = 5, (120, 480), 32, 3e-3, 0.98
+SEEDS, LENGTHS, BATCH, LR, EMA_DECAY = 4, (120, 360), 32, 3e-3, 0.98
 NOTHING = {"warmup": 0, "lr_decay": "constant", "grad_clip": math.inf}
 RECIPES = {"nothing": {}, "warm-up": {"warmup": 30}, "decay": {"lr_decay": "cosine"}, "clipping": {"grad_clip": 1.0}}
 PATH = MEASURED / "recipes.json"
