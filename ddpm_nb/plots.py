@@ -31,7 +31,7 @@ COLORS = (
     "#5B5B5B",
 )  # Okabe and Ito's colour-blind-safe set
 
-COLUMN = 7.3  # inches, the width of a page's column at 110 pixels per inch
+COLUMN = 7.1  # inches, the width of a page's column at 110 pixels per inch
 
 STYLE = {
     "figure.dpi": 110,
