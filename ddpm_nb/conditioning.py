@@ -7,6 +7,7 @@ __all__ = ['ClassUNet', 'guided', 'of_class', 'CrossAttention', 'SpatialTransfor
            'drop_context', 'conditional_loss', 'train_conditional', 'score_attributes', 'attention_maps']
 
 # %% ../nbs/20_text_conditioning.ipynb #from-functools-import-partial-im
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -130,7 +131,7 @@ def of_class(
     model,  # a `ClassUNet`, or what `load_pretrained` returned of one
     labels: int | Tensor,  # the class of all images, or classes (B,)
     scale: float = 1.0,  # 0: any class; 1: as trained; above: pushed on
-):
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a model(x_t, t) -> eps_hat that draws images of a class, for every sampler."""
     network = getattr(model, "network", model)
     n_classes = getattr(network, "config", {}).get("n_classes")

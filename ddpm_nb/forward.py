@@ -78,6 +78,15 @@ def _previous(values, first):
 class NoiseSchedule(nn.Module):
     """Hold the coefficients that follow from `betas` as buffers, computed in float64."""
 
+    betas: Tensor  # (T,), as all buffers
+    alphas: Tensor
+    alpha_bars: Tensor
+    sqrt_alpha_bars: Tensor
+    one_minus_alpha_bars: Tensor
+    sqrt_one_minus_alpha_bars: Tensor
+    snr: Tensor
+    posterior_variance: Tensor
+
     def __init__(
         self,
         betas,  # (T,) variances of the steps, each in (0, 1)
