@@ -251,3 +251,13 @@ def test_one_of_two_twins_shows_and_opens_on_a_narrow_screen(tmp_path, mode):
     """
     shown, large, height = run_page(page, script, tmp_path, "--window-size=500,700", mode=mode)
     assert shown == [f"on-{mode} dark-light"] and large == 900 and height >= 24
+
+
+@browser
+def test_a_dark_page_is_printed_as_a_light_one(tmp_path):
+    script = """
+    const found = [], theme = () => found.push(document.documentElement.dataset.theme);
+    for (const name of ["beforeprint", "afterprint"]) { dispatchEvent(new Event(name)); theme(); }
+    return found;
+    """
+    assert run_page("<p>words</p>", script, tmp_path, mode="dark") == ["light", "dark"]

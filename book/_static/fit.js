@@ -97,4 +97,10 @@ function watch() {
   }
 }
 
+// Paper is white: a dark page is printed as a light one.
+const page = document.documentElement;
+let worn = null;
+addEventListener("beforeprint", () => { worn = page.dataset.theme; page.dataset.theme = "light"; });
+addEventListener("afterprint", () => { page.dataset.theme = worn; });
+
 document.addEventListener("DOMContentLoaded", watch);
