@@ -604,6 +604,7 @@ class TextConfig:
     unet_channels: int = 64  # channels of the U-Net's finest level, a multiple of 8
     channel_mults: tuple = (1, 2)  # channels of each of its levels, in `unet_channels`
     attn_resolutions: tuple = (8, 4)  # levels of these sides hear words; the middle does
+    n_alike: int = 4  # pictures with captions of the same words, for each of a batch in stage 1
     drop: float = 0.1  # share of the captions that the U-Net does not see
     max_weight: float = 5.0  # of a step in the U-Net's loss, at least 1; 1: all weigh alike
     n_steps: int = 1000  # T
@@ -630,7 +631,7 @@ class TextConfig:
             clip = values[stage]["grad_clip"]
             settings = values[stage] | {"grad_clip": math.inf if clip is None else clip}
             rest[stage] = TrainConfig(**settings)
-        return cls(**rest)
+        return cls(**{"n_alike": 1} | rest)  # runs before there was this setting had none
 
 # %% ../nbs/29_own_captions.ipynb #check-config
 STAGES = ("clip", "autoencoder", "unet")  # names of their settings and of their folders
@@ -642,6 +643,7 @@ def _check_config(config):
     check_int("n_downs", config.n_downs, 0)
     check_int("n_steps", config.n_steps, 2)
     check_number("drop", config.drop, 0, 1)
+    check_int("n_alike", config.n_alike, 1)
     check_number("max_weight", config.max_weight, 1)
     check_int("clip.batch_size", config.clip.batch_size, 2)
     for stage in STAGES:
@@ -700,9 +702,32 @@ class StageLoss(Watcher):
 class PairLoss(StageLoss):
     """Ask which caption belongs to which picture (stage 1)."""
 
+    def __init__(
+        self,
+        pairs: Pairs,  # what is trained on
+        n_alike: int = 1,  # pictures whose captions have the same words; 1: as they come
+    ):
+        super().__init__(pairs)
+        self.n_alike = n_alike
+        words = pairs.tokens[:, 0].sort(1).values  # (N, L), without their order
+        group = torch.unique(words, dim=0, return_inverse=True)[1]  # (N,)
+        sizes = torch.bincount(group)
+        self.members = group.argsort()  # pictures, one group after the other
+        self.first = (sizes.cumsum(0) - sizes)[group]  # (N,) where the group of a picture begins
+        self.size = sizes[group]  # (N,)
+
+    def alike(self, chosen, generator):
+        """Exchange pictures of a batch (B,) for others whose captions have the same words."""
+        leaders = chosen[:: self.n_alike].repeat_interleave(self.n_alike)[: len(chosen)]
+        shift = torch.rand(len(chosen), generator=generator, device=chosen.device)
+        others = self.members[self.first[leaders] + (shift * self.size[leaders]).long()]
+        stays = torch.arange(len(chosen), device=chosen.device) % self.n_alike == 0
+        return torch.where(stays | (self.size[leaders] == 1), chosen, others)
+
     def __call__(self, predict, schedule, numbers, *, t, eps, reduction="none"):
         """Return the contrastive loss of the batch for each of its pairs, (B,)."""
-        clip, chosen = self.trainer.network, numbers.long()
+        clip = self.trainer.network
+        chosen = self.alike(numbers.long(), self.trainer.noise)
         rows = self.pairs.captions(chosen, self.trainer.noise)  # (B, L)
         others = self.pairs.tokens[chosen]  # (B, K, L)
         fits = (rows[:, None, None] == others).all(-1).any(-1)  # captions x pictures
@@ -845,7 +870,7 @@ def train_text(
     prepare_run(out / STAGES[0], resume)
     write_json(out / TEXT_FILE, {"config": config.to_dict()})
     run = _Run(out, config, pairs, callback, progress)
-    clip = run.train("clip", networks["clip"], PairLoss(pairs))
+    clip = run.train("clip", networks["clip"], PairLoss(pairs, config.n_alike))
     autoencoder, x_0 = None, None
     if config.n_downs:
         loss = CompressionLoss(pairs, config.kl_weight)

@@ -67,6 +67,29 @@ def shapes():
 # Shapes
 
 
+def test_batches_hold_groups_of_captions_with_the_same_words():
+    """Groups of four share their words, in any order; a caption with words of its own stays; who leads is kept; draws differ."""
+    seen, _ = split_scenes()
+    shapes = draw_shapes(400, scenes=seen, generator=seeded(3))
+    captions = [*shapes.captions, "a lonely caption"]
+    tokenizer = fit_pieces(captions, min_count=1)
+    images = torch.cat([shapes.images, shapes.images[:1]])
+    loss, chosen = PairLoss(Pairs(images, tokenizer.encode(captions)[:, None]), 4), torch.randperm(401, generator=seeded(4))[:62]
+    chosen[5] = chosen[8] = 400  # the lonely one: as a follower, and as a leader
+    alike, words = loss.alike(chosen, seeded(5)), [tuple(sorted(text.split())) for text in captions]
+    assert alike[::4].equal(chosen[::4]) and alike.shape == chosen.shape and alike[8] == 400
+    assert alike[9:12].equal(chosen[9:12])  # a leader without a group: its followers stay
+    for i, leader in enumerate(chosen[::4].repeat_interleave(4)[:62].tolist()):
+        wanted = leader if words.count(words[leader]) > 1 else int(chosen[i])
+        assert words[alike[i]] == words[wanted]
+    first = next(i for i in range(400) if 2 < words.count(words[i]) < 6)
+    chosen[0] = first
+    group = {i for i, own in enumerate(words) if own == words[first]}
+    drawn = {int(i) for seed in range(200) for i in loss.alike(chosen[:4], seeded(seed))[1:]}
+    assert drawn == group  # all of them, its leader too
+    assert PairLoss(loss.pairs).alike(chosen, seeded(0)).equal(chosen)
+
+
 def test_pictures_show_what_their_captions_and_masks_say(shapes):
     assert shapes.captions == describe_scenes(shapes.scenes)
     assert len({*shapes.captions}) > 200 and shapes.images.abs().max() <= 1
