@@ -8,7 +8,7 @@ __all__ = ['PALETTE', 'KINDS', 'RELATIONS', 'LEAST_AREA', 'WORD_START', 'MAX_LEN
            'score_shapes', 'read_metadata', 'CaptionedFolder', 'merge_pair', 'learn_merges', 'cut_word',
            'PieceTokenizer', 'count_tokens', 'fit_pieces', 'TextConfig', 'Pairs', 'StageLoss', 'PairLoss',
            'CompressionLoss', 'CaptionLoss', 'TextDenoiser', 'StageCheckpoints', 'SampleSheets', 'train_text',
-           'word_maps', 'map_scores']
+           'word_maps', 'map_scores', 'exchange_words']
 
 # %% ../nbs/29_own_captions.ipynb #import-torch
 import copy
@@ -34,7 +34,7 @@ from .captions import BEGIN, MARKS, PADDING, UNKNOWN, check_prompts, split_words
 from .checks import check_batch, check_choice, check_floating, check_int, check_number
 from .checks import check_square_images
 from .clip import MAX_LOG_SCALE, TextEncoder, contrastive_loss, make_clip
-from .conditioning import TextUNet, attention_maps, encode_words
+from .conditioning import CrossAttention, TextUNet, attention_maps, encode_words
 from .data import scale_levels
 from .elbo import simple_loss
 from .files import CONFIG_FILE, read_json, replaced_file, write_json
@@ -1077,3 +1077,49 @@ def map_scores(
         difference = values[inside][:, None] - values[outside]
         scores.append(((difference > 0).double() + (difference == 0).double() / 2).mean())
     return torch.stack(scores)
+
+# %% ../nbs/29_own_captions.ipynb #exchange-words
+def exchange_words(
+    pipeline: TextToImage,  # the model
+    prompt: str,  # what is drawn
+    edited: str,  # the same with other words, as many tokens
+    seeds: list,  # of the noise, one for each picture
+    *,
+    share: float = 0.6,  # of the walk in which the maps are kept, in [0, 1]; 0: never
+    guidance: float = 3.0,  # as in `TextToImage.generate`
+    n_steps: int = 25,  # steps of the walk
+) -> tuple[Tensor, Tensor]:
+    """Draw pictures (N, C, H, W) of a prompt and of its edited form (Hertz et al. 2022, 3.2)."""
+    check_number("share", share, 0, 1)
+    if not seeds:
+        raise ValueError("seeds must hold at least one seed; got none")
+    n, n_kept = len(seeds), round(share * check_int("n_steps", n_steps))
+    prompts = check_prompts([prompt, edited], pipeline.tokenizer)
+    lengths = count_tokens(pipeline.tokenizer, prompts)
+    if lengths[0] != lengths[1]:
+        raise ValueError(f"prompt and edited must have as many tokens; got {lengths}")
+    layers = [m for m in pipeline.unet.modules() if isinstance(m, CrossAttention)]
+    done = []  # steps that were taken
+
+    def keep_maps(layer):
+        plain = layer.weights
+
+        def weights(x, context):
+            found = plain(x, context)  # the last 2 N rows: prompt, edited
+            if len(done) >= n_kept:
+                return found
+            return torch.cat([found[:-n], found[-2 * n : -n]])
+
+        layer.weights = weights
+
+    try:
+        for layer in layers:
+            keep_maps(layer)
+        options = {"guidance": guidance, "n_steps": n_steps}
+        options["generator"] = [seeded(seed) for seed in (*seeds, *seeds)]
+        texts = [prompt] * n + [edited] * n
+        pictures = pipeline.generate(texts, callback=lambda t, z, z_0: done.append(t), **options)
+    finally:
+        for layer in layers:
+            del layer.weights
+    return pictures[:n], pictures[n:]

@@ -1,5 +1,6 @@
 """Chapter 29: shapes and their measuring rule, folders with captions, pieces of words, training in three stages."""
 
+import copy
 import csv
 import json
 import math
@@ -17,7 +18,7 @@ from PIL import Image
 from conftest import refuses
 from ddpm_nb.captions import BEGIN, PADDING, UNKNOWN, Tokenizer, check_prompts
 from ddpm_nb.clip import contrastive_loss, make_clip
-from ddpm_nb.conditioning import TextUNet, attention_maps, encode_words
+from ddpm_nb.conditioning import CrossAttention, TextUNet, attention_maps, encode_words
 from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.latent import to_latents
@@ -42,6 +43,7 @@ from ddpm_nb.texts import (
     cut_word,
     describe_scenes,
     draw_shapes,
+    exchange_words,
     fit_pieces,
     learn_merges,
     map_scores,
@@ -528,6 +530,34 @@ def test_maps_are_those_of_the_words_on_the_walk(few, whole):
     refuses(lambda: word_maps(pipeline, ["a zebra"]), "unknown words: 'zebra'")
     refuses(lambda: word_maps(pipeline, prompts, n_steps=3), "n_steps must be at least 4")
     refuses(lambda: word_maps(pipeline, prompts, n_steps=7, side=16), "side must be that of a layer that attends")
+
+
+def test_words_are_exchanged_under_the_maps_of_the_prompt(few, whole):
+    """Maps of the edited rows are the prompt's for the share of the walk, its own afterwards; the words' values stay the edited ones; nothing is left behind."""
+    pipeline, n_steps, seeds = copy.deepcopy(whole[1]), 5, [3, 4]
+    torch.manual_seed(0)
+    for weight in (*pipeline.text_encoder.parameters(), *pipeline.unet.parameters()):  # a network that hears
+        weight.data += 0.5 * torch.randn_like(weight)
+    prompt = "a red square left of a blue circle"
+    edited, options = prompt.replace("red", "green"), {"guidance": 2.0, "n_steps": n_steps}
+    layers = [m for m in pipeline.unet.modules() if isinstance(m, CrossAttention)]
+    told = []
+    layers[0].out.register_forward_hook(lambda m, inputs, output: told.append(len(inputs[0])))
+    first, kept = exchange_words(pipeline, prompt, edited, seeds, share=0.2, **options)
+    assert told == [8] * n_steps  # without words, with words
+    base, own = (pipeline.generate([text] * 2, generator=[seeded(i) for i in seeds], **options) for text in (prompt, edited))
+    nothing, always = (exchange_words(pipeline, prompt, edited, seeds, share=s, **options)[1] for s in (0, 1))
+    gap = lambda one, other: float((one - other).abs().max())
+    far = lambda one, other: gap(one, other) > 1e-3
+    assert not far(first, base) and not far(nothing, own)
+    assert far(kept, own) and far(kept, always) and far(always, base)  # the words are others, and maps are let go
+    same = exchange_words(pipeline, prompt, prompt, seeds, share=1, **options)
+    assert not far(*same)
+    assert all("weights" not in vars(layer) for layer in layers)
+    refuses(lambda: exchange_words(pipeline, prompt, "a red square", seeds), "prompt and edited must have as many tokens; got [9, 4]")
+    refuses(lambda: exchange_words(pipeline, prompt, "a zebra", seeds), "unknown words: 'zebra'")
+    refuses(lambda: exchange_words(pipeline, prompt, edited, seeds, share=1.5), "share must be finite and in [0, 1]")
+    refuses(lambda: exchange_words(pipeline, prompt, edited, []), "seeds must hold at least one seed")
 
 
 # What is shipped
