@@ -790,7 +790,7 @@ class CaptionLoss(StageLoss):
 
 # %% ../nbs/29_own_captions.ipynb #textdenoiser
 class TextDenoiser(nn.Module):
-    """Hold a U-Net and the caption encoder that it hears, which learn together."""
+    """Hold a U-Net and the caption encoder that it hears, which stays as it is."""
 
     def __init__(
         self,
@@ -798,7 +798,7 @@ class TextDenoiser(nn.Module):
         text_encoder: TextEncoder,  # tokens -> words
     ):
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
+        self.unet, self.text_encoder = unet, text_encoder.requires_grad_(False)
         self.config = {"unet": unet.config, "text": text_encoder.config}
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from conftest import refuses
 from ddpm_nb.captions import BEGIN, PADDING, UNKNOWN, Tokenizer, check_prompts
@@ -355,6 +356,9 @@ def test_a_run_leaves_a_pipeline_logs_checkpoints_and_sheets(few, whole):
         assert (out / stage / "checkpoints" / f"step-{n:08d}.safetensors").exists()
     with Image.open(out / "samples" / "step-00000005.png") as sheet:
         assert sheet.size == (8 * 17 + 1, 8 * 17 + 1)
+    first = load_file(out / "clip" / "model.safetensors")
+    for name, weight in loaded.text_encoder.state_dict().items():  # stage 3 leaves the words alone
+        assert any(key.endswith(f"text_encoder.{name}") and value.equal(weight) for key, value in first.items())
     latents = to_latents(loaded.autoencoder, few[0])
     assert latents.mean((0, 2, 3)).abs().max() < 1e-4 and (latents.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-4
 
