@@ -798,12 +798,14 @@ class TextDenoiser(nn.Module):
         text_encoder: TextEncoder,  # tokens -> words
     ):
         super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder.requires_grad_(False)
+        self.unet, self.text_encoder = unet, text_encoder
         self.config = {"unet": unet.config, "text": text_encoder.config}
 
     def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """Return the noise in `x` (B, C, H, W) at steps `t` (B,), given captions (B, L)."""
-        return self.unet(x, t, self.text_encoder(tokens))
+        with torch.no_grad():
+            words = self.text_encoder(tokens)
+        return self.unet(x, t, words)
 
 # %% ../nbs/29_own_captions.ipynb #reduce
 def _reduce(images, side=32):
