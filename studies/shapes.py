@@ -37,10 +37,10 @@ RECIPE = TextConfig(
     unet_channels=32,
     channel_mults=(1, 2),
     attn_resolutions=(8,),
-    max_weight=50.0,
+    max_weight=20.0,
     clip=TrainConfig(1500, batch_size=64, lr=2e-3, warmup=100, ema_decay=0.98, checkpoint_every=300, precision="float32"),
     autoencoder=TrainConfig(1800, batch_size=32, lr=3e-3, ema_decay=0.99, checkpoint_every=300, precision="float32"),
-    unet=TrainConfig(8000, batch_size=32, lr=1.5e-3, warmup=200, ema_decay=0.999, checkpoint_every=1000, precision="float32"),
+    unet=TrainConfig(20000, batch_size=32, lr=1.5e-3, warmup=200, ema_decay=0.999, checkpoint_every=1000, precision="float32"),
 )
 GUIDANCES = (1.0, 2.0, 3.0, 5.0)
 NAMES = ("colours", "shapes", "relation")
