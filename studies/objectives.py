@@ -1,6 +1,6 @@
-"""Train the five variants of the papers on digits from four seeds, and measure them with one yardstick.
+"""Train the five variants of the papers on digits from three seeds, and measure them with one yardstick.
 
-Run `python studies/objectives.py` (about half an hour on one core); chapter 12 reads ddpm_nb/measured/objectives.json.
+Run `python studies/objectives.py` (about twenty minutes on one core); chapter 12 reads ddpm_nb/measured/objectives.json.
 A run that was stopped goes on with the variant and seed that is not finished.
 """
 
@@ -12,11 +12,18 @@ from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import classifier_features, load_classifier
 from ddpm_nb.files import read_json
 from ddpm_nb.gaussian import seeded_init
-from ddpm_nb.results import VARIANTS, Yardstick, measure_bound, measure_images, measure_samples, train_variant
+from ddpm_nb.results import (
+    VARIANTS,
+    Yardstick,
+    measure_bound,
+    measure_images,
+    measure_samples,
+    train_variant,
+)
 from ddpm_nb.training import TrainConfig
 from ddpm_nb.unet import UNet
 
-SEEDS, N_BOUND, N_SAMPLES, STEPS = 4, 32, 500, 25
+SEEDS, N_BOUND, N_SAMPLES, STEPS = 3, 32, 500, 25
 NETWORK = {"channel_mults": (1, 2), "n_res_blocks": 1, "attn_resolutions": (4,), "norm_groups": 4}
 CONFIG = TrainConfig(n_iterations=300, batch_size=64, lr=3e-3, warmup=25, ema_decay=0.98, precision="float32")
 PATH = MEASURED / "objectives.json"
