@@ -52,9 +52,8 @@ def _sharpen():
     """Ask a notebook, where this runs in one, for two pixels for each pixel of the page."""
     ipython = sys.modules.get("IPython")
     if ipython and ipython.get_ipython() and "inline" in plt.get_backend():
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-        set_matplotlib_formats("retina")
+        setting = "InlineBackend.figure_format = 'retina'"
+        ipython.get_ipython().run_line_magic("config", setting)
 
 # %% ../nbs/92_figures.ipynb #new-figure
 def new_figure(
