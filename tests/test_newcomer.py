@@ -97,6 +97,7 @@ def test_ctrl_c_while_libraries_are_loaded_leaves_a_line(name):
 def test_ctrl_c_at_work_leaves_a_line():
     code = (
         "import signal, sys\nimport ddpm_nb.sampling\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background begins with it ignored
         "ddpm_nb.sampling.walk = lambda *_, **__: signal.raise_signal(signal.SIGINT)\n"
         "sys.argv = ['ddpm-nb', 'sample', '--run', 'digits', '--out', 'x.png']\n"
         "from ddpm_nb.cli import main\nsys.exit(main())\n"
