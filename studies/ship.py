@@ -23,11 +23,13 @@ from ddpm_nb.evaluation import (
     frechet_distance,
     train_classifier,
 )
+from ddpm_nb.fast import optimize_for_sampling
 from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import describe_model, load_pretrained, save_pretrained
 from ddpm_nb.runs import LOG_FILE, read_log, read_settings
 from ddpm_nb.sampling import sample_ddim
+from ddpm_nb.training import pick_precision
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "ddpm_nb" / "weights"
 
@@ -62,7 +64,8 @@ def training_facts(run, hardware, n_images):
 
 
 def draw(model, schedule, shape, n, eta):
-    """Draw n samples with 50 network calls."""
+    """Draw n samples with 50 network calls, in bfloat16 where the processor computes in it."""
+    model = optimize_for_sampling(model, pick_precision("auto", torch.device("cpu")))
     g, sizes = seeded(0), [min(64, n - i) for i in range(0, n, 64)]
     parts = [sample_ddim(model, schedule, (size, *shape), n_steps=50, eta=eta, generator=g) for size in sizes]
     return torch.cat(parts)
@@ -81,7 +84,9 @@ def measured_facts(model, schedule, name, root, n_images, n_samples, eta, before
     reference = train.images()[torch.randperm(len(train), generator=seeded(0))[:5000]]
     reference = classifier_features(classifier, reference)
     facts |= {"classifier's test accuracy": round(right.float().mean().item(), 4), "samples judged": n_samples}
-    facts |= {"sampler": f"DDIM with eta = {eta:g}, 50 network calls", "distances": f"from {len(reference)} training images"}
+    arithmetic = str(pick_precision("auto", torch.device("cpu"))).removeprefix("torch.")
+    facts |= {"sampler": f"DDIM with eta = {eta:g}, 50 network calls, {arithmetic}"}
+    facts |= {"distances": f"from {len(reference)} training images"}
     sets = {"samples": draw(model, schedule, held_out.shape[1:], n_samples, eta), "test images": held_out[:n_samples]}
     if before is not None:
         sets["samples of the model before"] = draw(*before, held_out.shape[1:], n_samples, eta)
@@ -107,6 +112,7 @@ def main():
     parser.add_argument("--root", default="data", help="folder with the data files")
     parser.add_argument("--images", type=int, default=256, help="held-out images for bits/dim (T network calls each)")
     parser.add_argument("--samples", type=int, default=2000, help="samples that the classifier judges")
+    parser.add_argument("--before", help="folder of the model it takes the place of, instead of the one that ships under the name")
     parser.add_argument("--eta", type=float, default=1.0, help="noise of the sampler that is judged, 0 to 1")
     args = parser.parse_args()
     model, schedule = load_pretrained(args.run)
@@ -115,7 +121,8 @@ def main():
     facts = training_facts(args.run, args.hardware, n_images)
     if facts["iterations"] != config.n_iterations:
         parser.error(f"{args.run} is not finished: iteration {facts['iterations']} of {config.n_iterations}")
-    before = load_pretrained(args.name) if (WEIGHTS / args.name).is_dir() else None
+    shipped = args.name if (WEIGHTS / args.name).is_dir() else None
+    before = load_pretrained(args.before or shipped) if args.before or shipped else None
     facts |= measured_facts(model, schedule, data["dataset"], args.root, args.images, args.samples, args.eta, before)
     options = {"n_levels": facts["grey levels"], "card": facts, "overwrite": True, "half": True}
     save_pretrained(WEIGHTS / args.name, model, schedule, **options)
