@@ -767,7 +767,7 @@ def _train(options, data, held_out, chosen=None):
     if processes.is_main:
         sheet = Path(options["out"], "samples.png")
         _draw_sheet(result.ema, schedule.to(processes.device), config.objective, 20, sheet)
-        print(f"a sheet of 16 samples is in {sheet}{_classes_told(config, data)}")
+        print(f"a sheet of 16 samples is in {sheet}{_classes_drawn(config, data)}")
         print(_expected(options))
     words = _next_words(options["out"], data.classes[-1] if config.conditional == "class" else None)
     _say(f"saved in {options['out']}; next: {words}", processes)
@@ -796,7 +796,7 @@ def _finished(out, config):
     return f"the run in {out} is finished: {n} of {n} iterations; to train longer: {words}"
 
 
-def _classes_told(config, data):
+def _classes_drawn(config, data):
     """Say which classes a sheet shows; nothing for a run that is told none."""
     if config.conditional == "none":
         return ""
