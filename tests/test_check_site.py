@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from check_site import SEARCHED, check
+from check_site import SEARCHED, Page, check, first_picture_fault
 
 PAGE = """<!DOCTYPE html><html><head>
 <link rel="stylesheet" href="_static/style.css"><script src="_static/mathjax/tex.js"></script></head>
@@ -169,3 +169,19 @@ def test_head_and_weight_of_a_page_of_a_whole_site(site):
         "bytes; 300,000 are allowed" in f
         for f in write(f"{good}<link rel='stylesheet' href='../_static/style.css'>")
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "is_fault"),
+    [
+        ("<h2>One</h2><p>x</p><img alt='a curve' src='a.png'>", True),
+        ("<img alt='a curve' src='a.png'><h2>One</h2>", False),
+        ("<h2>One</h2><p>No pictures.</p>", False),
+    ],
+)
+def test_a_chapter_shows_a_picture_before_its_first_section(tmp_path, words, is_fault):
+    (tmp_path / "09_training.html").write_text(f"<article>{words}</article>")
+    found = first_picture_fault(Page(tmp_path / "09_training.html"))
+    assert found == ["shows no picture before its first section"] * is_fault
+    (tmp_path / "notation.html").write_text(f"<article>{words}</article>")
+    assert first_picture_fault(Page(tmp_path / "notation.html")) == []

@@ -191,6 +191,15 @@ def figure_faults(page):
             yield f"has a figure without a caption: {tag.get('id', '')}"
 
 
+def first_picture_fault(page):
+    """Return, as a list, that a chapter has pictures and shows none before its first section."""
+    article = page.soup.select_one("article")
+    if article is None or not re.match(r"\d\d_", page.path.name):
+        return []
+    shown = [tag.name for tag in article.select("h2, img")]
+    return ["shows no picture before its first section"] * ("img" in shown and shown[0] == "h2")
+
+
 def access_faults(page):
     """List what a screen reader would call otherwise than the eye does, or not at all."""
     for tag in page.soup.select("button, summary, a[aria-label], [role=button]"):
@@ -289,6 +298,7 @@ def check(root):
     for path, page in pages.items():
         found = [
             *(head_faults(page) if whole and path.parent != root else ()),
+            *(first_picture_fault(page) if whole else ()),
             *weight_fault(page),
             *load_faults(page),
             *link_faults(page, pages),

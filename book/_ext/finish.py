@@ -54,7 +54,7 @@ PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>{head}
 <style>body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 34rem; margin: 15vh auto; padding: 0 1rem }}</style></head>
-<body><h1>{title}</h1><p>{text}</p></body></html>
+<body><main><h1>{title}</h1><p>{text}</p></main></body></html>
 """
 
 
