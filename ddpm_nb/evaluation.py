@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'CLASSIFIERS', 'BitsPerDim', 'bits_per_dim', 'DigitClassifier', 'classifier_features', 'train_classifier',
            'save_classifier', 'load_classifier', 'ClassifierReport', 'classifier_report', 'frechet_distance',
-           'kernel_distance', 'distance_with_error', 'gap_with_error', 'verdict', 'inception_fid', 'nearest_neighbors']
+           'kernel_distance', 'distance_with_error', 'gap_with_error', 'verdict', 'mean_with_error', 'inception_fid',
+           'nearest_neighbors']
 
 # %% ../nbs/11_evaluation.ipynb #import-math-from-dataclasses-imp
 import math
@@ -359,6 +360,16 @@ def verdict(
     """Say whether a gap that is expected to be positive is: agrees, DISAGREES or undecided."""
     check_number("error", error, 0)
     return "agrees" if gap > 2 * error else "DISAGREES" if gap < -2 * error else "undecided"
+
+# %% ../nbs/11_evaluation.ipynb #mean-with-error
+def mean_with_error(
+    values,  # (N,) a figure of each of several trainings or draws, N at least 2
+) -> tuple[float, float]:
+    """Compute the mean of a figure over several trainings, and its standard error."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"values must have shape (N,), N at least 2; got {tuple(values.shape)}")
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 # %% ../nbs/11_evaluation.ipynb #inception-fid
 def inception_fid(

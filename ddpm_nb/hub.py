@@ -30,7 +30,7 @@ class NoisePredictor(nn.Module):
         self,
         network: nn.Module,  # network(x_t, t) -> what `objective` names
         schedule: NoiseSchedule,  # the schedule it was trained with
-        objective: str,  # "eps", "x_0", "v" or "mu"
+        objective: str,  # "eps", "x_0", "v", "mu" or "velocity"
     ):
         super().__init__()
         self.objective = check_choice("objective", objective, OBJECTIVES)
@@ -201,7 +201,7 @@ def save_pretrained(
     model: nn.Module,  # a `UNet`, `ClassUNet`, `ResNetBaseline`, or what `load_pretrained` returned
     schedule: NoiseSchedule,  # the schedule it was trained with
     *,
-    objective: str = "eps",  # what the network predicts: "eps", "x_0", "v" or "mu"
+    objective: str = "eps",  # what the network predicts: "eps", "x_0", "v", "mu" or "velocity"
     variance: str = "fixed",  # "learned": the network also returns the v of chapter 13
     n_levels: int | None = None,  # grey levels of the data, if known
     card: dict | None = None,  # what a person wants to know, such as data, steps, metrics

@@ -158,12 +158,12 @@ class LossHistory:
             self.counts[step] += 1
 
 # %% ../nbs/13_improved.ipynb #loss-weights
-LOSS_WEIGHTS = ("simple", "x_0", "v", "truncated_snr", "min_snr", "vlb")
+LOSS_WEIGHTS = ("simple", "x_0", "v", "velocity", "truncated_snr", "min_snr", "vlb")
 
 
 def loss_weights(
     schedule: NoiseSchedule,  # the noise schedule
-    name: str,  # "simple", "x_0", "v", "truncated_snr", "min_snr" or "vlb"
+    name: str,  # "simple", "x_0", "v", "velocity", "truncated_snr", "min_snr" or "vlb"
     *,
     gamma: float = 5.0,  # min_snr: the SNR above which the weight of x_0 stands still, above 0
 ) -> Tensor:
@@ -177,6 +177,7 @@ def loss_weights(
         "simple": torch.ones_like(snr),
         "x_0": 1 / snr,
         "v": 1 / schedule.alpha_bars,
+        "velocity": (1 + snr.rsqrt()) ** 2,
         "truncated_snr": (1 / snr).clamp(min=1),
         "min_snr": (gamma / snr).clamp(max=1),
     }
@@ -191,7 +192,7 @@ def weighted_loss(
     t: Tensor,  # (B,) indices
     eps: Tensor,  # the shape of `x_0`
     weights: Tensor,  # (T,) weights of ||eps - eps_hat||^2, such as those of `loss_weights`
-    objective: str = "eps",  # what the model predicts: "eps", "x_0", "v" or "mu"
+    objective: str = "eps",  # what the model predicts: "eps", "x_0", "v", "mu" or "velocity"
     reduction: str = "mean",  # "mean": one number; "none": one for each image, (B,)
 ) -> Tensor:
     """Average the squared error of the noise with a weight for each step."""

@@ -170,9 +170,10 @@ def test_equal_seeds_give_equal_pictures_and_equal_runs(tmp_path, monkeypatch):
     assert json.loads(Path("a/config.json").read_text())["sha256"] == json.loads(Path("b/config.json").read_text())["sha256"]
 
 
-def test_a_network_that_predicts_something_else_is_sampled_and_measured_as_such(tmp_path, monkeypatch):
+@pytest.mark.parametrize("objective", ["v", "velocity"])
+def test_a_network_that_predicts_something_else_is_sampled_and_measured_as_such(objective, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    options = ["--objective", "v", "--precision", "float32", "--sample-every", "2", "--device", "cpu"]
+    options = ["--objective", objective, "--precision", "float32", "--sample-every", "2", "--device", "cpu"]
     assert main([*QUICK, *options, "--out", "run"]) == 0
     assert main(["sample", "--run", "run", "--n", "16", "--seed", "0", "--device", "cpu", "--out", "drawn.png"]) == 0
     assert main(["evaluate", "--run", "run", "--n", "4", "--device", "cpu", "--out", "figures.json"]) == 0
@@ -185,6 +186,13 @@ def test_a_network_that_predicts_something_else_is_sampled_and_measured_as_such(
     images = load_dataset("digits", split="test").images()[:4]
     bits = bits_per_dim(model, schedule, images, n_levels=17, generator=torch.Generator().manual_seed(0))
     assert json.loads(Path("figures.json").read_text())["bits_per_dim"] == bits.mean
+    capsys.readouterr()
+    assert main(["info", "--run", "run"]) == 0 and re.search(rf"objective +{objective}\n", capsys.readouterr().out)
+    assert main(["resume", "--out", "run", "--iterations", "4", "--device", "cpu"]) == 0
+    described, resumed = describe_model("./run"), load_pretrained("./run")[0]
+    assert (described["facts"]["objective"], described["card"]["iterations"]) == (objective, 4)
+    x, t = torch.ones(2, 1, 8, 8), torch.tensor([3, 15])
+    assert resumed.objective == objective and not torch.equal(resumed(x, t), model(x, t))
 
 
 def test_a_run_with_the_name_of_a_shipped_model_is_told_apart(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,8 @@ from ddpm_nb.elbo import (
     VARIANCES,
     decoder_log_likelihood,
     diffuse_mixture,
+    log_snr_schedule,
+    normal_log_prob,
     objective_target,
     output_to_eps,
     predict_noise,
@@ -119,7 +121,30 @@ def test_diffused_mixture_has_the_moments_of_noisy_samples():
     torch.testing.assert_close(torch.cov(x_t.T), noisy.covariance(), rtol=0, atol=0.02)
 
 
-# The four predictions
+def test_levels_of_the_even_schedule_are_even():
+    for n_steps, first, last in ((1, 8.0, -10.0), (7, 8.0, -10.0), (1000, 20.0, -20.0), (3, 2, -20)):
+        schedule = log_snr_schedule(n_steps, first, last)
+        assert (schedule.n_steps, schedule.betas.dtype) == (n_steps, torch.float64)
+        torch.testing.assert_close(schedule.log_snr, torch.linspace(first, last, n_steps, **F64), rtol=1e-10, atol=1e-9)
+    single = log_snr_schedule(7, dtype=torch.float32)
+    assert single.betas.dtype == torch.float32 and torch.equal(single.exact_betas, log_snr_schedule(7).betas)
+    with mpmath.workdps(50):  # the first fall is small, and keeps its digits
+        exact = 1 - 1 / (1 + mpmath.exp(-20))
+    assert abs(float(log_snr_schedule(5, 20, -1).betas[0]) / float(exact) - 1) < 1e-14
+    refuses(lambda: log_snr_schedule(0), "n_steps must be")
+    refuses(lambda: log_snr_schedule(5, -10, 8), "last must be finite and in [-inf, -10.0); got 8")
+    refuses(lambda: log_snr_schedule(5, last=8.0), "last must be")
+    refuses(lambda: log_snr_schedule(5, first=math.inf), "first must be")
+    refuses(lambda: log_snr_schedule(2, last=-100), "betas must be in (0, 1)")
+
+
+def test_density_is_that_of_pytorch():
+    x, mean, variance = torch.randn(5, 1, **F64), torch.randn(4, **F64), torch.rand(5, 4, **F64) + 0.01
+    theirs = torch.distributions.Normal(mean, variance.sqrt()).log_prob(x)
+    torch.testing.assert_close(normal_log_prob(x, mean, variance), theirs)
+
+
+# The five predictions
 
 
 @quick
@@ -146,6 +171,28 @@ def test_every_objective_determines_the_noise(n_steps, shape, objective, seed):
     assert seen[0][1] is t
 
 
+def test_velocity_of_the_chord_by_hand():
+    """At alpha_bar = 0.64 an image 1 and a noise 3 make 0.8 + 1.8; the velocity 2 gives the noise back."""
+    schedule = NoiseSchedule([0.36, 1e-3], **F64)
+    x_0, eps = torch.full((1, 1), 1.0, **F64), torch.full((1, 1), 3.0, **F64)
+    x_t = q_sample(schedule, x_0, 0, eps)
+    assert abs(float(x_t) - 2.6) < 1e-12
+    assert objective_target(schedule, "velocity", x_0, x_t, 0, eps).item() == 2
+    assert abs(float(output_to_eps(schedule, "velocity", x_t, 0, torch.full((1, 1), 2.0, **F64))) - (2.6 + 0.8 * 2) / 1.4) < 1e-12
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_error_of_the_output_weighs_as_the_table_says(objective):
+    """Derivative of eps_hat by the output, step by step, against the last column of the table in chapter 3."""
+    schedule, t = linear(50), torch.arange(50)
+    signal, noise = schedule.sqrt_alpha_bars, schedule.sqrt_one_minus_alpha_bars
+    weights = {"eps": torch.ones(50, **F64), "x_0": -signal / noise, "v": signal, "velocity": signal / (signal + noise)}
+    weights["mu"] = -(schedule.alphas.sqrt()) * noise / schedule.betas
+    x_t, output = torch.randn(2, 50, 1, generator=seeded(0), **F64)
+    at = lambda output: output_to_eps(schedule, objective, x_t, t, output)
+    torch.testing.assert_close((at(output + 1) - at(output))[:, 0], weights[objective], rtol=1e-8, atol=1e-10)
+
+
 def test_velocity_agrees_with_diffusers():
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_schedule="linear")
@@ -161,7 +208,7 @@ def test_velocity_agrees_with_diffusers():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_bound_weighting_does_not_depend_on_what_the_network_predicts(objective):
-    """Give the same knowledge in each of the four forms: the weighted loss is the same, the simple loss is not."""
+    """Give the same knowledge in each of the five forms: the weighted loss is the same, the simple loss is not."""
     schedule, generator = linear(20), seeded(0)
     x_0, eps, eps_hat = torch.randn(3, 50, 3, generator=generator, **F64)
     t = torch.randint(20, (50,), generator=generator)
@@ -217,7 +264,7 @@ IMAGES = torch.zeros(2, 1, 3, 3)
 def test_loss_refuses_bad_arguments_before_any_work():
     schedule = linear(5, torch.float32)
     for words, change in {
-        "objective must be one of 'eps', 'x_0', 'v', 'mu'": {"objective": "noise"},
+        "objective must be one of 'eps', 'x_0', 'v', 'mu', 'velocity'": {"objective": "noise"},
         "weighting must be one of 'simple', 'vlb'": {"weighting": "snr"},
         "reduction must be one of 'mean', 'none'": {"reduction": "sum"},
         "variance must be one of": {"weighting": "vlb", "variance": "learned"},

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import statistics
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ddpm_nb.evaluation import (
     inception_fid,
     kernel_distance,
     load_classifier,
+    mean_with_error,
     nearest_neighbors,
     save_classifier,
     train_classifier,
@@ -343,6 +345,16 @@ def test_bad_arguments(call, error, message):
 )
 def test_a_verdict_needs_two_errors(gap, error, said):
     assert verdict(gap, error) == said
+
+
+def test_a_mean_over_trainings_has_the_standard_error_of_the_textbook():
+    figures = [3.0, 8.5, 1.25, 1e6]
+    for values in (figures, torch.tensor(figures), tuple(figures)):
+        mean, error = mean_with_error(values)
+        assert isinstance(mean, float) and isinstance(error, float)
+        assert math.isclose(mean, statistics.mean(figures)) and math.isclose(error, statistics.stdev(figures) / 2)
+    for wrong in ([1.0], [], [[1.0, 2.0]]):
+        refuses(lambda w=wrong: mean_with_error(w), "values must have shape (N,), N at least 2")
 
 
 def test_a_verdict_needs_an_error():

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from conftest import refuses
 from ddpm_nb.bound import optimal_denoiser
+from ddpm_nb.elbo import OBJECTIVES, objective_target, predict_noise, simple_loss
 from ddpm_nb.flows import (
     edm_denoiser,
     edm_preconditioning,
@@ -21,10 +22,10 @@ from ddpm_nb.flows import (
     straightness,
     velocity_from_eps,
 )
-from ddpm_nb.forward import NoiseSchedule, q_sample
+from ddpm_nb.forward import NoiseSchedule, predict_x_0, q_sample
 from ddpm_nb.gaussian import GaussianMixture, seeded
 from ddpm_nb.hub import load_pretrained
-from ddpm_nb.sampling import respaced_steps, sample_ddim
+from ddpm_nb.sampling import respaced_steps, sample_ddim, sample_ddpm
 from ddpm_nb.schedules import cosine_betas, linear_betas
 
 exact = {"dtype": torch.float64}
@@ -119,6 +120,53 @@ def test_velocity_is_the_conditional_mean_and_translates_back(schedule):
         assert_close(back(x, level), denoiser(x, torch.full((7,), level)), rtol=1e-6, atol=1e-8)
     levels = torch.tensor([0, 3, 50, 400, 700, 998, 999])
     assert_close(back(x, levels), denoiser(x, levels), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("schedule", [COSINE, LINEAR])
+def test_chapter_threes_velocity_is_this_one_after_the_change_of_time(schedule):
+    """A field read on the arc, by index, has the same loss for each pair and the same noise as on the chord."""
+    field = lambda x, t: x.sin() * 3 + t[:, None]
+    times, generator = flow_times(schedule), seeded(3)
+    on_arc = lambda x_t, i: field(x_t / (schedule.sqrt_alpha_bars + schedule.sqrt_one_minus_alpha_bars)[i, None], times[i])
+    x_0, eps = torch.randn(2, 200, 2, generator=generator, **exact)
+    level = torch.randint(1000, (200,), generator=generator)
+    pairs = {"eps": eps, "reduction": "none"}
+    by_index = simple_loss(on_arc, schedule, x_0, t=level, objective="velocity", **pairs)
+    assert_close(by_index, flow_matching_loss(field, x_0, t=times[level], **pairs))
+    as_noise, x_t = predict_noise(on_arc, schedule, "velocity"), q_sample(schedule, x_0, level, eps)
+    assert_close(as_noise(x_t, level), eps_from_velocity(field, schedule)(x_t, level))
+    t = times[level]
+    x = (1 - t[:, None]) * x_0 + t[:, None] * eps
+    assert_close(velocity_from_eps(as_noise, schedule)(x, t), field(x, t), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_best_predictor_of_any_kind_draws_the_same_and_has_the_same_bound(objective):
+    """E[target | x_t] of a mixture in each currency: same noise, same samples, same bound; the loss by its own weight."""
+    data, schedule = mixture(), NoiseSchedule(cosine_betas(50), **exact)
+    best = optimal_denoiser(data, schedule)
+
+    def answer(x_t, t):  # linear in (x_0, eps), so the conditional mean of the target is the target of the means
+        eps_hat = best(x_t, t)
+        return objective_target(schedule, objective, predict_x_0(schedule, x_t, t, eps_hat), x_t, t, eps_hat)
+
+    wrapped = predict_noise(answer, schedule, objective)
+    x_0, options = data.sample(500, generator=seeded(0)), {"clip_x_0": False}
+    for sampler in (sample_ddpm, sample_ddim):
+        drawn = [sampler(model, schedule, (50, 2), generator=seeded(1), **options) for model in (best, wrapped)]
+        assert_close(*drawn, rtol=1e-6, atol=1e-6)
+    bounds = [
+        simple_loss(model, schedule, x_0, objective=name, weighting="vlb", generator=seeded(2))
+        for model, name in ((best, "eps"), (answer, objective))
+    ]
+    assert_close(*bounds)
+    t, eps = torch.randint(50, (500,), generator=seeded(3)), torch.randn(500, 2, generator=seeded(4), **exact)
+    pairs = {"t": t, "eps": eps, "reduction": "none"}
+    root = schedule.snr[t].sqrt()
+    of_noise = {"eps": 1, "x_0": 1 / root, "v": 1 / schedule.sqrt_alpha_bars[t], "velocity": 1 + 1 / root}
+    of_noise["mu"] = schedule.betas[t] / (schedule.alphas * schedule.one_minus_alpha_bars)[t].sqrt()
+    expected = simple_loss(best, schedule, x_0, **pairs) * of_noise[objective] ** 2
+    assert_close(simple_loss(answer, schedule, x_0, objective=objective, **pairs), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_networks_are_asked_at_the_nearest_level_and_at_no_other():

@@ -162,7 +162,7 @@ def test_what_was_loaded_can_be_saved_again_and_keeps_its_objective(network, sch
 
 @pytest.mark.parametrize("objective", ["x", None, 3, ["eps"], "EPS"])
 def test_an_unknown_objective_is_refused_on_both_ways(objective, network, schedule, saved, tmp_path):
-    words = ("objective must be one of 'eps', 'x_0', 'v', 'mu'",)
+    words = ("objective must be one of 'eps', 'x_0', 'v', 'mu', 'velocity'",)
     refuses(lambda: save_pretrained(tmp_path / "m", network, schedule, objective=objective), *words)
     seal(saved, read(saved) | {"facts": {"objective": objective}})
     for call in (lambda: load_pretrained(saved), lambda: describe_model(saved)):
@@ -182,7 +182,7 @@ def first_edition(path, network, schedule, card):
     seal(path, json.loads(json.dumps(config)), save(tensors))
 
 
-@pytest.mark.parametrize("objective", [None, "eps", "v", "x_0", "mu"])
+@pytest.mark.parametrize("objective", [None, *OBJECTIVES])
 def test_old_folders_load_with_the_objective_of_their_card(objective, network, schedule, tmp_path):
     card = {"name": "old", "steps": 3} | ({} if objective is None else {"objective": objective})
     first_edition(tmp_path / "old", network, schedule, card)

@@ -11,7 +11,7 @@ from training_helpers import tiny_unet
 
 from conftest import refuses
 from ddpm_nb.bound import optimal_denoiser, vlb_terms
-from ddpm_nb.elbo import predict_noise, reverse_mean_variance, simple_loss
+from ddpm_nb.elbo import OBJECTIVES, predict_noise, reverse_mean_variance, simple_loss
 from ddpm_nb.forward import q_posterior, q_sample
 from ddpm_nb.gaussian import GaussianMixture, seeded
 from ddpm_nb.hub import describe_model, load_pretrained, save_pretrained
@@ -161,6 +161,7 @@ def test_weights_in_every_currency(name):
     schedule = make_schedule("cosine", 30, **EXACT)
     weights, snr = loss_weights(schedule, name), schedule.snr
     of_image = {"simple": snr, "x_0": snr / snr, "v": 1 + snr, "truncated_snr": snr.clamp(min=1), "min_snr": snr.clamp(max=5)}
+    of_image["velocity"] = (1 + snr.sqrt()) ** 2
     if name == "vlb":
         options = {"t": torch.arange(6), "eps": noise(1), "weighting": "vlb"}
         model = predict_noise(network, schedule, "eps")
@@ -168,6 +169,15 @@ def test_weights_in_every_currency(name):
         torch.testing.assert_close(plain, simple_loss(model, schedule, noise(0), **options))
     else:
         torch.testing.assert_close(weights * snr, of_image[name], rtol=1e-6, atol=1e-9)
+    if name in OBJECTIVES:  # a loss in this currency is the plain one
+        options = {"t": torch.arange(6), "eps": noise(1), "objective": name}
+        weighted = weighted_loss(network_of_half, schedule, noise(0), weights=weights, **options)
+        torch.testing.assert_close(weighted, simple_loss(network_of_half, schedule, noise(0), **options))
+
+
+def network_of_half(x_t, t):
+    """Answer something."""
+    return x_t / 2
 
 
 def test_the_end_of_the_chain_is_pure_noise():
@@ -201,7 +211,8 @@ def test_refusals():
     refuses(lambda: sample_ddpm(one, schedule, SHAPE, variance="learned"), "needs a model that returns (6, 2, 4, 4)")
     refuses(lambda: hybrid_loss(one, schedule, x, n_levels=None), "needs a model that returns")
     refuses(lambda: hybrid_loss(network, schedule, x, share=-1.0), "share must be")
-    refuses(lambda: TrainConfig(variance="learned", objective="v"), "needs objective='eps'")
+    for objective in OBJECTIVES[1:]:
+        refuses(lambda o=objective: TrainConfig(variance="learned", objective=o), "needs objective='eps'")
     refuses(lambda: TrainConfig(variance="wide"), "variance must be one of")
     refuses(lambda: loss_weights(schedule, "p2"), "name must be one of")
     refuses(lambda: loss_weights(schedule, "min_snr", gamma=0.0), "gamma must be")

@@ -162,7 +162,7 @@ def test_an_infinite_limit_leaves_the_gradient_alone(monkeypatch):
     assert seen == []
 
 
-@pytest.mark.parametrize(("objective", "weighting"), [("x_0", "simple"), ("v", "simple"), ("eps", "vlb")])
+@pytest.mark.parametrize(("objective", "weighting"), [("x_0", "simple"), ("v", "simple"), ("eps", "vlb"), ("velocity", "simple"), ("velocity", "vlb")])
 def test_objective_and_weighting_reach_the_loss(objective, weighting):
     config, x = replace(QUICK, objective=objective, weighting=weighting), make_data("tensor")[:8]
     model = tiny_unet(dropout=0.0)
