@@ -427,8 +427,9 @@ class Pretrained:
         path,  # folder to create, or to fill
         *,
         overwrite: bool = False,  # replace a model that is already there
+        half: bool = False,  # keep weights as float16 on disk; they come back as float32
     ):
         """Write all parts as one folder of safetensors, JSON and a readable card."""
         networks, tensors, facts = self.to_parts()
-        options = {"card": self.card, "overwrite": overwrite}
+        options = {"card": self.card, "overwrite": overwrite, "half": half}
         save_parts(path, networks, tensors=tensors, facts=facts, **options)

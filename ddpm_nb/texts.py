@@ -853,6 +853,7 @@ def train_text(
     *,
     resume: bool = False,  # go on with the run in `out`, if it holds one
     prompts: list | None = None,  # sentences for the sample sheets; a few captions without
+    tokenizer=None,  # a tokenizer that knows all words of the captions; without, pieces are learnt
     card: dict | None = None,  # facts for the card of the pipeline
     device="cpu",  # where to train
     callback=None,  # called as callback(name of the stage, `Trainer`) after every iteration
@@ -862,7 +863,7 @@ def train_text(
     out = Path(out)
     config = _settings(config, out, resume)
     levels, captions = _take(data)
-    tokenizer, tokens = _tokenize(captions, config)
+    tokenizer, tokens = _tokenize(captions, config, tokenizer)
     pairs = Pairs(levels.to(device), tokens.to(device))
     networks = _build(config, pairs, tokenizer)
     if prompts is None:
@@ -975,10 +976,35 @@ def _take(data):
     return images.float(), captions
 
 # %% ../nbs/29_own_captions.ipynb #tokenize
-def _tokenize(captions, config):
-    """Build the tokenizer; return it with the tokens (N, K, L) of all captions."""
+def _tokenize(captions, config, tokenizer=None):
+    """Build the tokenizer, if none is given; return it with the tokens (N, K, L) of all captions."""
     texts = [text for each in captions for text in each]
-    tokenizer = fit_pieces(texts, config.length, n_merges=config.n_merges)
+    if tokenizer is None:
+        tokenizer = fit_pieces(texts, config.length, n_merges=config.n_merges)
+        rows = _rows_of_pieces(tokenizer, texts, config)
+    else:
+        rows = _rows_of_words(tokenizer, texts)
+    n_captions, first, table = max(map(len, captions)), 0, []
+    for each in captions:
+        own = rows[first : first + len(each)]
+        table.append(own[torch.arange(n_captions) % len(each)])  # fewer captions are repeated
+        first += len(each)
+    return tokenizer, torch.stack(table)
+
+
+def _rows_of_words(tokenizer, texts):
+    """Return the tokens (N, L) of texts, or refuse words that the tokenizer lacks."""
+    different = list(dict.fromkeys(texts))
+    missing = [word for text in different for word in tokenizer.unknown_words(text)]
+    if missing:
+        found = ", ".join(sorted(set(missing))[:5])
+        raise ValueError(f"tokenizer must know every word of the captions; it lacks {found}")
+    number = {text: i for i, text in enumerate(different)}
+    return tokenizer.encode(different)[[number[text] for text in texts]]
+
+
+def _rows_of_pieces(tokenizer, texts, config):
+    """Return the tokens (N, L) of texts; refuse or cut what is too long."""
     counts = count_tokens(tokenizer, texts)
     long = [text for text, n in zip(texts, counts, strict=True) if n > tokenizer.length]
     if long:
@@ -987,14 +1013,8 @@ def _tokenize(captions, config):
         if config.too_long == "refuse":
             raise ValueError(f"{told}; raise config.length, or let them be cut: too_long='cut'")
         warnings.warn(f"{told}; what is longer is cut off", stacklevel=3)
-    n, n_captions = tokenizer.length, max(map(len, captions))
-    rows = [(row + [PADDING] * n)[:n] for row in _token_rows(tokenizer, texts)]
-    rows, first, table = torch.tensor(rows), 0, []
-    for each in captions:
-        own = rows[first : first + len(each)]
-        table.append(own[torch.arange(n_captions) % len(each)])  # fewer captions are repeated
-        first += len(each)
-    return tokenizer, torch.stack(table)
+    n = tokenizer.length
+    return torch.tensor([(row + [PADDING] * n)[:n] for row in _token_rows(tokenizer, texts)])
 
 # %% ../nbs/29_own_captions.ipynb #build
 def _build(config, pairs, tokenizer):
@@ -1008,13 +1028,27 @@ def _build(config, pairs, tokenizer):
     if config.n_downs:
         with seeded_init(config.autoencoder.seed):
             shape = (side, channels, config.latent_channels, config.autoencoder_channels)
-            networks["autoencoder"] = Autoencoder(*shape, n_downs=config.n_downs)
+            options = {"n_downs": config.n_downs, "padding": _padding(side, config)}
+            networks["autoencoder"] = Autoencoder(*shape, **options)
         channels, side = networks["autoencoder"].latent_shape[:2]
     options = {"base_channels": config.unet_channels, "channel_mults": config.channel_mults}
     options |= {"attn_resolutions": config.attn_resolutions, "context_dim": config.dim}
     with seeded_init(config.unet.seed):
         networks["unet"] = TextUNet(side, channels, **options)
     return {name: network.to(pairs.levels.device) for name, network in networks.items()}
+
+
+def _padding(side, config):
+    """Return how many pixels a side needs at both ends to be halved by both networks."""
+    multiple = 2 ** (config.n_downs + len(config.channel_mults) - 1)
+    missing = -side % multiple
+    if missing % 2:
+        raise ValueError(f"pictures must have an even number of pixels a side; got {side}")
+    if missing >= side:
+        most = (side - 1).bit_length() + 1 - len(config.channel_mults)
+        allowed = f"at most {most} for pictures of {side} pixels"
+        raise ValueError(f"n_downs must be {allowed}; got {config.n_downs}")
+    return missing // 2
 
 
 def _schedule(config):

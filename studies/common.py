@@ -1,6 +1,8 @@
 """What several studies share: writing results, and saying what they were measured with."""
 
+import json
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,3 +40,21 @@ def save_grey(path, sheet, scale=1):
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as file:
         picture.save(file, format="png", optimize=True, bits=4)
+
+
+class Clock:
+    """Add up the CPU time of each stage of `train_text` in a file, over interruptions."""
+
+    def __init__(self, path):
+        self.path, self.last = path, time.process_time()
+        self.minutes = json.loads(path.read_text()) if path.exists() else {}
+
+    def __call__(self, stage, trainer):
+        """Note the time and the loss."""
+        now = time.process_time()
+        self.minutes[stage] = self.minutes.get(stage, 0.0) + (now - self.last) / 60
+        self.last = now
+        if trainer.n_steps % 50 == 0 or trainer.n_steps == trainer.config.n_iterations:
+            write_json(self.path, self.minutes)
+            loss = sum(trainer.history[-50:]) / max(1, len(trainer.history[-50:]))
+            print(f"{stage} {trainer.n_steps}: loss {loss:.4f}, {self.minutes[stage]:.1f} CPU minutes", flush=True)

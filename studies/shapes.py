@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from common import Clock
 
 from ddpm_nb.files import PACKAGE, write_json
 from ddpm_nb.gaussian import seeded
@@ -49,24 +50,6 @@ NAMES = ("colours", "shapes", "relation")
 def both_ways(scenes):
     """Return scenes in both wordings."""
     return torch.cat([scenes, turn_round(scenes)])
-
-
-class Clock:
-    """Add up the CPU time of each stage in a file, over interruptions."""
-
-    def __init__(self, path):
-        self.path, self.last = path, time.process_time()
-        self.minutes = json.loads(path.read_text()) if path.exists() else {}
-
-    def __call__(self, stage, trainer):
-        """Note the time and the loss."""
-        now = time.process_time()
-        self.minutes[stage] = self.minutes.get(stage, 0.0) + (now - self.last) / 60
-        self.last = now
-        if trainer.n_steps % 50 == 0:
-            write_json(self.path, self.minutes)
-            loss = sum(trainer.history[-50:]) / max(1, len(trainer.history[-50:]))
-            print(f"{stage} {trainer.n_steps}: loss {loss:.4f}, {self.minutes[stage]:.1f} CPU minutes", flush=True)
 
 
 def draw(pipeline, rows, guidance, seed):
@@ -140,7 +123,7 @@ def main():
         card[f"CPU minutes of training, {stage}"] = minutes
     card |= {"hardware": args.hardware, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
     pipeline.card = card
-    pipeline.save_pretrained(PIPELINES / "shapes", overwrite=True)
+    pipeline.save_pretrained(PIPELINES / "shapes", overwrite=True, half=True)
     write_json(PACKAGE / "measured" / "shapes.json", facts)
     print(json.dumps(facts, indent=1))
 

@@ -428,7 +428,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, wh
     refuses(call((images, [(), *captions[1:]])), "at least one word; 1 have none")
     refuses(call(config=replace(SMALL, length=5)), "24 of 24 captions have more than 5 tokens, such as", "too_long='cut'")
     refuses(call(config=replace(SMALL, unet=replace(SMALL.unet, batch_size=25))), "unet.batch_size must be at most the number of pictures, 24; got 25")
-    refuses(call(config=replace(SMALL, n_downs=5)), "divisible by 2 ** n_downs = 32")
+    refuses(call(config=replace(SMALL, n_downs=5)), "n_downs must be at most 3 for pictures of 16 pixels; got 5")
     refuses(call(prompts=["a zebra"]), "unknown words: 'zebra'")
     assert not out.exists()
     refuses(lambda: replace(SMALL, too_long="drop"), "too_long must be one of 'refuse', 'cut'")
@@ -442,6 +442,30 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, wh
     refuses(lambda: train_text(other, whole[0], resume=True, progress=False), "the data differs from the one", "sha256")
     other = (images, captions[::-1])
     refuses(lambda: train_text(other, whole[0], resume=True, progress=False), "the data differs from the one", "sha256")
+
+
+@pytest.mark.parametrize(("side", "latent"), [(28, 8), (24, 6), (30, 8)])
+def test_pictures_of_any_even_side_are_padded_and_come_back_at_their_size(side, latent, tmp_path):
+    config = replace(SMALL, clip=tiny(1), autoencoder=tiny(1), unet=tiny(1), channel_mults=(1, 2))
+    x = torch.rand(8, 1, side, side, generator=seeded(0)) * 2 - 1
+    pipeline = train_text((x, ["a dark one", "a light one"] * 4), tmp_path / "run", config, progress=False)
+    assert pipeline.autoencoder.latent_shape[1:] == (latent, latent)
+    assert pipeline.generate("a light one", n_steps=2).shape == (1, 1, side, side)
+
+
+def test_a_given_tokenizer_is_used_and_must_know_the_words(few, tmp_path):
+    images, captions = few
+    words = dict.fromkeys(word for text in captions for word in text.split())
+    tokenizer = Tokenizer(tuple(words), 12)
+    config = replace(SMALL, clip=tiny(1), autoencoder=tiny(1), unet=tiny(1))
+    pipeline = train_text((images, captions), tmp_path / "run", config, tokenizer=tokenizer, progress=False)
+    assert pipeline.tokenizer == tokenizer and TextToImage.from_pretrained(tmp_path / "run").tokenizer == tokenizer
+    known = Tokenizer(tuple(words)[1:], 12)
+    options = {"config": config, "tokenizer": known, "progress": False}
+    refuses(lambda: train_text(few, tmp_path / "new", **options), "tokenizer must know every word", tuple(words)[0])
+    odd = torch.zeros(8, 1, 27, 27)
+    refuses(lambda: train_text((odd, ["a dark one"] * 8), tmp_path / "new", config), "even number of pixels a side; got 27")
+    assert not (tmp_path / "new").exists()
 
 
 def test_long_captions_are_cut_if_asked_for_and_told(few, tmp_path):
