@@ -874,11 +874,11 @@ def train_text(
     write_json(out / TEXT_FILE, {"config": config.to_dict()})
     run = _Run(out, config, pairs, callback, progress)
     clip = run.train("clip", networks["clip"], PairLoss(pairs, config.n_alike))
-    autoencoder, x_0 = None, None
+    autoencoder = None
     if config.n_downs:
         loss = CompressionLoss(pairs, config.kl_weight)
         autoencoder = run.train("autoencoder", networks["autoencoder"], loss)
-        x_0 = _compress(autoencoder, pairs)
+    x_0 = _compress(autoencoder, pairs)
     denoiser = TextDenoiser(networks["unet"], copy.deepcopy(clip.text_encoder))
     facts = {"name": "text to image", "pictures": len(pairs)} | (card or {})
 
@@ -886,7 +886,6 @@ def train_text(
         return _put_together(config, tokenizer, network, autoencoder, facts, device)
 
     sheets = SampleSheets(out, make, prompts)
-    x_0 = x_0 if config.n_downs else pairs.images(slice(None))
     loss = CaptionLoss(pairs, x_0, config.drop, config.max_weight)
     network = run.train("unet", denoiser.requires_grad_(True), loss, sheets)
     pipeline = make(network)
@@ -977,7 +976,7 @@ def _take(data):
 
 # %% ../nbs/29_own_captions.ipynb #tokenize
 def _tokenize(captions, config, tokenizer=None):
-    """Build the tokenizer, if none is given; return it with the tokens (N, K, L) of all captions."""
+    """Return the given tokenizer, or a new one, and the tokens (N, K, L) of all captions."""
     texts = [text for each in captions for text in each]
     if tokenizer is None:
         tokenizer = fit_pieces(texts, config.length, n_merges=config.n_merges)
@@ -991,7 +990,7 @@ def _tokenize(captions, config, tokenizer=None):
         first += len(each)
     return tokenizer, torch.stack(table)
 
-
+# %% ../nbs/29_own_captions.ipynb #rows-of-words
 def _rows_of_words(tokenizer, texts):
     """Return the tokens (N, L) of texts, or refuse words that the tokenizer lacks."""
     different = list(dict.fromkeys(texts))
@@ -1037,7 +1036,7 @@ def _build(config, pairs, tokenizer):
         networks["unet"] = TextUNet(side, channels, **options)
     return {name: network.to(pairs.levels.device) for name, network in networks.items()}
 
-
+# %% ../nbs/29_own_captions.ipynb #padding
 def _padding(side, config):
     """Return how many pixels a side needs at both ends to be halved by both networks."""
     multiple = 2 ** (config.n_downs + len(config.channel_mults) - 1)
@@ -1057,7 +1056,9 @@ def _schedule(config):
 
 # %% ../nbs/29_own_captions.ipynb #compress
 def _compress(autoencoder, pairs):
-    """Fit the scale of the latents on some pictures; return the latents of all."""
+    """Return what the U-Net draws: the pictures, or their latents, scaled by those of some."""
+    if autoencoder is None:
+        return pairs.images(slice(None))
     fit_latent_scale(autoencoder, pairs.images(slice(5000)))
     parts = range(0, len(pairs), 500)
     return torch.cat([to_latents(autoencoder, pairs.images(slice(i, i + 500))) for i in parts])

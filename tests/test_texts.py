@@ -462,7 +462,7 @@ def test_a_given_tokenizer_is_used_and_must_know_the_words(few, tmp_path):
     assert pipeline.tokenizer == tokenizer and TextToImage.from_pretrained(tmp_path / "run").tokenizer == tokenizer
     known = Tokenizer(tuple(words)[1:], 12)
     options = {"config": config, "tokenizer": known, "progress": False}
-    refuses(lambda: train_text(few, tmp_path / "new", **options), "tokenizer must know every word", tuple(words)[0])
+    refuses(lambda: train_text(few, tmp_path / "new", **options), "tokenizer must know every word", next(iter(words)))
     odd = torch.zeros(8, 1, 27, 27)
     refuses(lambda: train_text((odd, ["a dark one"] * 8), tmp_path / "new", config), "even number of pixels a side; got 27")
     assert not (tmp_path / "new").exists()
