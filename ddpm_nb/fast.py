@@ -10,9 +10,10 @@ import copy
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # %% ../nbs/27_performance.ipynb #compiled
 def _compiled(network):
@@ -36,7 +37,7 @@ def optimize_for_sampling(
     dtype: torch.dtype = torch.float32,  # of weights and arithmetic, such as torch.bfloat16
     *,
     compile: bool = False,  # also compile; pays after thousands of calls, needs a C++ compiler
-):
+) -> Callable[..., Tensor]:
     """Return model(x_t, t) -> eps_hat, a copy of a network that computes faster."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")

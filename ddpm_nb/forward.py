@@ -101,7 +101,7 @@ class NoiseSchedule(nn.Module):
         for name, value in coefficients.items():
             self.register_buffer(name, value.to(dtype, copy=True), name == "betas")
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """Show the number of steps and the range of the variances."""
         first, last = self.exact_betas[[0, -1]]
         return f"n_steps={self.n_steps}, betas={first:.3g}..{last:.3g}"

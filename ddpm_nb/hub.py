@@ -207,7 +207,7 @@ def save_pretrained(
     card: dict | None = None,  # what a person wants to know, such as data, steps, metrics
     overwrite: bool = False,  # replace a model that is already there
     half: bool = False,  # keep weights as float16 on disk; they come back as float32
-):
+) -> None:
     """Write a network with its schedule, its objective and a readable card, all or nothing."""
     check_choice("variance", variance, ("fixed", "learned"))
     learned = isinstance(model, NoisePredictor) and learns_variance(model.network)

@@ -106,7 +106,7 @@ def __repr__(self: TextToImage) -> str:
 
 # %% ../nbs/22_stable_diffusion.ipynb #to-parts
 @patch
-def to_parts(self: TextToImage):
+def to_parts(self: TextToImage) -> tuple[dict, dict, dict]:
     """Return the networks, the betas, and the values that go to disk."""
     networks = {"text_encoder": self.text_encoder, "unet": self.unet}
     if self.autoencoder is not None:
@@ -116,7 +116,7 @@ def to_parts(self: TextToImage):
     return networks, {"schedule.betas": self.schedule.exact_betas}, facts
 
 
-def _from_parts(cls, networks, tensors, facts, card):
+def _from_parts(cls, networks, tensors, facts, card) -> TextToImage:
     """Build a pipeline of what a folder holds."""
     networks["tokenizer"] = Tokenizer.from_dict(facts["tokenizer"])
     networks["rule"] = None if facts["rule"] is None else CaptionRule.from_dict(facts["rule"])

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
@@ -89,7 +90,7 @@ def plot_curves(
     title: str = "",  # title of the panel
     log_y: bool = False,  # logarithmic vertical axis
     styles: dict | None = None,  # label -> keyword arguments for its line
-):
+) -> Axes:
     """Draw labelled curves over one axis and return the axes."""
     ax = new_figure()[1] if ax is None else ax
     for label, y in curves.items():
@@ -152,7 +153,7 @@ def show_images(
     ax=None,  # axes to draw on; a new figure without
     cell: float = 0.75,  # width of one image, inches
     title: str = "",  # title of the panel
-):
+) -> Axes:
     """Draw images as a grid and return the axes."""
     n_cols = min(n_cols, len(x))
     n_rows = -(-len(x) // n_cols)  # rounded up

@@ -148,7 +148,7 @@ class EMA:
     def update(
         self,
         model: nn.Module,  # the model that has taken a step
-    ):
+    ) -> None:
         """Move the average towards the model, far at first, to forget the initial weights."""
         self.n_updates += 1
         decay = min(self.decay, self.n_updates / (10 + self.n_updates))

@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 import tomllib
+import typing
 from pathlib import Path
 
 import address
 import pytest
 import rules
+import torch
 import yaml
 
 import ddpm_nb
@@ -321,6 +323,37 @@ def test_package_loads_nothing_before_it_is_used():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == "[]"
+
+
+# those that give closures and say it in words
+UNTOLD = {"edm_denoiser", "optimal_denoiser", "predict_noise", "velocity_from_eps"}
+
+
+def public_calls():
+    """Yield the functions that are offered at the top, and the methods of the classes, with their names."""
+    for name in rules.offered():
+        offered = getattr(ddpm_nb, name)
+        if not inspect.isclass(offered):
+            yield name, offered
+            continue
+        for key, member in vars(offered).items():
+            function = getattr(member, "__func__", member)  # of a classmethod
+            if inspect.isfunction(function) and not key.startswith("_"):
+                yield f"{name}.{key}", function
+
+
+def test_types_of_results_are_told():
+    """What an editor or a type checker learns from an annotation: it is there, and its names resolve."""
+    calls = dict(public_calls())
+    assert {"load_pretrained", "train", "sample_ddim", "TextToImage.generate"} <= set(calls)
+    hints = {name: typing.get_type_hints(function) for name, function in calls.items()}
+    untold = [name for name in hints if "return" not in hints[name] and name not in UNTOLD]
+    none([f"{name} says no type of what it returns" for name in untold])
+    assert hints["vlb_terms"]["return"] is ddpm_nb.VLBTerms
+    assert hints["load_pretrained"]["return"] == tuple[torch.nn.Module, ddpm_nb.NoiseSchedule]
+    assert hints["train"]["return"] is hints["fit"]["return"] is ddpm_nb.TrainResult
+    samplers = [name for name in hints if name.startswith("sample_")]
+    assert len(samplers) > 5 and {hints[name]["return"] for name in samplers} == {torch.Tensor}
 
 
 def test_types_ship():
