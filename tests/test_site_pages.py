@@ -151,6 +151,19 @@ def test_lines_of_code_know_their_indent():
     text = finish.hang(CODE)
     assert text.count('<span class="ln"') == 3 and 'style="--in:4ch"' in text
     assert re.sub("</?span[^>]*>", "", text) == re.sub("</?span[^>]*>", "", CODE)
+    assert finish.hang(text) == text  # a page that the next build leaves as it is
+
+
+def test_a_formula_stays_with_its_full_stop():
+    formula = '<span class="math notranslate nohighlight">\\(x_t\\)</span>'
+    text = f"<p>Draw {formula}, then ({formula}). Or {formula} again.</p>"
+    kept = finish.keep_together(text)
+    whole = (
+        f'<span class="together">{formula},</span>',
+        f'<span class="together">({formula}).</span>',
+    )
+    assert all(words in kept for words in whole) and f"Or {formula} again" in kept
+    assert finish.keep_together(kept) == kept
 
 
 @browser

@@ -5,6 +5,7 @@
 - What a page shows and what a screen reader says agree.
 - Figures get twins for dark pages (figures.py).
 - Each line of code is a block, so that one which is longer than its column goes on further in.
+- A line does not end between a formula and the full stop behind it.
 - The fonts of a page's first screen are asked for at once.
 - Each page has a description, a canonical address and a picture for previews; there is a page for addresses that do not exist.
 """
@@ -39,11 +40,15 @@ RENAMED = [  # what is seen is what is heard: a name that says something else go
         r'<div class="sidebar-primary-item">(\s*<a class="navbar-brand)',
         r'<div class="sidebar-primary-item" role="navigation" aria-label="Home">\1',
     ),
+    (r"(Solution to)(<a [^>]*>) ", r"\1 \2"),  # the blank is no part of the link
     (
         r"<th([^>]*)>(?:<p></p>)?\s*</th>",
         r"<td\1></td>",
     ),  # the empty corner of a table is no heading
 ]
+FORMULA = re.compile(
+    r'([(\[“]*)(<span class="math notranslate nohighlight">[^<]*</span>)([.,;:!?)\]”]*)'
+)
 INDENTED = re.compile(r'^( +<span class="[nk][a-z]?">[^<]*</span>)')  # no break after the indent
 UNUSED = "fontawesome.js|sphinx-thebe.js|design-tabs.js"
 SEARCH = "searchtools.js|language_data.js|searchindex.js"
@@ -102,7 +107,7 @@ def lighten(text, is_search):
 
 
 def hang(text):
-    """Make each line of code a block that knows how far it is indented."""
+    """Make each line of code a block that knows how far it is indented; a page from an earlier build stays."""
 
     def line_block(line):
         """Wrap one line, which keeps its end."""
@@ -117,8 +122,23 @@ def hang(text):
         return block[1] + "".join(map(line_block, lines)) + "</pre>"
 
     return re.sub(
-        r'(<div class="highlight"><pre><span></span>)(.*?)</pre>', code_block, text, flags=re.S
+        r'(<div class="highlight"><pre><span></span>)(?!<span class="ln")(.*?)</pre>',
+        code_block,
+        text,
+        flags=re.S,
     )
+
+
+def keep_together(text):
+    """Let no line break between a formula and the brackets and signs beside it; once for each page."""
+
+    def whole(found):
+        """Wrap a formula that has such neighbours."""
+        if not (found[1] or found[3]):
+            return found[0]
+        return f'<span class="together">{found[0]}</span>'
+
+    return text if '<span class="together">' in text else FORMULA.sub(whole, text)
 
 
 def used_icons(pages):
@@ -166,7 +186,7 @@ def on_build_finished(app, exception):
     texts = {path: path.read_text("utf-8") for path in paths}
     write_icons(out / "_static", used_icons(texts.values()))
     for path, text in texts.items():
-        text = hang(lighten(text, path.name == "search.html"))
+        text = keep_together(hang(lighten(text, path.name == "search.html")))
         path.write_text(add_twins(text, path.parent), "utf-8")
     for path in (*out.rglob("_static/**/*.map"), *out.rglob("_static/vendor/**/fa-*")):
         path.unlink()

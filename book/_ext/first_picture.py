@@ -32,8 +32,7 @@ def first_picture(figure, sentence, number):
         picture.attributes.pop(option, None)
     link = nodes.reference("", f"Fig. {number}", refid=figure["ids"][0], internal=True)
     words = nodes.paragraph("", "", nodes.Text(f"{sentence} ("), link, nodes.Text(")"))
-    frame = nodes.container("", picture)  # where its button may stand
-    return nodes.container("", frame, words, classes=["first-picture"])
+    return nodes.container("", picture, words, classes=["first-picture"])
 
 
 def add_picture(app, doctree, docname):

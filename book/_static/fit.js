@@ -1,6 +1,8 @@
-// What is wider than its column: a formula is set smaller, to 65 % at the least, and a table on a phone becomes a list. What is
-// wider still scrolls, and its edge fades. A figure that is shown much smaller than it was drawn opens at full size on a tap.
+// What is wider than its column: a formula is set smaller, to 65 % at the least, a table or an output in columns a little smaller, and a
+// table on a phone becomes a list. What is wider still scrolls, and its edge fades. A figure that is shown much smaller than it was
+// drawn opens at full size on a tap.
 const SMALLEST = 0.65;
+const SMALLEST_OUTPUT = 0.8;
 const PHONE = 576; // pixels
 
 const wider = box => box.scrollWidth > box.clientWidth + 1;
@@ -15,9 +17,20 @@ function fitFormula(box) {
 }
 
 function fitTable(table) {
-  table.classList.remove("stacked", "scrolls");
-  if (wider(table) && window.innerWidth <= PHONE) table.classList.add("stacked");
+  table.classList.remove("stacked", "small", "scrolls");
+  if (wider(table)) table.classList.add(window.innerWidth <= PHONE ? "stacked" : "small");
   table.classList.toggle("scrolls", wider(table));
+}
+
+// lines with gaps inside, one below the other, are a table
+const isInColumns = text => text.split("\n").filter(line => /\S {2,}\S/.test(line)).length > 1;
+
+function fitOutput(box) {
+  box.style.fontSize = "";
+  const { fontSize, paddingLeft } = getComputedStyle(box), margins = 2 * parseFloat(paddingLeft);
+  const ratio = (box.clientWidth - margins) / (box.scrollWidth - margins);
+  if (ratio < 1) box.style.fontSize = `${parseFloat(fontSize) * Math.max(SMALLEST_OUTPUT, 0.99 * ratio)}px`;
+  box.classList.toggle("scrolls", wider(box));
 }
 
 function nameColumns(table) {
@@ -72,10 +85,20 @@ function watchFigures() {
   boxes.forEach((_, box) => sizes.observe(box));
 }
 
+function watchOutputs() {
+  const sizes = new ResizeObserver(entries => entries.forEach(({ target }) => fitOutput(target.firstElementChild)));
+  for (const box of document.querySelectorAll("div.cell_output div.output pre")) {
+    if (!isInColumns(box.textContent)) continue;
+    box.classList.add("columns");
+    sizes.observe(box.parentElement);
+  }
+}
+
 // ---------------------------------------------------------------- all
 
 function watch() {
   watchFigures();
+  watchOutputs();
   const fit = box => (box.matches("table") ? fitTable(box) : fitFormula(box));
   const typeset = new MutationObserver(changes => {
     const boxes = new Set(changes.map(change => change.target.closest("div.math, table")));
