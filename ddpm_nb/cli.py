@@ -233,8 +233,9 @@ def _add_train_text(parser):
     add = parser.add_argument
     add("--root", required=True, help="folder of pictures with captions beside them")
     add("--out", required=True, help="folder for the run, and for the pipeline in the end")
-    add("--image-size", type=int, default=32, help="pixels a side (default: 32)")
-    add("--grey", action="store_true", help="read the pictures as grey")
+    text = "pixels a side (default: as the pictures have, at most 32)"
+    add("--image-size", type=int, help=text)
+    add("--grey", action="store_true", help="read the pictures as grey (default: if all are)")
     text = "what to do with pictures and captions that do not fit together (default: refuse)"
     add("--problems", default="refuse", choices=("refuse", "skip"), help=text)
     text = "JSON file with the settings of all stages, such as the text.json of a run"
@@ -929,28 +930,39 @@ def _told_always(run):
 # %% ../nbs/30_command_line.ipynb #run-train-text
 def _run_train_text(args):
     """Train a text-to-image pipeline in three stages, or go on with one."""
-    from ddpm_nb.texts import CaptionedFolder, train_text
+    from ddpm_nb.texts import STAGES, CaptionedFolder, train_text
 
-    options = {"grey": args.grey, "problems": args.problems}
-    data = CaptionedFolder(args.root, args.image_size, **options)
+    found = _look_at_pictures(args.root, 32)  # larger ones are made smaller
+    size, grey = args.image_size or found["image_size"], args.grey or found["grey"]
+    data = CaptionedFolder(args.root, size, grey=grey, problems=args.problems)
     goes_on = args.resume and Path(args.out).is_dir() and args.config is None
-    config = None if goes_on else _text_config(args.config)
+    config = None if goes_on else _text_config(args.config, len(data))
     if config and args.iterations is not None:
         unet = replace(config.unet, n_iterations=args.iterations)
         config = replace(config, unet=unet)
-    print(f"{len(data)} pictures with captions", flush=True)
+    kind = "grey" if grey else "in colour"
+    print(f"{len(data)} pictures with captions, read {kind} at {size} x {size} pixels", flush=True)
+    if config and args.config is None:
+        batches = ", ".join(str(getattr(config, stage).batch_size) for stage in STAGES)
+        told = f"batches of {batches}, {config.unet.n_iterations} iterations of the U-Net"
+        print(f"chosen: {told}; --iterations and --config FILE choose otherwise", flush=True)
     options = {"resume": args.resume, "prompts": args.prompt, "device": pick_device(args.device)}
     train_text(data, args.out, config, **options)
     print(f'done; draw with: ddpm-nb generate "a sentence" --model {args.out} --out picture.png')
 
-
-def _text_config(file):
-    """Read the settings of the stages from a file; the defaults without one."""
+# %% ../nbs/30_command_line.ipynb #text-config
+def _text_config(file, n):
+    """Read the settings of the stages from a file; without one, the defaults for n pictures."""
     from ddpm_nb.files import read_json
-    from ddpm_nb.texts import TextConfig
+    from ddpm_nb.texts import STAGES, TextConfig
 
     if file is None:
-        return TextConfig()
+        config = TextConfig()
+        for stage in STAGES:  # no batch can be larger than the set
+            settings = getattr(config, stage)
+            fitting = replace(settings, batch_size=min(n, settings.batch_size))
+            config = replace(config, **{stage: fitting})
+        return config
     values = read_json(Path(file))
     if not isinstance(values, dict) or set(values) != {"config"}:
         allowed = '{"config": {...}}, as the text.json of a run'

@@ -14,7 +14,7 @@ from functools import wraps
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as every_module
 from torch.utils.checkpoint import checkpoint
 
 from .checks import check_batch, check_choice, check_int, check_number
@@ -559,7 +559,9 @@ def is_plain(
         layer._backward_pre_hooks,
         layer._backward_hooks,
     )
-    if any(hooks) or _has_any_global_hook():
+    names = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
+    of_every_module = [getattr(every_module, f"_global_{name}") for name in names]
+    if any(hooks) or any(of_every_module):
         return False
     form = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
     same_size = ((kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), 1)
