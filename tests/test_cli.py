@@ -548,7 +548,7 @@ def test_captions_train_a_pipeline_that_generate_draws_with(tmp_path, monkeypatc
     Path("o.json").write_text(json.dumps({"config": TextConfig(**small).to_dict()}))
     words = ["train-text", "--root", "my pictures", "--out", "run", "--image-size", "16"]
     assert main([*words, "--config", "o.json", "--iterations", "3"]) == 0, capsys.readouterr().err
-    assert "16 pictures with captions" in capsys.readouterr().out
+    assert "16 pictures with captions, read in colour at 16 x 16" in capsys.readouterr().out
     assert json.loads(Path("run/text.json").read_text())["config"]["unet"]["n_iterations"] == 3
     assert main([*words, "--resume"]) == 0, capsys.readouterr().err  # finished: nothing is left to do
     draw = ["generate", shapes.captions[0], "--model", "./run", "--n", "1", "--steps", "2", "--out", "x.png"]
@@ -560,3 +560,20 @@ def test_captions_train_a_pipeline_that_generate_draws_with(tmp_path, monkeypatc
     Path("bad.json").write_text("{}")
     assert main([*words[:3], "--problems", "skip", "--out", "other", "--config", "bad.json"]) == 1
     assert "--config bad.json must hold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("side", "mode", "expected"), [(28, "L", (28, True)), (50, "RGB", (32, False)), (24, "P", (24, False))])
+def test_text_to_image_takes_size_greys_and_batches_from_the_pictures(side, mode, expected, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("ddpm_nb.texts.train_text", lambda data, out, config, **options: asked.append((data, config)))
+    for i in range(20):
+        Image.new("L", (side, side), 10 * i).convert(mode).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("a grey one")
+    assert main(["train-text", "--root", str(tmp_path), "--out", str(tmp_path / "run")]) == 0
+    data, config = asked[0]
+    assert (data[0][0].shape[-1], data[0][0].shape[0] == 1) == expected
+    assert [stage.batch_size for stage in (config.clip, config.autoencoder, config.unet)] == [20, 20, 20]
+    told = capsys.readouterr().out
+    assert f"at {expected[0]} x {expected[0]} pixels" in told and "batches of 20, 20, 20" in told
+    assert main(["train-text", "--root", str(tmp_path), "--out", str(tmp_path / "run"), "--image-size", "16"]) == 0
+    assert asked[1][0][0][0].shape[-1] == 16
