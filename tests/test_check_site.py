@@ -77,6 +77,10 @@ def test_good_site_has_no_faults(site):
         ("<p>and \\(x\\)</p>", "shows raw TeX"),
         ("<p>and $x_t$ again</p>", "shows raw TeX"),
         ("<img src='a.png'>", "without alternative text"),
+        (
+            "<img src='a.png' alt='x' style='width: 9px; height: 9px;'>",
+            "with a fixed height, distorted",
+        ),
         ("<img src='a.png' alt='_images/a.png'>", "without alternative text"),
         (
             "<figure id='fig'><img src='a.png' alt='x'></figure>",

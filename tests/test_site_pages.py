@@ -244,6 +244,9 @@ def test_figures_of_a_page_get_twin_size_and_loading(tmp_path):
     for image in images[:2]:
         assert 'alt="two"' in image and 'width="150" height="60"' in image and "lazy" in image
     assert (folder / "a-dark.png").is_file() and images[2] == '<img src="x.svg"/>'
+    stated = '<img alt="two" src="../_images/a.png" style="width: 75px; height: 30px;" />'
+    image = figures.add_twins(stated, tmp_path / "nbs")
+    assert 'width="75" height="30"' in image and "style" not in image
     assert figures.add_twins(text, tmp_path / "nbs") == text
 
 

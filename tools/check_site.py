@@ -185,6 +185,8 @@ def figure_faults(page):
         alt = tag.get("alt", "").strip()
         if not alt or re.search(r"\.(png|svg|jpe?g|gif)$", alt):
             yield f"shows {tag.get('src', '')[:60]} without alternative text"
+        if re.search(r"height: *\d+px", tag.get("style", "")):
+            yield f"shows {tag.get('src', '')[:60]} with a fixed height, distorted where it is narrow"
     for tag in page.soup.select("figure:not(.output figure)"):
         caption = tag.find("figcaption")
         if caption is None or not caption.get_text(strip=True):

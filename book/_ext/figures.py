@@ -19,6 +19,8 @@ SMALLEST = 21  # pixels: what is smaller is a mark, not a sheet
 SMALLEST_MAP = 31  # and not a heat map
 COLOURS = 12  # a fill has fewer, a picture more
 LETTERS = 0.92  # how light black becomes
+# what a notebook says of a picture with two pixels for each of the page; a page that is narrower must be free to shrink it
+STATED = re.compile(r' ?style="\s*width: (\d+)px;\s*height: (\d+)px;?\s*"')
 IMG = re.compile(r'<img ([^>]*?)src="([^"]*_images/[^"]+\.png)"([^>]*?)\s*/?>')
 
 
@@ -103,6 +105,9 @@ def add_twins(text, folder):
         if not path.is_file() or 'class="on-' in before + after:
             return found[0]
         name, width, height = write_twin(path)
+        if stated := STATED.search(before) or STATED.search(after):
+            width, height = stated.groups()
+            before, after = STATED.sub("", before), STATED.sub("", after)
         size = "" if "width" in before + after else f' width="{width}" height="{height}"'
         load = f'{size} loading="lazy" decoding="async"'
 

@@ -36,7 +36,10 @@ function fitOutput(box) {
 function nameColumns(table) {
   const names = [...table.querySelectorAll("thead :is(th, td)")].map(cell => cell.textContent.trim());
   for (const row of table.querySelectorAll("tbody tr"))
-    [...row.cells].forEach((cell, i) => i && names[i] && (cell.dataset.column = names[i]));
+    [...row.cells].forEach((cell, i) => {
+      cell.classList.toggle("empty", !cell.textContent.trim() && !cell.querySelector("img"));
+      if (i && names[i]) cell.dataset.column = names[i];
+    });
 }
 
 // ---------------------------------------------------------------- figures
