@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import pytest
@@ -506,3 +507,12 @@ def test_info_shows_parameters_data_and_settings(capsys):
 def test_one_picture_is_one(capsys):
     assert "wrote 1 image to x.png" in ok(*["sample", "--run", "digits", "--n", "1", "--steps", "1", "--out", "x.png"], capsys=capsys)
     assert "wrote 1 picture to x.png" in ok(*["generate", "--n", "1", "--steps", "1", "--out", "x.png"], capsys=capsys)
+
+
+def test_the_wheel_is_small_enough_to_download():
+    """A wheel is a zip file; what is in it is the package."""
+    package, size = Path(ddpm_nb.__file__).parent, 0
+    for path in package.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            size += len(zlib.compress(path.read_bytes(), 6))
+    assert 1e6 < size < 25e6
