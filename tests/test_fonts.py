@@ -7,6 +7,7 @@ from pathlib import Path
 
 import fonts
 import nbformat
+import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
 
@@ -72,3 +73,11 @@ def test_the_fonts_of_the_first_screen_are_preloaded():
     found = re.findall(r'<link rel="preload" href="\.\./_static/(\S+)"', context["metatags"])
     assert found == [f"fonts/{face}.woff2" for face in finish.PRELOADED]
     assert all((STATIC / name).is_file() for name in found)
+
+
+def test_excerpts_of_the_search_hold_no_formulas():
+    sphinx = pytest.importorskip("sphinx")
+    text = next(Path(sphinx.__file__).parent.rglob("searchtools.js")).read_text("utf-8")
+    assert '".math"' in finish.without_formulas(text) and '".math"' not in text
+    with pytest.raises(ValueError, match="not as it was"):
+        finish.without_formulas("Search = {}")

@@ -177,6 +177,16 @@ def write_icons(out, found):
     (out / "styles" / "pydata-sphinx-theme.css").write_text(css, "utf-8")
 
 
+EXCERPT = '[".headerlink", "script", "style"]'  # what Sphinx leaves out of the search's excerpts
+
+
+def without_formulas(text):
+    """Let the search leave formulas, which pages hold as TeX, out of its excerpts, too."""
+    if EXCERPT not in text:
+        raise ValueError("searchtools.js is not as it was: the search's excerpts would show TeX")
+    return text.replace(EXCERPT, '[".headerlink", "script", "style", ".math"]')
+
+
 def on_build_finished(app, exception):
     """Go over all pages once more."""
     if exception or app.builder.format != "html":
@@ -191,6 +201,8 @@ def on_build_finished(app, exception):
     for path in (*out.rglob("_static/**/*.map"), *out.rglob("_static/vendor/**/fa-*")):
         path.unlink()
     (out / "_static" / "scripts" / "fontawesome.js").unlink(missing_ok=True)
+    search = out / "_static" / "searchtools.js"
+    search.write_text(without_formulas(search.read_text("utf-8")), "utf-8")
     address = page_address(app.srcdir, "")
     title = app.config.html_title
     head = f'<link rel="canonical" href="{page_address(app.srcdir, home)}"><meta http-equiv="refresh" content="0; url={home}">'
