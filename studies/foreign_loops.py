@@ -1,6 +1,7 @@
 """Put our networks into other people's loops: samplers of k-diffusion, GaussianDiffusion of lucidrains, Lightning, the Trainer of transformers.
 
-Run `pip install k-diffusion denoising-diffusion-pytorch lightning "transformers[torch]"`, in an environment of its own, and then
+Run `pip install k-diffusion "setuptools<80" denoising-diffusion-pytorch lightning "transformers[torch]"`, in an environment of its own
+(k-diffusion imports what newer setuptools lack), and then
 `python studies/foreign_loops.py` (a few minutes). Each part asserts what it is about; one whose package is missing says so. None of them is
 needed for the book or its tests; loops whose packages are (torch, Accelerate, diffusers) are in tests/test_other_peoples_code.py.
 """
