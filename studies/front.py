@@ -13,10 +13,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from common import PICTURES, save_grey, write
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.nn.functional import interpolate
 
 from ddpm_nb.bound import optimal_denoiser
+from ddpm_nb.files import replaced_file
 from ddpm_nb.forward import predict_x_0, q_sample
 from ddpm_nb.gaussian import GaussianMixture, randn, seeded
 from ddpm_nb.hub import SHIPPED, load_pretrained
@@ -33,7 +34,7 @@ SENTENCES = (SENTENCE, "a thin small four", "an upright two")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "eight")
 N_FRAMES = 20  # of each half of the walk on the landing page
 STEPS = (400, 650, 900)  # of the rows that dissolve
-NAMES = ("chapter-*.png", "landing-*.png", "part-*.png", "samples.png", "sentences.png")
+NAMES = ("chapter-*.png", "landing-*.png", "part-*.png", "samples.png", "sentences.png", "apple-touch-icon.png")
 
 
 def fingerprint(path):
@@ -196,6 +197,23 @@ def save_reference():
     plt.close(ax.figure)
 
 
+def save_icon(side=180):
+    """Write the site's icon for a phone's first screen: the bell and the noise of favicon.svg, which stands on 32 x 32."""
+    unit = 4 * side / 32  # drawn four times as large, for smooth edges
+    icon = Image.new("RGB", (4 * side, 4 * side), "#0b4f71")
+    pen, dots = ImageDraw.Draw(icon), [(8, 9, 1.6), (24, 10, 1.6), (27, 16, 1.2), (5, 15, 1.2), (16, 26, 1.4)]
+    s = np.linspace(0, 1, 200)[:, None]
+    weights = np.hstack([(1 - s) ** 3, 3 * s * (1 - s) ** 2, 3 * s**2 * (1 - s), s**3])  # of a Bezier curve
+    left = np.array([[4, 24], [10, 24], [12, 8], [16, 8]])
+    right = np.array([[16, 8], [20, 8], [22, 24], [28, 24]])
+    for x, y in np.vstack([weights @ left, weights @ right]):
+        pen.ellipse([unit * (x - 1.5), unit * (y - 1.5), unit * (x + 1.5), unit * (y + 1.5)], fill="white")
+    for x, y, r in dots:
+        pen.ellipse([unit * (x - r), unit * (y - r), unit * (x + r), unit * (y + r)], fill="#ffb454")
+    with replaced_file(PICTURES / "apple-touch-icon.png") as file:
+        icon.resize((side, side), Image.Resampling.LANCZOS).save(file, format="png", optimize=True)
+
+
 def main():
     """Draw all pictures and note what they were drawn from."""
     model, schedule = load_pretrained("mnist")
@@ -211,6 +229,7 @@ def main():
     save_practice(schedule)
     save_reference()
     save_other_names()
+    save_icon()
     names = sorted(path.name for pattern in NAMES for path in PICTURES.glob(pattern))
     pictures = {name: fingerprint(PICTURES / name) for name in names}
     write(PICTURES / "front.json", {"models": model_fingerprints(), "pictures": pictures})

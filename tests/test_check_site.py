@@ -154,6 +154,7 @@ def test_head_and_weight_of_a_page_of_a_whole_site(site):
     good = (
         "<title>A</title><meta name='viewport'><link rel='canonical' href='https://example.org/a'>"
         "<meta property='og:image' content='https://example.org/a.png'>"
+        "<meta name='description' content='A page.'><link rel='apple-touch-icon' href='../icon.png'>"
     )
 
     def write(head):

@@ -61,6 +61,8 @@ HEAD = {  # what each page of a whole site has once
     "meta[name=viewport]": "a viewport",
     "link[rel=canonical]": "a canonical address",
     "meta[property='og:image']": "a picture for previews",
+    "meta[name='description']": "a description",
+    "link[rel='apple-touch-icon']": "an icon for a phone's first screen",
 }
 HEAVIEST = {"plain": 300_000, "math": 700_000}  # bytes
 NOT_PROSE = "script, style, pre, code, textarea, noscript, .math, .output"

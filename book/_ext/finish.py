@@ -84,6 +84,8 @@ def on_page(app, pagename, templatename, context, doctree):
         tags.append(f'<meta name="description" content="{html.escape(text)}">')
         tags.append(f'<meta property="og:description" content="{html.escape(text)}">')
     tags.append('<meta name="twitter:card" content="summary_large_image">')
+    href = context["pathto"]("_static/apple-touch-icon.png", 1)
+    tags.append(f'<link rel="apple-touch-icon" href="{href}">')
     for face in PRELOADED:
         href = context["pathto"](f"_static/fonts/{face}.woff2", 1)
         tags.append(f'<link rel="preload" href="{href}" as="font" type="font/woff2" crossorigin>')
