@@ -16,6 +16,7 @@ from .checks import call_model, check_device, check_floating, check_generator
 from .checks import check_int, check_model, check_number, check_timesteps
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
+from .sampling import _start
 from .training import show_progress
 
 # %% ../nbs/14_score.ipynb #score
@@ -73,29 +74,21 @@ def sample_sde(
     *,
     noise: float = 1.0,  # gamma, at least 0; 0: the flow, 1: the reverse SDE
     x_T: Tensor | None = None,  # the noise to start from; drawn without
-    generator: torch.Generator | None = None,  # source of all noise
+    generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
     progress: bool = False,  # show a progress bar
 ) -> Tensor:
     """Solve the reverse SDE by T steps of Euler and Maruyama (Song et al. 2021)."""
     check_model(model, schedule)
-    check_generator(generator)
     gamma = check_number("noise", noise, 0)
-    if not isinstance(shape, list | tuple) or not shape:
-        raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r}")
-    shape = tuple(check_int("shape", side) for side in shape)
-    like = {"device": schedule.betas.device, "dtype": schedule.betas.dtype}
-    if x_T is None:
-        x_T = randn(shape, generator=generator, **like)
-    x = check_floating("x_T", x_T).to(schedule.betas.device)
-    if x.shape != shape:
-        raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x.shape)}")
+    x = _start(schedule, shape, x_T, generator)
+    like = {"device": x.device, "dtype": x.dtype}
     for t in show_progress(range(schedule.n_steps)[::-1], "sampling", progress):
         beta = schedule.betas[t]
         with torch.no_grad():
             s = score(model, schedule, x, t)
         x = x + 0.5 * beta * x + 0.5 * (1 + gamma**2) * beta * s
         if t > 0 and gamma > 0:  # the last step reports its mean
-            x = x + gamma * beta.sqrt() * randn(shape, generator=generator, **like)
+            x = x + gamma * beta.sqrt() * randn(x.shape, generator=generator, **like)
     return x
 
 # %% ../nbs/14_score.ipynb #velocity-and-divergence
