@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import ddpm_nb.convert as convert
 from conftest import refuses
 from ddpm_nb.convert import options_from_scheduler, unet_from_diffusers, unet_to_diffusers
-from ddpm_nb.elbo import OBJECTIVES
 from ddpm_nb.forward import NoiseSchedule
 from ddpm_nb.hub import NoisePredictor, PeerUNet, load_pretrained, save_pretrained
 from ddpm_nb.sampling import ddpm_step, sample_ddpm
@@ -445,9 +444,8 @@ def test_what_a_network_predicts_survives_the_way_there_and_back(objective, thei
             torch.testing.assert_close(x_0, ours.clamp(-1, 1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - set(convert._PREDICTIONS)))
+@pytest.mark.parametrize("objective", ["mu", "velocity"])
 def test_what_has_no_word_in_diffusers_is_refused_by_name(objective, network, schedule):
-    assert objective in ("mu", "velocity")
     model = NoisePredictor(network, schedule, objective)
     words = f"objective={objective!r} cannot be expressed by a scheduler of diffusers"
     refuses(lambda: unet_to_diffusers(model, schedule), words)
