@@ -366,7 +366,7 @@ def mean_with_error(
     values,  # (N,) a figure of each of several trainings or draws, N at least 2
 ) -> tuple[float, float]:
     """Compute the mean of a figure over several trainings, and its standard error."""
-    values = torch.as_tensor(values, dtype=torch.float64)
+    values = torch.as_tensor(values, device="cpu", dtype=torch.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must have shape (N,), N at least 2; got {tuple(values.shape)}")
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))

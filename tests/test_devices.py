@@ -255,6 +255,7 @@ WALKS = {
     "forward.q_posterior": lambda p: forward.q_posterior(p.schedule, p.x, p.eps, p.t),
     "forward.predict_x_0": lambda p: forward.predict_x_0(p.schedule, p.x, p.t, p.eps),
     "forward.predict_eps": lambda p: forward.predict_eps(p.schedule, p.x, p.t, p.eps),
+    "elbo.normal_log_prob": lambda p: elbo.normal_log_prob(p.x, p.eps, p.x.square() + 1),
     "elbo.diffuse_mixture": lambda p: elbo.diffuse_mixture(p.mixture, p.schedule, 3).covariances,
     "elbo.prior_divergence": lambda p: elbo.prior_divergence(p.schedule, p.x),
     "elbo.reverse_log_variance": lambda p: [elbo.reverse_log_variance(p.schedule, v) for v in elbo.VARIANCES],
@@ -346,6 +347,7 @@ WALKS = {
     "evaluation.distance_with_error": lambda p: evaluation.distance_with_error(
         evaluation.kernel_distance, p.features(1), p.features(2), generator=p.g
     ),
+    "evaluation.mean_with_error": lambda p: evaluation.mean_with_error(p.x.flatten()),
     "evaluation.gap_with_error": lambda p: evaluation.gap_with_error(
         evaluation.kernel_distance, p.features(1), p.features(2), p.features(3), generator=p.g
     ),
@@ -450,7 +452,7 @@ WALKS = {
 
 # What takes no tensor, or is a part of something that is walked.
 NOT_WALKED = [
-    "gaussian.seeded", "gaussian.seeded_init", "schedules.linear_betas", "schedules.cosine_betas",
+    "gaussian.seeded", "gaussian.seeded_init", "elbo.log_snr_schedule", "schedules.linear_betas", "schedules.cosine_betas",
     "schedules.sigmoid_betas", "schedules.make_schedule", "unet.Downsample", "unet.Upsample", "unet.group_norm",
     "unet.zero_init", "unet.ResBlock", "unet.SelfAttention", "unet.Level", "unet.make_unet", "unet.join_projections",
     "unet.is_plain", "unet.faster_on_cpu", "data.load_digits", "data.load_dataset", "data.load_images",
