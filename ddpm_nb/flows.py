@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_floating, check_generator
+from .checks import call_model, check_choice, check_floating, check_generator
 from .checks import check_int, check_number, check_same_shape
 from .elbo import check_clean_batch
 from .forward import NoiseSchedule, extract
@@ -37,10 +37,11 @@ def flow_matching_loss(
         t = torch.rand(len(x_0), generator=generator, device=where, dtype=x_0.dtype).to(x_0)
     elif check_floating("t", t).shape != (len(x_0),) or bool(((t < 0) | (t > 1)).any()):
         raise ValueError(f"t must have shape ({len(x_0)},) and values in [0, 1]; got {t}")
+    t = t.to(x_0.device)
     eps = randn(x_0.shape, **source) if eps is None else check_floating("eps", eps)
     check_same_shape("eps", eps, "x_0", x_0)
     share = t.view(-1, *[1] * (x_0.ndim - 1))
-    output = model((1 - share) * x_0 + share * eps, t)
+    output = call_model(model, (1 - share) * x_0 + share * eps, t)
     check_same_shape("the model's output", output, "x_0", x_0)
     error = (output - (eps - x_0)).square()
     return error.mean() if reduction == "mean" else error.flatten(1).mean(1)
@@ -66,7 +67,7 @@ def velocity_from_eps(
         t = _per_image("t", t, x, 1)
         level = _nearest_level(schedule, torch.logit(t.flatten()))
         rest = (1 - t).clamp(min=float(1 - flow_times(schedule)[-1]))  # t = 1: the last level
-        eps_hat = model(x / (rest**2 + t**2).sqrt(), level)
+        eps_hat = call_model(model, x / (rest**2 + t**2).sqrt(), level)
         x_0_hat = (x - t * eps_hat) / rest
         if clip_x_0:
             x_0_hat = x_0_hat.clamp(-1, 1)
@@ -85,7 +86,7 @@ def eps_from_velocity(
         t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
         time = extract(flow_times(schedule), t, x_t.ndim).to(x_t)
         x = x_t * ((1 - time) ** 2 + time**2).sqrt()  # from the arc to the chord
-        return x + (1 - time) * model(x, time.flatten())
+        return x + (1 - time) * call_model(model, x, time.flatten())
 
     return predict
 
@@ -102,7 +103,8 @@ def _per_image(name, value, x, high=float("inf")):
 def _nearest_level(schedule, log_sigma):
     """Find the index of the level whose ln sigma is nearest; (B,)."""
     levels = -0.5 * schedule.log_snr  # rising
-    return torch.bucketize(log_sigma.to(levels), (levels[1:] + levels[:-1]) / 2)
+    found = torch.bucketize(log_sigma.to(levels), (levels[1:] + levels[:-1]) / 2)
+    return found.to(log_sigma.device)
 
 # %% ../nbs/15_flow_matching.ipynb #sample-flow
 def sample_flow(
@@ -114,6 +116,7 @@ def sample_flow(
     times: Tensor | None = None,  # (n_steps + 1,) falling times in [0, 1] to use instead
     x_T: Tensor | None = None,  # the noise to start from; drawn without
     generator: torch.Generator | None = None,  # source of x_T
+    device=None,  # where to sample; that of the network's weights, or of x_T, without
 ) -> Tensor:
     """Solve the flow from noise to data (Liu et al. 2023)."""
     check_choice("method", method, ("heun", "euler"))
@@ -121,7 +124,7 @@ def sample_flow(
     if times is None:
         times = torch.linspace(1, 0, n_steps + 1, dtype=torch.float64)
     _check_falling("times", times, n_steps, 1)
-    x = _first_noise(shape, x_T, generator)
+    x = _first_noise(shape, x_T, generator, model, device)
     return _solve(model, x, times.tolist(), method == "heun")
 
 # %% ../nbs/15_flow_matching.ipynb #solve
@@ -130,10 +133,10 @@ def _solve(slope, x, nodes, heun):
     with torch.no_grad():
         for here, after in pairwise(nodes):
             h = after - here  # negative
-            first = slope(x, x.new_full((len(x),), here))
+            first = call_model(slope, x, x.new_full((len(x),), here))
             step = h * first
             if heun and after > 0:
-                second = slope(x + step, x.new_full((len(x),), after))
+                second = call_model(slope, x + step, x.new_full((len(x),), after))
                 step = h * (first + second) / 2
             x = x + step
     return x
@@ -148,15 +151,18 @@ def _check_falling(name, nodes, n_steps, high=float("inf")):
         raise ValueError(f"{name} must be {limits}; got {nodes}")
 
 
-def _first_noise(shape, x_T, generator):
-    """Return the noise to start from, drawn if it is not given."""
+def _first_noise(shape, x_T, generator, model, device):
+    """Return the noise to start from, drawn if it is not given, where the model is."""
     if not isinstance(shape, list | tuple):
         raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r}")
     shape = tuple(check_int("shape", side) for side in shape)
-    x = randn(shape, generator=check_generator(generator, shape[0])) if x_T is None else x_T
+    check_generator(generator, shape[0])
+    if device is None and isinstance(model, torch.nn.Module):
+        device = next((weights.device for weights in model.parameters()), None)
+    x = randn(shape, generator=generator, device=device) if x_T is None else x_T
     if tuple(check_floating("x_T", x).shape) != shape:
         raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x.shape)}")
-    return x
+    return x.to(device)
 
 # %% ../nbs/15_flow_matching.ipynb #logit-normal-times
 def logit_normal_times(
@@ -184,7 +190,7 @@ def straightness(
     with torch.no_grad():
         for i in range(n_steps):
             t = x.new_full((len(x),), 1 - i / n_steps)
-            speeds.append(model(x, t))
+            speeds.append(call_model(model, x, t))
             x = x - speeds[-1] / n_steps
     gaps = [(x_T - x - v).square().flatten(1).sum(1).mean() for v in speeds]
     return float(torch.stack(gaps).mean())
@@ -201,7 +207,7 @@ def edm_denoiser(
     def denoise(x, sigma):
         sigma = _per_image("sigma", sigma, x)
         level = _nearest_level(schedule, sigma.flatten().log())
-        eps_hat = model(x / (1 + sigma**2).sqrt(), level)
+        eps_hat = call_model(model, x / (1 + sigma**2).sqrt(), level)
         x_0_hat = x - sigma * eps_hat
         return x_0_hat.clamp(-1, 1) if clip_x_0 else x_0_hat
 
@@ -244,6 +250,7 @@ def sample_heun(
     sigmas: Tensor | None = None,  # (n_steps + 1,) falling; `karras_sigmas(n_steps)` without
     x_T: Tensor | None = None,  # noise of variance 1 to start from; drawn without
     generator: torch.Generator | None = None,  # source of x_T
+    device=None,  # where to sample; that of the network's weights, or of x_T, without
 ) -> Tensor:
     """Solve the flow in sigma by Heun's method (Karras et al. 2022, Algorithm 1)."""
     n_steps = check_int("n_steps", n_steps)
@@ -252,7 +259,7 @@ def sample_heun(
 
     def slope(x, sigma):
         shape = (-1, *[1] * (x.ndim - 1))
-        return (x - denoiser(x, sigma)) / sigma.view(shape)
+        return (x - call_model(denoiser, x, sigma)) / sigma.view(shape)
 
-    x = _first_noise(shape, x_T, generator) * float(sigmas[0])
+    x = _first_noise(shape, x_T, generator, denoiser, device) * float(sigmas[0])
     return _solve(slope, x, sigmas.tolist(), True)

@@ -25,6 +25,7 @@ from ddpm_nb import (
     embeddings,
     evaluation,
     fast,
+    flows,
     forward,
     gan,
     gaussian,
@@ -46,6 +47,18 @@ from ddpm_nb.gaussian import seeded, seeded_init
 
 SIZE, T = 8, 12
 QUIET = {"progress": False}
+
+
+class Timed(nn.Module):
+    """Ask a network of steps at times in [0, 1]."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, t):
+        """Return the output at the nearest step."""
+        return self.net(x, (t * (T - 1)).round().long())
 
 
 class Place:
@@ -93,6 +106,16 @@ class Place:
     def learned(self):
         """Build a network that also returns v."""
         return self.make(unet.make_unet, "digits", base_channels=8, norm_groups=2, out_channels=2)
+
+    @property
+    def timed(self):
+        """Build a velocity that is asked at times in [0, 1]."""
+        return Timed(self.net)
+
+    @property
+    def velocity(self):
+        """Build a velocity that does not tell where its weights are."""
+        return flows.velocity_from_eps(self.net, self.schedule)
 
     @property
     def mixture(self):
@@ -170,6 +193,11 @@ def train_step(p, **options):
 def flow_step(p, **options):
     """Walk the flow of chapter 14."""
     return scores.flow_log_likelihood(p.net, p.schedule, p.x, n_steps=3, **options)
+
+
+def sigmas(p):
+    """Give noise levels that are times, too."""
+    return torch.tensor([1.0, 0.5, 0.0]).to(p.device)
 
 
 def gan_parts(p):
@@ -375,6 +403,34 @@ WALKS = {
         flow_step(p, n_probes=2, generator=p.g),
         scores.flow_log_likelihood(bound.optimal_denoiser(p.mixture, p.schedule), p.schedule, p.points, n_steps=3),
     ],
+    "flows.flow_matching_loss": lambda p: flows.flow_matching_loss(p.timed, p.x, generator=p.g),
+    "flows.flow_matching_loss, other times": lambda p: flows.flow_matching_loss(
+        p.timed, p.x, t=flows.logit_normal_times(4, generator=p.g), eps=p.eps
+    ),
+    "flows.flow_times": lambda p: flows.flow_times(p.schedule),
+    "flows.velocity_from_eps": lambda p: p.velocity(p.x, torch.tensor([0.1, 0.4, 0.7, 1.0])),
+    "flows.velocity_from_eps, schedule on the CPU": lambda p: flows.velocity_from_eps(p.net, p.schedule.cpu())(p.x, 0.5),
+    "flows.eps_from_velocity": lambda p: flows.eps_from_velocity(p.timed, p.schedule)(p.x, p.t),
+    "flows.sample_flow": lambda p: [
+        flows.sample_flow(p.timed, p.shape, n_steps=2, method=method, generator=p.g) for method in ("heun", "euler")
+    ],
+    "flows.sample_flow, a generator each": lambda p: flows.sample_flow(p.timed, p.shape, n_steps=1, generator=[p.g] * 4),
+    "flows.sample_flow, device told": lambda p: flows.sample_flow(
+        p.velocity, p.shape, n_steps=2, generator=p.g, device=p.device
+    ),
+    "flows.sample_flow, noise given": lambda p: [
+        flows.sample_flow(p.velocity, p.shape, n_steps=2, x_T=p.eps),
+        flows.sample_flow(p.velocity, p.shape, n_steps=2, x_T=p.eps.cpu(), device=p.device),
+        flows.sample_flow(p.timed, p.shape, n_steps=2, x_T=p.eps.cpu()),
+    ],
+    "flows.logit_normal_times": lambda p: flows.logit_normal_times(3, generator=p.g),
+    "flows.straightness": lambda p: flows.straightness(p.timed, p.x, n_steps=3),
+    "flows.edm_denoiser": lambda p: flows.edm_denoiser(p.net, p.schedule)(p.x, torch.tensor([0.1, 1.0, 3.0, 9.0])),
+    "flows.edm_preconditioning": lambda p: flows.edm_preconditioning(p.x.abs() + 1),
+    "flows.sample_heun": lambda p: flows.sample_heun(p.timed, p.shape, n_steps=2, sigmas=sigmas(p), generator=p.g),
+    "flows.sample_heun, device told": lambda p: flows.sample_heun(
+        flows.edm_denoiser(p.net, p.schedule), p.shape, n_steps=2, generator=p.g, device=p.device
+    ),
     "vae.VAE": lambda p: p.make(vae.VAE, SIZE, hidden=8).encode(p.x),
     "vae.vae_bound": lambda p: vae.vae_bound(p.make(vae.VAE, SIZE, hidden=8), p.x, n_levels=17, generator=p.g),
     "vae.VAEBound": lambda p: vae.vae_bound(p.make(vae.VAE, SIZE, hidden=8), p.x, n_levels=17, generator=p.g).total,
@@ -452,7 +508,8 @@ WALKS = {
 
 # What takes no tensor, or is a part of something that is walked.
 NOT_WALKED = [
-    "gaussian.seeded", "gaussian.seeded_init", "elbo.log_snr_schedule", "schedules.linear_betas", "schedules.cosine_betas",
+    "gaussian.seeded", "gaussian.seeded_init", "elbo.log_snr_schedule", "flows.karras_sigmas", "schedules.linear_betas",
+    "schedules.cosine_betas",
     "schedules.sigmoid_betas", "schedules.make_schedule", "unet.Downsample", "unet.Upsample", "unet.group_norm",
     "unet.zero_init", "unet.ResBlock", "unet.SelfAttention", "unet.Level", "unet.make_unet", "unet.join_projections",
     "unet.is_plain", "unet.faster_on_cpu", "data.load_digits", "data.load_dataset", "data.load_images",
@@ -473,7 +530,7 @@ TO_WALK = [
 WALKED_MODULES = [
     "gaussian", "forward", "elbo", "schedules", "bound", "embeddings", "unet", "data", "training", "sampling",
     "evaluation", "results", "improved", "scores", "vae", "gan", "captions", "clip", "conditioning", "latent",
-    "pipeline",
+    "pipeline", "flows",
 ]
 
 
