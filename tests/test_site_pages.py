@@ -123,7 +123,7 @@ def test_browser_reports_what_is_cut(tmp_path):
 def run_page(body, script, tmp_path, *options, mode="light"):
     """Load a page with the book's style and script in Chromium and return what a script finds there."""
     css, fit = (STATIC / "book.css").as_uri(), (STATIC / "fit.js").as_uri()
-    head = f"<link rel='stylesheet' href='{css}'><script src='{fit}'></script>"
+    head = f"<meta charset='utf-8'><link rel='stylesheet' href='{css}'><script src='{fit}'></script>"
     found = "addEventListener('load', () => setTimeout(() => { const found = (() => {SCRIPT})();"
     found += "document.body.append(Object.assign(document.createElement('pre'),"
     found += "{id: 'found', textContent: JSON.stringify(found)})); }, 500))"
@@ -281,3 +281,28 @@ def test_a_dark_page_is_printed_as_a_light_one(tmp_path):
     return found;
     """
     assert run_page("<p>words</p>", script, tmp_path, mode="dark") == ["light", "dark"]
+
+
+@browser
+def test_columns_keep_their_lines_and_long_formulas_fit_a_phone(tmp_path):
+    rows = "".join(f"{name:30} {name:30} 1.0\n" for name in ("one", "two"))
+    words = "a long sentence, which goes on below where it must " * 3
+    outputs = "".join(
+        f'<div class="cell_output"><div class="output"><div class="highlight"><pre>{text}</pre></div></div></div>'
+        for text in (rows, words)
+    )
+    wide = '<p><span class="math"><mjx-container style="display: inline-block; font-size: 110%">'
+    wide += f'<span style="white-space: nowrap">{"x + " * 16}</span></mjx-container></span></p>'
+    head = '<th></th><th>value at <span class="math">\\(\\beta_t\\)</span></th>'
+    table = (
+        f"<table><thead><tr>{head}</tr></thead><tbody><tr><td>a</td><td>1</td></tr></tbody></table>"
+    )
+    script = """
+    const formula = document.querySelector("mjx-container");
+    fitInline(formula);
+    const fits = formula.offsetWidth <= formula.closest("p").clientWidth;
+    const kinds = [...document.querySelectorAll("pre")].map(pre => pre.classList.contains("columns"));
+    return [...kinds, fits, document.querySelector("tbody td:last-child").dataset.column];
+    """
+    found = run_page(outputs + wide + table, script, tmp_path, "--window-size=500,700")
+    assert found == [True, False, True, "value at β_t"]

@@ -16,6 +16,37 @@ function fitFormula(box) {
   formula.classList.toggle("scrolls", wider(formula));
 }
 
+const drawnSize = new WeakMap(); // formula in a line -> its size in per cent
+
+function fitInline(formula) {
+  const line = formula.closest("p, li, dd, td, figcaption, h1, h2, h3, h4, div");
+  if (!line || !line.clientWidth) return;
+  if (!drawnSize.has(formula)) drawnSize.set(formula, parseFloat(formula.style.fontSize) || 100);
+  const size = drawnSize.get(formula), box = formula.parentElement;
+  formula.style.fontSize = `${size}%`;
+  box.classList.remove("scrolls");
+  const ratio = line.clientWidth / formula.getBoundingClientRect().width;
+  if (ratio >= 1) return;
+  formula.style.fontSize = `${size * Math.max(SMALLEST, 0.96 * ratio)}%`;
+  box.classList.toggle("scrolls", formula.getBoundingClientRect().width > line.clientWidth);
+}
+
+// a formula in a line can be wider than a phone; all of them are looked at again when the screen turns
+function watchInline() {
+  const article = document.querySelector(".bd-article");
+  const all = root => [...root.querySelectorAll("span.math > mjx-container:not([display])")];
+  let width = window.innerWidth;
+  if (!article) return;
+  new MutationObserver(changes => {
+    const boxes = new Set(changes.map(change => change.target.closest("span.math")));
+    boxes.forEach(box => box && all(box.parentElement).forEach(formula => box.contains(formula) && fitInline(formula)));
+  }).observe(article, { childList: true, subtree: true });
+  addEventListener("resize", () => {
+    if (window.innerWidth !== width) all(article).forEach(fitInline);
+    width = window.innerWidth;
+  });
+}
+
 function fitTable(table) {
   table.classList.remove("stacked", "small", "scrolls");
   if (wider(table)) table.classList.add(window.innerWidth <= PHONE ? "stacked" : "small");
@@ -33,8 +64,12 @@ function fitOutput(box) {
   box.classList.toggle("scrolls", wider(box));
 }
 
+// a heading with a formula, in words
+const GREEK = { alpha: "α", beta: "β", epsilon: "ε", eta: "η", lambda: "λ", mu: "μ", phi: "φ", sigma: "σ", theta: "θ" };
+const inWords = text => text.replace(/\\[()]/g, "").replace(/\\([a-zA-Z]+) ?/g, (_, name) => GREEK[name] || name + " ").trim();
+
 function nameColumns(table) {
-  const names = [...table.querySelectorAll("thead :is(th, td)")].map(cell => cell.textContent.trim());
+  const names = [...table.querySelectorAll("thead :is(th, td)")].map(cell => inWords(cell.textContent));
   for (const row of table.querySelectorAll("tbody tr"))
     [...row.cells].forEach((cell, i) => {
       cell.classList.toggle("empty", !cell.textContent.trim() && !cell.querySelector("img"));
@@ -102,6 +137,7 @@ function watchOutputs() {
 function watch() {
   watchFigures();
   watchOutputs();
+  watchInline();
   const fit = box => (box.matches("table") ? fitTable(box) : fitFormula(box));
   const typeset = new MutationObserver(changes => {
     const boxes = new Set(changes.map(change => change.target.closest("div.math, table")));
