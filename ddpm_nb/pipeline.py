@@ -145,8 +145,7 @@ def generate(
     callback=None,  # called as callback(t, z, z_0_hat) after each step, with latents
 ) -> Tensor:
     """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""
-    for name in ("text_encoder", "unet", "autoencoder"):
-        check_device(name, getattr(self, name), "the schedule's", self.schedule.betas.device)
+    _check_devices(self)
     texts, unwanted = _check_texts(self, prompt, negative, n, guidance)
     check_generator(generator, len(texts))
     kept, image, mask = _check_start(self, image, mask, strength, len(texts), n_steps, eta)
@@ -215,6 +214,7 @@ def interpolate(
     progress: bool = False,  # show a progress bar on a terminal
 ) -> Tensor:
     """Draw n pictures (n, C, H, W) from one noise, from one sentence to another."""
+    _check_devices(self)
     check_int("n", n, 2)
     ends, _ = _check_texts(self, [first, second], None, 1, guidance)
     kept = respaced_steps(self.schedule.n_steps, n_steps)
@@ -227,8 +227,14 @@ def interpolate(
         z = _walk(self, model, z.expand(n, -1, -1, -1), kept, **options)
         return self.decode(z).clone()
 
-# %% ../nbs/22_stable_diffusion.ipynb #check-texts
+# %% ../nbs/22_stable_diffusion.ipynb #check-devices
 MAX_GUIDANCE = 20.0
+
+
+def _check_devices(pipeline):
+    """Refuse networks that are elsewhere than the schedule, by name."""
+    for name in ("text_encoder", "unet", "autoencoder"):
+        check_device(name, getattr(pipeline, name), "the schedule's", pipeline.device)
 
 
 def _check_texts(pipeline, prompt, negative, n, guidance):

@@ -31,8 +31,8 @@ from torch.nn import functional as F
 
 # %% ../nbs/29_own_captions.ipynb #from-ddpm-nb-captions-import-beg
 from .captions import BEGIN, MARKS, PADDING, UNKNOWN, check_prompts, split_words
-from .checks import check_batch, check_choice, check_floating, check_int, check_number
-from .checks import check_square_images
+from .checks import check_batch, check_choice, check_floating, check_generator
+from .checks import check_int, check_number, check_square_images
 from .clip import MAX_LOG_SCALE, TextEncoder, contrastive_loss, make_clip
 from .conditioning import CrossAttention, TextUNet, attention_maps, encode_words
 from .data import scale_levels
@@ -114,7 +114,7 @@ def shape_cover(
     image_size: int = 32,  # pixels a side
 ) -> Tensor:
     """Return the share of each pixel that a shape covers, (..., image_size, image_size)."""
-    steps = torch.arange(image_size) + 0.5  # the middles of the pixels
+    steps = torch.arange(image_size, device=centres.device) + 0.5  # the middles of the pixels
     x = steps - centres[..., 0, None, None]  # (..., 1, image_size)
     y = steps[:, None] - centres[..., 1, None, None]  # (..., image_size, 1)
     areas, distances = areas[..., None, None], []
@@ -141,7 +141,13 @@ def _half_sizes(kinds, areas):
     chosen = kinds[None, ..., None].expand(1, *each.shape[1:])
     return each.gather(0, chosen)[0]
 
-# %% ../nbs/29_own_captions.ipynb #place
+# %% ../nbs/29_own_captions.ipynb #uniform
+def _uniform(shape, generator, device):
+    """Draw numbers from [0, 1) on the generator's device, and move them."""
+    source = device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, device=source).to(device)
+
+
 def _place(scenes, areas, image_size, generator):
     """Draw the centres of both shapes, (N, 2, 2)."""
     n, margin = len(scenes), image_size / 32
@@ -149,7 +155,7 @@ def _place(scenes, areas, image_size, generator):
     upright = scenes[:, 2] >= 2  # above or below: exchange x and y
     reach = torch.where(upright[:, None, None, None], reach.flip(2), reach)
     along, across = reach[:, :, 0], reach[:, :, 1]  # (N, shape, both ways)
-    u = torch.rand(n, 4, generator=generator)
+    u = _uniform((n, 4), generator, scenes.device)
     cuts = u[:, :2].sort(1).values
     free = image_size - 3 * margin - along.sum((1, 2))
     first = margin + cuts[:, 0] * free + along[:, 0, 0]
@@ -177,22 +183,26 @@ class Shapes:
 def draw_shapes(
     n: int,  # pictures
     *,
-    scenes: Tensor | None = None,  # (M, 5) scenes to draw from; all without
+    scenes: Tensor | None = None,  # (M, 5) scenes to draw from, where to draw; all without
     image_size: int = 32,  # pixels a side, at least 16
     generator: torch.Generator | None = None,  # source of scenes, sizes, places and wording
 ) -> Shapes:
     """Draw pictures of two shapes, each with a sentence that names either of them first."""
     check_int("image_size", image_size, 16)
     scenes = all_scenes() if scenes is None else _check_scenes(scenes)
-    rows = scenes[torch.randint(len(scenes), (check_int("n", n),), generator=generator)]
-    other = torch.rand(n, generator=generator) < 0.5
+    place, size = scenes.device, (check_int("n", n),)
+    source = place if check_generator(generator) is None else generator.device
+    chosen = torch.randint(len(scenes), size, generator=generator, device=source)
+    rows = scenes[chosen.to(place)]
+    other = _uniform(size, generator, place) < 0.5
     rows = torch.where(other[:, None], turn_round(rows), rows)
     backwards = rows[:, 2:3] % 2 == 1  # right of, below: place the second shape first
     ordered = torch.where(backwards, turn_round(rows), rows)
-    areas = (60 + 25 * torch.rand(n, 2, generator=generator)) * (image_size / 32) ** 2
+    areas = (60 + 25 * _uniform((n, 2), generator, place)) * (image_size / 32) ** 2
     centres = _place(ordered, areas, image_size, generator)
     masks = shape_cover(ordered[:, [1, 4]], centres, areas, image_size)
-    colours = torch.tensor(list(PALETTE.values()))[ordered[:, [0, 3]]]  # (N, 2, 3)
+    palette = torch.tensor(list(PALETTE.values()), device=place)
+    colours = palette[ordered[:, [0, 3]]]  # (N, 2, 3)
     light = torch.einsum("nshw,nsc->nchw", masks, colours)  # on black, without overlap
     masks = torch.where(backwards[:, :, None, None], masks.flip(1), masks)
     centres = torch.where(backwards[:, :, None], centres.flip(1), centres)
@@ -217,7 +227,7 @@ LEAST_AREA = 20 / 32**2  # of a shape, as a share of the picture
 def _masks_of_colours(images):
     """Return how much of each pixel is which colour of the palette, (N, 6, H, W)."""
     pixels = (images.clamp(-1, 1) + 1) / 2
-    colours = torch.tensor(list(PALETTE.values()))
+    colours = torch.tensor(list(PALETTE.values()), device=images.device)
     share = torch.einsum("nchw,kc->nkhw", pixels, colours) / colours.square().sum(1)[:, None, None]
     share = share.clamp(0, 1)  # a
     model = torch.einsum("nkhw,kc->nkchw", share, colours)
@@ -242,13 +252,13 @@ def _read_part(images):
     masks, side = _masks_of_colours(images), images.shape[-1]
     areas = masks.sum((2, 3))
     mass = masks / areas.clamp(min=1)[..., None, None]
-    steps = torch.arange(side) + 0.5
+    steps = torch.arange(side, device=images.device) + 0.5
     x, y = (mass.sum(2) * steps).sum(-1), (mass.sum(3) * steps).sum(-1)
     centres = torch.stack([x, y], -1)  # (N, 6, 2)
     there = areas > 0  # most colours are not
-    overlaps = torch.zeros(len(KINDS), *areas.shape)
+    overlaps = torch.zeros(len(KINDS), *areas.shape, device=images.device)
     for kind in range(len(KINDS)):
-        kinds = torch.full((int(there.sum()),), kind)
+        kinds = torch.full((int(there.sum()),), kind, device=images.device)
         drawn = shape_cover(kinds, centres[there], areas[there].clamp(min=1), side)
         union = torch.maximum(drawn, masks[there]).sum((1, 2))
         overlaps[kind][there] = torch.minimum(drawn, masks[there]).sum((1, 2)) / union
@@ -263,8 +273,9 @@ def score_shapes(
     if len(_check_scenes(wanted)) != len(images):
         raise ValueError(f"wanted must have a row for each of {len(images)}; got {len(wanted)}")
     areas, kinds, centres = read_shapes(images)
+    wanted = wanted.to(images.device)
     present = areas >= LEAST_AREA * images.shape[-1] ** 2  # (N, 6)
-    rows, asked = torch.arange(len(wanted)), wanted[:, [0, 3]]
+    rows, asked = torch.arange(len(wanted), device=wanted.device), wanted[:, [0, 3]]
     needed = torch.zeros_like(present).scatter(1, asked, True)
     both = present.gather(1, asked).all(1)  # without both colours nothing else can be asked
     right_kinds = (kinds.gather(1, asked) == wanted[:, [1, 4]]).all(1)
@@ -1093,7 +1104,7 @@ def word_maps(
     def look(t, z, z_0_hat):
         """Take the maps of what the walk has made, at the level where it is now."""
         if t in following:
-            level = torch.full((len(z),), following[t])
+            level = torch.full((len(z),), following[t], device=z.device)
             i = 3 * (kept.index(t)) // (len(kept) - 1)
             thirds[i].append(attention_maps(pipeline.unet, z, level, context, side=side))
 
@@ -1108,7 +1119,8 @@ def map_scores(
     off: Tensor | None = None,  # (N, H, W) bool: what it is compared with; all the rest without
 ) -> Tensor:
     """Return the chance that a pixel on the shape has a higher value than one off it, (N,)."""
-    off = ~on if off is None else off
+    on = on.to(maps.device)
+    off = ~on if off is None else off.to(maps.device)
     scores = []
     for values, inside, outside in zip(maps, on, off, strict=True):
         difference = values[inside][:, None] - values[outside]

@@ -144,6 +144,9 @@ class Calls(TorchFunctionMode):
             return func(*args, **kwargs).to(place)
         if func is torch.Tensor.new_tensor and isinstance(args[0], Pretended):
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype} | kwargs).to(CUDA)
+        if func is torch.Tensor.__getitem__ and isinstance(args[0], Pretended):  # lists are read where PyTorch cannot be followed
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            args = args[0], tuple(torch.tensor(one) if isinstance(one, list) else one for one in index)
         if func is torch.Tensor.numpy:
             if isinstance(args[0], Pretended):
                 raise TypeError("can't convert cuda:0 device type tensor to numpy")
