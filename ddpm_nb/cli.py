@@ -34,11 +34,13 @@ _DATA = {  # option: (default, help)
     "grey": (False, "read a folder's pictures as grey"),
     "flip": (False, "mirror half of a folder's pictures"),
     "unreadable": ("refuse", "what to do with a folder's files that are no pictures"),
+    "white_level": (None, "level of white in a folder's grey pictures of 16 bits"),
     "network": (None, "preset of the network; the one that fits the data set without"),
     "schedule": ("cosine", "noise schedule"),
     "n_steps": (1000, "diffusion steps T"),
     "held_out": (0, "test images (0.1: a tenth of them) whose loss picks the best checkpoint"),
 }
+_WHOLE = ("image_size", "white_level")  # whole numbers, if they are given
 _MACHINE = {
     "out": (None, "folder for the run; must not hold a run yet"),
     "device": ("auto", "where to compute"),
@@ -125,7 +127,7 @@ def _add_options(add, names):
             kind = {"type": _share, "metavar": "N"}
         elif isinstance(default, float | str):
             kind = {"type": type(default)}
-        elif default is None and name != "image_size":
+        elif default is None and name not in _WHOLE:
             kind = {}
         chosen = "; chosen for a folder" if name in _SUITED else ""
         if default is not None and default is not False:
@@ -303,7 +305,7 @@ def read_options(
 # %% ../nbs/30_command_line.ipynb #check-type
 def _check_type(label, name, value, default):
     """Refuse a value whose type is not the one of the option."""
-    allowed = (int if name == "image_size" else str,) if default is None else (type(default),)
+    allowed = (int if name in _WHOLE else str,) if default is None else (type(default),)
     if value is None and default is None:
         return
     if isinstance(default, float) or name == "held_out":
@@ -450,10 +452,13 @@ _NETWORKS = {"digits": "digits", "mnist": "mnist", "fashion-mnist": "mnist"}
 
 def _where(options):
     """Return the options of `load_dataset`: where the files are and how to read them."""
-    names = ["root", "image_size"]
-    if options["dataset"] == "folder":
-        names += ["grey", "flip", "unreadable"]
-    return {name: options[name] for name in names}
+    names = ("grey", "flip", "unreadable", "white_level")  # older runs lack the last
+    of_folders = {name: options.get(name, _DATA[name][0]) for name in names}
+    chosen = [_flag(name) for name, value in of_folders.items() if value != _DATA[name][0]]
+    if options["dataset"] != "folder" and chosen:
+        problem = f"only a folder takes {', '.join(chosen)}"
+        raise ValueError(f"{problem}; {options['dataset']} is read as it is")
+    return {"root": options["root"], "image_size": options["image_size"]} | of_folders
 
 # %% ../nbs/30_command_line.ipynb #build-network
 def _build_network(options, data):
@@ -1302,8 +1307,3 @@ def main(
         if argv is None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but to leave
     return 0
-
-# %% ../nbs/30_command_line.ipynb #if-name-main-raise-systemexit-ma
-#| eval: false
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -254,9 +254,10 @@ def _check_start(pipeline, image, mask, strength, n, n_steps, eta):
     """Return the falling indices to visit, and an image and a mask for each of n pictures."""
     check_number("eta", eta, 0, 1)
     kept = respaced_steps(pipeline.schedule.n_steps, n_steps)
-    if strength is None:
-        strength = 0.7 if mask is None else 1.0
-    check_number("strength", strength, 0, 1, open_low=True)
+    usual = 0.7 if mask is None else 1.0
+    share = check_number("strength", usual if strength is None else strength, 0, 1, open_low=True)
+    if image is None and strength is not None:
+        raise ValueError(f"strength needs an image to begin with; got strength={strength} alone")
     if image is None and mask is not None:
         raise ValueError("mask must come with an image, whose pixels stay where it is True")
     if image is None:
@@ -265,4 +266,4 @@ def _check_start(pipeline, image, mask, strength, n, n_steps, eta):
     image = check_each("image", check_images("image", image), shape, n)
     if mask is not None:
         mask = check_each("mask", check_mask("mask", mask), (1, *shape[1:]), n)
-    return kept[-max(1, round(strength * len(kept))) :], image, mask  # the last share of the chain
+    return kept[-max(1, round(share * len(kept))) :], image, mask  # the last share of the chain

@@ -577,3 +577,27 @@ def test_text_to_image_takes_size_greys_and_batches_from_the_pictures(side, mode
     assert f"at {expected[0]} x {expected[0]} pixels" in told and "batches of 20, 20, 20" in told
     assert main(["train-text", "--root", str(tmp_path), "--out", str(tmp_path / "run"), "--image-size", "16"]) == 0
     assert asked[1][0][0][0].shape[-1] == 16
+
+
+def test_what_only_a_folder_takes_is_refused_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for option in ("--flip", "--grey", "--unreadable skip", "--white-level 4095"):
+        assert main(["train", "--dataset", "digits", "--out", "run", *option.split()]) == 1
+        told = capsys.readouterr().err
+        assert option.split()[0] in told and "only a folder takes " in told and not Path("run").exists()
+    assert main(["generate", "a seven", "--strength", "0.5", "--out", "x.png"]) == 1
+    assert "strength needs an image to begin with" in capsys.readouterr().err and not Path("x.png").exists()
+
+
+def test_the_level_of_white_reaches_the_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("deep").mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), 4095 * (i % 2), np.uint16)).save(f"deep/{i}.png")
+    options = ["--image-size", "8", "--batch-size", "2", "--iterations", "1", "--network", "digits", "--device", "cpu"]
+    assert main(["train", "--dataset", "folder", "--root", "deep", "--out", "run", "--white-level", "4095", *options]) == 0, capsys.readouterr().err
+    _, data = read_settings("run")
+    assert data["white_level"] == 4095
+    assert float(load_dataset("folder", **cli._where(data))[1][0].max()) == 1
+    older = {name: value for name, value in data.items() if name != "white_level"}
+    assert cli._where(older)["white_level"] is None

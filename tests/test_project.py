@@ -103,13 +103,16 @@ def test_address_is_in_settings_and_install_cells_only():
     holders = {
         name for name, text in tracked_text() if wanted in text and not name.startswith("nbs/")
     }
-    assert holders <= {"ddpm_nb/_modidx.py", "pyproject.toml"}, "make address writes these two alone"
+    written = {"ddpm_nb/_modidx.py", "pyproject.toml", "README.md"}
+    assert holders <= written, "make address writes these alone"
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count(address.LINKS.format(**settings())) == 1, "the book and Colab, at the top"
 
 
 def test_another_address_is_written_everywhere_and_a_wrong_one_is_told(tmp_path):
     (tmp_path / "nbs").mkdir()
     (tmp_path / "ddpm_nb").mkdir()
-    for name in ("settings.ini", "pyproject.toml", "nbs/00_start.ipynb", "ddpm_nb/_modidx.py"):
+    for name in ("settings.ini", "README.md", "pyproject.toml", "nbs/00_start.ipynb", "ddpm_nb/_modidx.py"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     old, new = f"{settings()['user']}/{settings()['repo']}", "somebody/a-copy"
     assert address.check(old, tmp_path) is None
@@ -362,3 +365,14 @@ def test_types_ship():
     ]["ddpm_nb"]
     assert "py.typed" in shipped
     assert (ROOT / "ddpm_nb" / "py.typed").is_file()
+
+
+def test_only_install_cells_are_not_run():
+    """`eval: false` keeps a cell from every check, so that "Run all" could fail in it."""
+    kept = [
+        (notebook.path.name, cell.source[:60])
+        for notebook in rules.read_book()
+        for cell in notebook.code
+        if "eval: false" in cell.source and "google.colab" not in cell.source
+    ]
+    none(kept)

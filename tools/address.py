@@ -1,4 +1,4 @@
-"""Write the repository's address, kept in settings.ini, wherever else it must stand: install cells, pyproject.toml, the index of names.
+"""Write the repository's address, kept in settings.ini, wherever else it must stand: install cells, README, pyproject.toml, the index of names.
 
 Usage: python tools/address.py            (needs Python alone)
        python tools/address.py --check OWNER/NAME   (end with 1, and say what to do, if settings.ini names another repository)
@@ -22,6 +22,10 @@ Homepage = "https://{user}.github.io/{repo}/"
 Repository = "https://github.com/{user}/{repo}"
 Issues = "https://github.com/{user}/{repo}/issues"
 """
+LINKS = (
+    "[Read the book](https://{user}.github.io/{repo}/) or "
+    "[run its first page on Colab](https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/00_start.ipynb)"
+)
 INDEX = {
     "doc_host": "https://{user}.github.io",
     "doc_baseurl": "/{repo}",
@@ -69,6 +73,12 @@ def with_urls(text, root):
     )
 
 
+def with_links(text, root):
+    """Return the README with links to the published book and to its first notebook on Colab."""
+    pattern = r"\[Read the book\]\([^)]*\) or\s\[run its first page on Colab\]\([^)]*\)"
+    return re.sub(pattern, lambda _: LINKS.format(**settings(root)), text)
+
+
 def with_index(text, root):
     """Return the index of names, which nbdev_export writes, with the addresses of the project."""
     for key, value in INDEX.items():
@@ -88,6 +98,7 @@ def corrected(root=ROOT):
         same = len(cells) == 1 and "".join(cells[0]["source"]) == source
         found[path] = text if same else with_cell(text, source, path.name)
     for path, correct in (
+        (root / "README.md", with_links),
         (root / "pyproject.toml", with_urls),
         (root / settings(root)["lib_name"] / "_modidx.py", with_index),
     ):
