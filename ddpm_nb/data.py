@@ -9,7 +9,9 @@ __all__ = ['DATASETS', 'FROM_FILES', 'scale_levels', 'ImageDataset', 'load_digit
 # %% ../nbs/08_data.ipynb #from-pathlib-import-path-import
 import importlib
 import operator
+import random
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .checks import check_choice, check_floating, check_images, check_int
 from .checks import check_range
+from .gaussian import seeded_init
 
 # %% ../nbs/08_data.ipynb #scale-levels
 def scale_levels(
@@ -118,13 +121,59 @@ def _image_of(data, index) -> Tensor:
         raise ValueError(f"{wanted}, at least one; got none")
     item = data[index]
     pair = item if isinstance(item, tuple | list) and len(item) > 1 else (None, None)
-    image = torch.from_numpy(pair[0]) if isinstance(pair[0], np.ndarray) else pair[0]
+    image = _to_tensor(pair[0])
     if not isinstance(image, Tensor):
         got = f"data[{index}] is {type(item).__name__}"
         if isinstance(item, tuple | list):
             got += f" of {', '.join(type(part).__name__ for part in item)}"
         raise TypeError(f"{wanted}, the image a tensor, the label any number; {got}")
     return image
+
+# %% ../nbs/08_data.ipynb #to-tensor
+def _to_tensor(image):
+    """Turn an array into a tensor of its own, in rows even where the array runs backwards."""
+    return torch.from_numpy(np.array(image, order="C")) if isinstance(image, np.ndarray) else image
+
+
+@contextmanager
+def _spared_streams():
+    """Seed the global random streams inside, so that a look changes nothing for who draws later."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with seeded_init(0):
+            random.seed(0)
+            np.random.seed(0)
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+def _check_alike(index, image, first):
+    """Refuse an image of a data set that is of another shape or dtype than the first."""
+    if image.shape != first.shape or image.dtype != first.dtype:
+        got = f"data[0] is {first.dtype} {tuple(first.shape)}"
+        got += f" and data[{index}] is {image.dtype} {tuple(image.shape)}"
+        raise ValueError(f"data must hold images of one shape and one dtype; {got}")
+
+# %% ../nbs/08_data.ipynb #is-channels-last
+def _is_channels_last(first, second, third):
+    """Tell whether a shape is (H, W, C); square images of many channels are not meant."""
+    no_channels = first > 4 or first == second
+    return third in (1, 3, 4) and third < first and third != second and no_channels
+
+
+def _look_at(data):
+    """Return the images at eight places of a data set, the first and the last among them."""
+    with _spared_streams():
+        first = _image_of(data, 0)
+        images, last = [first], len(data) - 1
+        # what hands out bytes makes each of them a picture of one size, and reads it when asked
+        n_looks = 1 if getattr(data, "serves_bytes", False) is True else 8
+        for place in sorted({i * last // 7 for i in range(1, n_looks)} - {0}):
+            images.append(_image_of(data, place))
+            _check_alike(place, images[-1], first)
+    return torch.stack(images)
 
 # %% ../nbs/08_data.ipynb #check-data
 def check_data(
@@ -134,16 +183,13 @@ def check_data(
     """Refuse what no training can use, and warn of images that have no value below 0."""
     if isinstance(data, ImageDataset) and len(data):
         return  # its levels were checked when it was made
-    images = data if isinstance(data, Tensor) else _image_of(data, 0)[None]
+    images = data if isinstance(data, Tensor) else _look_at(data)
     if not images.is_floating_point():
         wanted = f"have a floating-point dtype, in [-1, 1]; got {images.dtype}"
         raise TypeError(f"data must {wanted}: ImageDataset(levels, n_levels=256) scales bytes")
-    if images is not data and not (images < 0).any():  # a bright image may be an accident
-        places = sorted({i * (len(data) - 1) // 7 for i in range(8)})
-        images = torch.stack([_image_of(data, i) for i in places])
     if range_check or (range_check is None and images is not data):
         shape = tuple(check_images("data", images).shape[1:])
-        if shape[-1] in (1, 3, 4) and shape[0] == shape[1] > 4:
+        if _is_channels_last(*shape):
             raise ValueError(f"data must be images (C, H, W), channels first; got {shape}")
     elif range_check is None and images.ndim == 4:  # images, or latents of unit variance
         check_range("data", images, may_spill=True)
@@ -293,15 +339,20 @@ class _Pairs(Dataset):
     def __init__(self, data, n_classes):
         self.data, self.n_classes = data, n_classes
         self.as_bytes = getattr(data, "serves_bytes", False) is True
+        with _spared_streams():
+            self.first = None if self.as_bytes else _image_of(data, 0)
 
     def __getitem__(self, index):
         pair = (self.data.read(index), None) if self.as_bytes else self.data[index]
+        image = _to_tensor(pair[0])
+        if self.first is not None:
+            _check_alike(index, image, self.first)
         if self.n_classes is None:
-            return pair[0], 0
+            return image, 0
         label = self.data.labels[index] if self.as_bytes else pair[1]
-        return pair[0], _check_label(label, self.n_classes, index)
+        return image, _check_label(label, self.n_classes, index)
 
-
+# %% ../nbs/08_data.ipynb #from-dataset
 def _from_dataset(data, ahead, order, flip, device, n_workers, n_classes):
     """Read batches ahead in worker processes; scale and mirror them on the device."""
     images = _Pairs(data, n_classes)

@@ -25,10 +25,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from .checks import check_floating, check_images, check_model
 from .conditioning import ClassUNet
-from .data import _image_of, mix_seeds
+from .data import _image_of, _spared_streams, mix_seeds
 from .files import CONFIG_FILE, read_json, read_sealed, replaced_file, save_parts
 from .files import write_json, write_sealed
 from .forward import NoiseSchedule
@@ -137,7 +138,9 @@ def refuse_difference(
     """Refuse to go on with something else than a run was started with; name what differs."""
     names = [name for name in was if was[name] != now.get(name)]
     if names:
-        told = ", ".join(f"{name} was {was[name]!r} and is {now.get(name)!r}" for name in names)
+        shorten = lambda value: f"{value!r:.200}" + "..." * (len(repr(value)) > 200)
+        pairs = [(name, shorten(was[name]), shorten(now.get(name))) for name in names]
+        told = ", ".join(f"{name} was {before} and is {after}" for name, before, after in pairs)
         raise ValueError(f"{what} differs from the one that the run was started with: {told}")
 
 # %% ../nbs/24_runs.ipynb #save-checkpoint
@@ -413,7 +416,7 @@ def _go_back(run, trainer):
     """Go back to the newest intact checkpoint, cut the log there, note how long the run is."""
     tensors, facts = load_checkpoint(run.out / CHECKPOINTS)
     facts = {"network": _network_of_model(run.out), "data": {}} | facts  # older ones do not say it
-    refuse_difference("the data", facts["data"], run.description)
+    refuse_difference("the data", *_comparable(facts["data"], run.description))
     made, wanted = facts["step"], trainer.config.n_iterations
     if made > wanted:
         raise ValueError(f"n_iterations must be at least {made}, those already made; got {wanted}")
@@ -454,7 +457,7 @@ def _write_model(run, trainer):
     parts = {"model": trainer.ema.model}
     save_parts(run.out, parts, tensors=tensors, facts=facts, card=card, overwrite=True)
 
-# %% ../nbs/24_runs.ipynb #describe-data
+# %% ../nbs/24_runs.ipynb #network-of-model
 def _network_of_model(out):
     """Return what the folder of a run says of its network, in today's form or the first."""
     try:
@@ -464,21 +467,65 @@ def _network_of_model(out):
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # a killed process may have left none
 
-
+# %% ../nbs/24_runs.ipynb #describe-data
 def describe_data(
     data,  # tensor (N, ...) or a data set of (image, label)
     with_labels: bool = False,  # the labels are trained on too
 ) -> dict:
-    """Return number and shape of the images, and checksums of what is in memory."""
-    in_memory = data if isinstance(data, Tensor) else getattr(data, "levels", None)
-    first = data[0][0] if in_memory is None else in_memory[0]
-    found = {"number": len(data), "shape": list(first.shape)}
-    labels = getattr(data, "labels", None)
+    """Return number, shape and kind of the images, and checksums of what is quickly read."""
+    images = _read_some(data)
+    again = _read_some(data)
+    unchanging = all(map(torch.equal, images, again))  # by chance, of a set that draws at random
+    found = {"number": len(data), "shape": list(images[0].shape)}
+    found["sha256 of some"] = _checksum(torch.stack(images)) if unchanging else None
+    found["flip"] = not isinstance(data, Tensor) and bool(getattr(data, "flip", False))
+    if getattr(data, "n_levels", None) is not None:
+        found["n_levels"] = int(data.n_levels)
+    if getattr(data, "classes", None) is not None:
+        found["classes"] = [str(name) for name in data.classes]
+    held, labels = getattr(data, "levels", None), getattr(data, "labels", None)
+    if isinstance(data, TensorDataset):
+        held, labels = [*data.tensors, None][:2]
+    held = data if isinstance(data, Tensor) else held
+    if isinstance(held, Tensor):
+        found["sha256"] = _checksum(held)
     if with_labels and isinstance(labels, Tensor):
         found["labels"] = _checksum(labels)
-    if in_memory is not None:  # not read one at a time, and perhaps changed by chance
-        found["sha256"] = _checksum(in_memory)
+    elif with_labels:
+        found["labels of some"] = [f"{data[i][1]}" for i in _places(data)]
+    if hasattr(data, "describe_files"):
+        found["files"] = data.describe_files()
     return found
+
+# %% ../nbs/24_runs.ipynb #places
+def _places(data):
+    """Return eight places of the data, the first and the last among them."""
+    return sorted({i * (len(data) - 1) // 7 for i in range(8)})
+
+
+def _read_some(data):
+    """Return the images at eight places of the data, as floats."""
+    with _spared_streams():  # a set that draws from them draws the same again
+        if isinstance(data, Tensor):
+            images = [data[i] for i in _places(data)]
+        else:
+            images = [_image_of(data, i) for i in _places(data)]
+    return [image.detach().cpu().float() for image in images]
+
+# %% ../nbs/24_runs.ipynb #comparable
+def _comparable(was, now):
+    """Return two descriptions without the checksums that only one has, if they share another."""
+    kinds = ("sha256", "files", "sha256 of some")  # the first that both have decides
+    shared = [kind for kind in kinds if kind in was and kind in now]
+    if not shared:
+        return was, now
+    kept = shared[0]
+    if was[kept] != now[kept] and None in (was[kept], now[kept]):
+        problem = "the images of the data change from one reading to the next"
+        warnings.warn(f"{problem}: they are not compared with those of the run", stacklevel=4)
+        kept = None
+    rest = {*kinds} - {kept}
+    return tuple({k: v for k, v in facts.items() if k not in rest} for facts in (was, now))
 
 
 def _checksum(values):

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import multiprocessing
+import random
 
 import numpy as np
 import pytest
@@ -169,10 +170,75 @@ def test_images_without_a_value_below_zero_are_warned_of(data, recwarn):
 def test_only_a_few_items_are_looked_at():
     seen = []
     check_data(Pairs(lambda x: seen.append(0) or (x, 0)))
-    assert len(seen) == 1
+    assert len(seen) == 8
     with pytest.warns(UserWarning, match="no value below 0"):
         check_data(Pairs(lambda x: seen.append(0) or (x.abs(), 0)))
-    assert len(seen) <= 10
+    assert len(seen) == 16
+
+
+LATER = {  # what some item after the first is, and the words that tell it
+    "levels": (lambda x: (x + 1) * 127.5, "data must be scaled to [-1, 1]; got values from -1 to 255"),
+    "bytes": (lambda x: ((x + 1) * 127.5).byte(), "one shape and one dtype; data[0] is torch.float32 (1, 8, 8) and data[{}] is torch.uint8 (1, 8, 8)"),
+    "another size": (lambda x: x[..., :7], "data[0] is torch.float32 (1, 8, 8) and data[{}] is torch.float32 (1, 8, 7)"),
+    "more channels": (lambda x: x.expand(3, 8, 8), "and data[{}] is torch.float32 (3, 8, 8)"),
+    "no number": (lambda x: x / 0, "data must be finite"),
+    "no image": (lambda x: 7, "data[{}] is tuple of int, int"),
+}
+
+
+@pytest.mark.parametrize("place", [5, 22, 39])
+@pytest.mark.parametrize("kind", LATER)
+def test_later_items_are_looked_at(kind, place):
+    change, words = LATER[kind]
+    data = [(change(x) if i == place else x, 0) for i, x in enumerate(X)]
+    refuses(lambda: train_batches(data, 8), words.format(place), error=(ValueError, TypeError))
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+@pytest.mark.parametrize("kind", ["bytes", "another size"])
+def test_an_item_that_was_not_looked_at_is_named_when_its_turn_comes(kind, n_workers):
+    change, words = LATER[kind]
+    stream = train_batches([(change(x) if i == 7 else x, 0) for i, x in enumerate(X)], 40, n_workers=n_workers)
+    refuses(lambda: next(stream), words.format(7))
+
+
+def test_a_look_leaves_the_random_streams_alone():
+    """A set that changes its images by chance gives the same batches, however often it is looked at."""
+
+    def draw(x):
+        return (x * torch.rand(()) * np.random.rand() * random.random(), 0)
+
+    def states():
+        return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+
+    before, data = states(), Pairs(draw)
+    check_data(data)
+    stream = train_batches(data, 8)
+    assert states() == before
+    x = next(stream)
+    torch.set_rng_state(torch.tensor(before[0], dtype=torch.uint8))
+    assert len(x.flatten(1).abs().amax(1).unique()) == 8 and states()[1:] != before[1:]  # batches are drawn freely
+    check_data(Pairs(lambda x: (x + 1e9, 0)), False)
+
+
+def test_arrays_that_run_backwards_are_read():
+    data = Pairs(lambda x: (x.numpy()[:, :, ::-1], 0))
+    got = next(train_batches(data, 8, seed=1))
+    assert got.equal(next(train_batches(X.flip(-1), 8, seed=1)))
+    upside_down = Pairs(lambda x: (x.numpy()[:, ::-1].astype(np.float64), 0))
+    assert next(train_batches(upside_down, 8, seed=1)).equal(next(train_batches(X.flip(-2), 8, seed=1)))
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (4, 4, 3), (6, 8, 1), (16, 16, 4), (8, 8, 3)])
+def test_channels_last_is_refused(shape):
+    x = torch.linspace(-1, 1, 4 * 16 * 16).resize_(shape)
+    refuses(lambda: check_data([(x, 0)] * 9), f"channels first; got {shape}")
+    refuses(lambda: check_data(x.expand(2, *shape), True), f"channels first; got {shape}")
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 6), (4, 4, 4), (8, 4, 4), (3, 3, 3), (1, 4, 1), (2, 9, 1), (16, 1, 1), (3, 5, 4)])
+def test_channels_first_pass(shape):
+    check_data([(torch.linspace(-1, 1, 4 * 16 * 16).resize_(shape), 0)])
 
 
 def test_mirror_turns_the_chosen_alone():

@@ -16,18 +16,23 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
 from training_helpers import (
     N_STEPS,
     QUICK,
     TINY,
     Affine,
     Stop,
+    Streamed,
     all_equal,
     at,
     die,
     held_out_draw,
+    levels,
     make_data,
     make_trainer,
     run,
@@ -43,6 +48,7 @@ from ddpm_nb.files import checksum
 from ddpm_nb.forward import NoiseSchedule
 from ddpm_nb.gaussian import seeded_init
 from ddpm_nb.hub import describe_model, load_pretrained, save_pretrained
+from ddpm_nb.pictures import FolderDataset
 from ddpm_nb.runs import (
     CHECKPOINTS,
     LOG_FILE,
@@ -50,6 +56,7 @@ from ddpm_nb.runs import (
     Interrupted,
     StopSignals,
     TrainLog,
+    describe_data,
     held_out_loss,
     load_checkpoint,
     load_trainer_state,
@@ -57,6 +64,7 @@ from ddpm_nb.runs import (
     read_checkpoint,
     read_log,
     read_settings,
+    refuse_difference,
     save_checkpoint,
     train,
     trainer_state,
@@ -791,6 +799,120 @@ def test_resume_with_other_data_or_another_schedule_is_refused(dead, undisturbed
     assert {k: v[1] for k, v in fingerprint(dead).items()} == {k: v[1] for k, v in before.items()}
     run(out=dead, resume=True)
     assert_same_run(dead, undisturbed[0])
+
+
+def other_set(**changes):
+    """Return the data of a run with another fact, on the same levels."""
+    data = make_data()
+    facts = {"n_levels": data.n_levels, "classes": data.classes, "flip": data.flip}
+    return ImageDataset(data.levels, data.labels, **facts | changes)
+
+
+class Drawn(Streamed):
+    """Change the images by chance: from the global streams, or from one of its own."""
+
+    def __init__(self, images, draw):
+        super().__init__(images)
+        self.draw = draw
+
+    def __getitem__(self, index):
+        return self.images[index] * (1 - self.draw() / 2), 0
+
+
+def pictures_in(folder, seed=0, n=20):
+    folder.mkdir()
+    for i, level in enumerate(levels(n, seed)):
+        Image.fromarray((level[0] * 15).numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+def goes_on(tmp_path, was, now, *words):
+    """Start a run with one set of data and resume it with another; words are those of the refusal."""
+    out = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
+    stop_at(3, out, data=was)
+    config = replace(QUICK, n_iterations=4)
+    if words:
+        refuses(lambda: run(config, data=now, out=out, resume=True), "the data differs", *words)
+    else:
+        run(config, data=now, out=out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_levels": 256}, "n_levels was 17 and is 256"),
+        ({"flip": False}, "flip was True and is False"),
+        ({"classes": ("one",)}, "classes was ['0'] and is ['one']"),
+    ],
+)
+def test_the_same_levels_as_another_set_are_other_data(dead, changes, words):
+    refuses(lambda: run(data=other_set(**changes), out=dead, resume=True), "the data differs", words)
+
+
+def test_data_sets_of_other_images_are_other_data(tmp_path):
+    x, y = make_data("tensor"), make_data("tensor", seed=1)
+    last = torch.cat([x[:-1], y[-1:]])
+    zeros = torch.zeros(len(x))
+    goes_on(tmp_path, TensorDataset(x, zeros), TensorDataset(y, zeros), "sha256 was")
+    one_more = x.clone()
+    one_more[3] = y[3]  # not one of the eight places, but in memory
+    goes_on(tmp_path, TensorDataset(x, zeros), TensorDataset(one_more, zeros), "sha256 was")
+    for other in (y, last):
+        goes_on(tmp_path, Streamed(x), Streamed(other), "sha256 of some was")
+    goes_on(tmp_path, Streamed(x), Streamed(x.clone()))
+    labels = [describe_data([(image, k % 3) for image in x], True)["labels of some"] for k in (0, 1)]
+    assert labels[0] == ["0"] * 8 and labels[1] == ["1"] * 8
+
+
+def test_a_folder_of_other_files_is_other_data(tmp_path):
+    a, b = pictures_in(tmp_path / "a"), pictures_in(tmp_path / "b", seed=1)
+    read = lambda folder, **how: FolderDataset(folder, 8, grey=True, **how)
+    goes_on(tmp_path, read(a), read(b), "files was")
+    goes_on(tmp_path, read(a), read(a, flip=True), "flip was False and is True")
+    goes_on(tmp_path, read(a), read(a, white_level=4095), "'white_level': None", "'white_level': 4095")
+    same = read(a)
+    (a / "0.png").rename(a / "00.png")
+    goes_on(tmp_path, read(a), read(shutil.copytree(a, tmp_path / "moved")))
+    (a / "00.png").rename(a / "0.png")
+    for one, other in ((same, same.loaded()), (same.loaded(), same)):  # lazily or in memory, the images are the same
+        goes_on(tmp_path, one, other)
+    goes_on(tmp_path, same, read(b).loaded(), "sha256 of some was")
+    assert "root" not in str(describe_data(same)) and str(tmp_path) not in str(describe_data(same))
+
+
+def test_images_that_chance_changes_are_not_compared_or_compared_fairly(tmp_path):
+    x, own = make_data("tensor"), random.Random(0)
+    for draw in (lambda: torch.rand(()), random.random, np.random.rand):
+        goes_on(tmp_path, Drawn(x, draw), Drawn(x, draw))
+        goes_on(tmp_path, Drawn(x, draw), Drawn(x.flip(0), draw), "sha256 of some was")
+    before = torch.get_rng_state()
+    assert describe_data(Drawn(x, own.random))["sha256 of some"] is None
+    describe_data(Drawn(x, lambda: torch.rand(())))
+    assert torch.get_rng_state().equal(before)
+    goes_on(tmp_path, Drawn(x, own.random), Drawn(x, own.random))
+    with pytest.warns(UserWarning, match="the images of the data change from one reading to the next: they are not compared"):
+        goes_on(tmp_path, Streamed(x), Drawn(x, own.random))
+
+
+@pytest.mark.parametrize("kind", ["memory", "streamed"])
+def test_a_run_that_says_less_of_its_data_goes_on(dead, kind, tmp_path):
+    """Checkpoints of before hold number and shape, and a checksum of what was in memory."""
+    if kind == "streamed":
+        dead = tmp_path / "streamed"
+        stop_at(5, dead, kind=kind)
+    for path in (dead / CHECKPOINTS).glob("*.json"):
+        facts = json.loads(path.read_text())
+        facts["data"] = {k: facts["data"][k] for k in ("number", "shape", "sha256") if k in facts["data"]}
+        facts["sha256"] = checksum(facts, path.with_suffix(".safetensors").read_bytes())
+        path.write_text(json.dumps(facts))
+    run(kind=kind, out=dead, resume=True)
+    assert load_checkpoint(dead / CHECKPOINTS)[1]["data"] == describe_data(make_data(kind))
+
+
+def test_a_difference_is_told_in_few_words():
+    refuses(lambda: refuse_difference("the data", {"classes": ["a"] * 999}, {}), "classes was ['a', 'a'", "... and is None")
+    with pytest.raises(ValueError, match=r"^.{1,500}$"):
+        refuse_difference("the data", {"classes": ["a"] * 999}, {"classes": ["b"] * 999})
 
 
 def test_settings_that_are_none_are_refused(dead):
