@@ -566,7 +566,8 @@ WALKS = {
     "texts.word_maps": lambda p: texts.word_maps(p.own, ["a red circle", "a blue square"], n_steps=4, side=None, generator=p.g),
     "texts.map_scores": lambda p: [
         texts.map_scores(p.x[:, 0], p.eps[:, 0] > 0),
-        texts.map_scores(p.x[:, 0], p.eps[:, 0].cpu() > 0, p.eps[:, 0].cpu() < -1),
+        texts.map_scores(p.x[:, 0].cpu(), p.eps[:, 0] > 0),
+        texts.map_scores(p.x[:, 0].cpu(), p.eps[:, 0].cpu() > 0, p.eps[:, 0] < -1),
     ],
     "texts.exchange_words": lambda p: texts.exchange_words(p.own, "a red circle", "a blue square", [1, 2], n_steps=4),
     "runs.trainer_state": resumed,
@@ -747,6 +748,25 @@ def test_a_network_and_a_schedule_on_two_devices_are_told_apart(name):
         there.schedule = here.schedule
         # where images begin on the schedule's device, it is the network that is elsewhere
         refuses(partial(APART[name], there.network_for(name), there), "must be", "on c", error=(TypeError, ValueError))
+
+
+FLOWS = {  # the network on the device, noise and images on the CPU
+    "flow_matching_loss": lambda there, p: flows.flow_matching_loss(there.timed, p.x),
+    "velocity_from_eps": lambda there, p: there.velocity(p.x, 0.5),
+    "eps_from_velocity": lambda there, p: flows.eps_from_velocity(there.timed, p.schedule)(p.x, p.t),
+    "sample_flow": lambda there, p: flows.sample_flow(there.velocity, p.shape, n_steps=1),
+    "sample_flow, device told": lambda there, p: flows.sample_flow(there.timed, p.shape, n_steps=1, device="cpu"),
+    "straightness": lambda there, p: flows.straightness(there.timed, p.x, n_steps=1),
+    "sample_heun": lambda there, p: flows.sample_heun(flows.edm_denoiser(there.net, p.schedule), p.shape, n_steps=1),
+    "sample_heun, device told": lambda there, p: flows.sample_heun(there.timed, p.shape, n_steps=1, device="cpu"),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_names_a_network_that_is_elsewhere(name):
+    with pretended_cuda():
+        here, there = Place("cpu", "cpu"), Place("cuda", "cuda")
+        refuses(partial(FLOWS[name], there, here), "model's input must be as its weights", "on cuda:0", error=TypeError)
 
 
 def test_parts_of_a_pipeline_on_two_devices_are_told_apart():
