@@ -31,8 +31,8 @@ from torch.nn import functional as F
 
 # %% ../nbs/29_own_captions.ipynb #from-ddpm-nb-captions-import-beg
 from .captions import BEGIN, MARKS, PADDING, UNKNOWN, check_prompts, split_words
-from .checks import check_batch, check_choice, check_floating, check_generator
-from .checks import check_int, check_number, check_square_images
+from .checks import check_batch, check_choice, check_device, check_floating
+from .checks import check_generator, check_int, check_number, check_square_images
 from .clip import MAX_LOG_SCALE, TextEncoder, contrastive_loss, make_clip
 from .conditioning import CrossAttention, TextUNet, attention_maps, encode_words
 from .data import scale_levels
@@ -702,7 +702,8 @@ class StageLoss(Watcher):
         self.pairs = pairs
 
     def start(self, trainer):
-        """Note the run."""
+        """Note the run, whose network must be where the pairs are."""
+        check_device("pairs", self.pairs.levels, "the network's", trainer.device)
         self.trainer = trainer
 
     def __call__(self, predict, schedule, numbers, *, t, eps, reduction="none"):
@@ -1095,8 +1096,9 @@ def word_maps(
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
     """Draw pictures (N, C, H, W), and maps (3, N, L, h, w) of their tokens over the walk."""
+    check_device("text_encoder", pipeline.text_encoder, "the schedule's", pipeline.device)
     tokens = pipeline.tokenizer.encode(check_prompts(prompts, pipeline.tokenizer))
-    context = encode_words(pipeline.text_encoder, tokens.to(pipeline.schedule.betas.device))[0]
+    context = encode_words(pipeline.text_encoder, tokens.to(pipeline.device))[0]
     kept = respaced_steps(pipeline.schedule.n_steps, check_int("n_steps", n_steps, 4))
     following = dict(pairwise(kept))
     thirds = [[], [], []]

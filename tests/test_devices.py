@@ -278,17 +278,18 @@ def loss_history(p):
     return history.draw(5, seeded(1))
 
 
-def own_run(p, x):
-    """Train a text-to-image model in three stages."""
+def own_run(p, x, n_downs=1, tokenizer=None):
+    """Train a text-to-image model in two or three stages."""
     stage = replace(p.config(), batch_size=4)
-    config = {"dim": 16, "n_downs": 1, "autoencoder_channels": 4, "unet_channels": 8, "attn_resolutions": (4,), "n_steps": T}
+    config = {"dim": 16, "n_downs": n_downs, "autoencoder_channels": 4, "unet_channels": 8, "attn_resolutions": (4,), "n_steps": T}
     config = texts.TextConfig(**config, clip=stage, autoencoder=stage, unet=stage)
     captions = texts.describe_scenes(p.scenes)
     with tempfile.TemporaryDirectory() as folder:
-        options = {"prompts": captions[:1], "device": p.device, "progress": False}
+        options = {"prompts": captions[:1], "device": p.device, "progress": False, "tokenizer": tokenizer}
         made = texts.train_text((x, captions), f"{folder}/run", config, **options)
     assert {made.device.type} == {w.device.type for w in made.unet.parameters()} == {p.device.type}
-    return [weights_of(part) for part in (made.text_encoder, made.unet, made.autoencoder)]
+    parts = (made.text_encoder, made.unet, made.autoencoder)
+    return [weights_of(part) for part in parts if part is not None]
 
 
 # What is walked, with the networks, the schedule and the data on one device and the generator on the same or on another.
@@ -563,6 +564,9 @@ WALKS = {
     "texts.TextDenoiser": lambda p: texts.TextDenoiser(p.hearing, p.text[2])(p.x, p.t, p.text[1]),
     "texts.train_text": lambda p: own_run(p, p.drawing),
     "texts.train_text, pictures on the CPU": lambda p: own_run(p, p.drawing.cpu()),
+    "texts.train_text, pixels, words given": lambda p: own_run(
+        p, p.drawing, 0, captions.fit_tokenizer(texts.describe_scenes(texts.all_scenes()), 10)
+    ),
     "texts.word_maps": lambda p: texts.word_maps(p.own, ["a red circle", "a blue square"], n_steps=4, side=None, generator=p.g),
     "texts.map_scores": lambda p: [
         texts.map_scores(p.x[:, 0], p.eps[:, 0] > 0),
@@ -767,6 +771,18 @@ def test_a_flow_names_a_network_that_is_elsewhere(name):
     with pretended_cuda():
         here, there = Place("cpu", "cpu"), Place("cuda", "cuda")
         refuses(partial(FLOWS[name], there, here), "model's input must be as its weights", "on cuda:0", error=TypeError)
+
+
+def test_pairs_and_words_that_are_elsewhere_are_named():
+    with pretended_cuda():
+        here, there = Place("cpu", "cpu"), Place("cuda", "cuda")
+        pairs = texts.Pairs(here.levels.byte(), here.rows()[:, None])
+        trainer = training.Trainer(there.net, there.schedule, there.config())
+        for loss in (texts.PairLoss(pairs), texts.CompressionLoss(pairs, 1.0), texts.CaptionLoss(pairs, here.x, 0.1)):
+            refuses(partial(loss.start, trainer), "pairs must be on the network's device, cuda:0; it is on cpu")
+        parts = here.own
+        parts.text_encoder = there.own.text_encoder
+        refuses(lambda: texts.word_maps(parts, ["a red circle"]), "text_encoder must be on the schedule's device, cpu")
 
 
 def test_parts_of_a_pipeline_on_two_devices_are_told_apart():
