@@ -496,7 +496,7 @@ def test_the_losses_are_those_of_their_chapters(few):
     single, numbers = Pairs(images, tokens), chosen.double()
     torch.manual_seed(0)
     clip = make_clip({"image_size": 16, "in_channels": 3, "dim": 16}, {"n_words": len(tokenizer), "length": tokenizer.length, "dim": 16}, 16)
-    trainer = SimpleNamespace(network=clip, noise=seeded(0), precision=torch.float32)
+    trainer = SimpleNamespace(network=clip, noise=seeded(0), precision=torch.float32, device=images.device)
     loss = PairLoss(single)
     loss.start(trainer)
     found = loss(None, None, numbers, t=None, eps=None)
