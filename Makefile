@@ -25,6 +25,8 @@ $(VENV)/.ready: requirements-uv.txt requirements-dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
 	$(UV) pip sync --python $(BIN)/python --require-hashes requirements-dev.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@mkdir -p $(VENV)/etc/ipython  # kernels here speak to this machine alone: they need not warn that it is unencrypted
+	@echo "c.IPKernelApp.log_level = 40" > $(VENV)/etc/ipython/ipython_kernel_config.py
 	@touch $@
 
 book: setup ## run the notebooks whose outputs are stale and render the book to _build/html

@@ -2,6 +2,7 @@
 
 import io
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,3 +148,14 @@ def test_the_last_loss_of_the_bar_is_the_mean_over_a_line_of_the_log():
 def test_no_page_is_filled_by_bars(path):
     outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
     assert [text for output in outputs if re.search(r"\d%\|", text := str(output.get("text", "")))] == []
+
+
+def test_a_kernel_starts_without_a_word():
+    """What `make` sets up keeps a kernel's own warnings off the screen; those of Python stay in the notebook."""
+    pytest.importorskip("nbclient")
+    if not (Path(sys.prefix) / "etc" / "ipython" / "ipython_kernel_config.py").exists():
+        pytest.skip("this environment was not made by `make`")
+    script = "import nbclient, nbformat as n\nbook = n.v4.new_notebook(cells=[n.v4.new_code_cell('import warnings; warnings.warn(str(6 * 7))')])"
+    script += "\nnbclient.NotebookClient(book, kernel_name='python3').execute()\nprint(book.cells[0].outputs[0].text)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert "UserWarning: 42" in done.stdout and "WARNING" not in done.stderr

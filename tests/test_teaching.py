@@ -63,6 +63,13 @@ def test_plans_name_chapters_and_their_hours():
     assert {c for meetings in exercises.PLANS.values() for chapters in meetings for c in chapters} <= known
 
 
+def test_hours_that_the_first_page_adds_up_are_those_of_the_chapters():
+    stored = json.loads((ROOT / "ddpm_nb" / "measured" / "reading.json").read_text())["hours"]
+    counted = measures.reading_hours(ROOT)["hours"]
+    assert set(stored) == set(counted), "run tools/measures.py --hours ddpm_nb/measured/reading.json"
+    assert all(abs(stored[name] - hours) <= 0.1 + 0.15 * hours for name, hours in counted.items())
+
+
 def test_tests_for_any_versions_need_no_development_tool():
     files = portable.portable()
     assert "tests/test_training.py" in files and len(files) >= 15
