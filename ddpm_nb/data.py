@@ -149,10 +149,10 @@ def _spared_streams():
         np.random.set_state(of_numpy)
 
 
-def _check_alike(index, image, first):
-    """Refuse an image of a data set that is of another shape or dtype than the first."""
+def _check_alike(index, image, first_index, first):
+    """Refuse an image of a data set that is of another shape or dtype than the first one read."""
     if image.shape != first.shape or image.dtype != first.dtype:
-        got = f"data[0] is {first.dtype} {tuple(first.shape)}"
+        got = f"data[{first_index}] is {first.dtype} {tuple(first.shape)}"
         got += f" and data[{index}] is {image.dtype} {tuple(image.shape)}"
         raise ValueError(f"data must hold images of one shape and one dtype; {got}")
 
@@ -172,7 +172,7 @@ def _look_at(data):
         n_looks = 1 if getattr(data, "serves_bytes", False) is True else 8
         for place in sorted({i * last // 7 for i in range(1, n_looks)} - {0}):
             images.append(_image_of(data, place))
-            _check_alike(place, images[-1], first)
+            _check_alike(place, images[-1], 0, first)
     return torch.stack(images)
 
 # %% ../nbs/08_data.ipynb #check-data
@@ -339,14 +339,13 @@ class _Pairs(Dataset):
     def __init__(self, data, n_classes):
         self.data, self.n_classes = data, n_classes
         self.as_bytes = getattr(data, "serves_bytes", False) is True
-        with _spared_streams():
-            self.first = None if self.as_bytes else _image_of(data, 0)
+        self.first = None  # the first image that is read, with its index
 
     def __getitem__(self, index):
         pair = (self.data.read(index), None) if self.as_bytes else self.data[index]
         image = _to_tensor(pair[0])
-        if self.first is not None:
-            _check_alike(index, image, self.first)
+        self.first = self.first or (index, image)
+        _check_alike(index, image, *self.first)
         if self.n_classes is None:
             return image, 0
         label = self.data.labels[index] if self.as_bytes else pair[1]
