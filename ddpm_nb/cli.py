@@ -211,7 +211,7 @@ def _add_generate(parser):
     text = "a sentence such as 'a bold seven leaning right'; any picture without"
     add("prompt", nargs="?", help=text)
     add("--out", required=True, help="PNG file to write")
-    text = "a shipped pipeline (digits or mnist) or a folder of one (default: mnist)"
+    text = "a shipped pipeline (digits, mnist or shapes) or a folder of one (default: mnist)"
     add("--model", default="mnist", help=text)
     add("--n", type=int, default=16, help="number of pictures (default: 16)")
     text = "how closely to follow the sentence, 0 to 20 (default: 4)"
