@@ -137,7 +137,7 @@ def read_sealed(
         raise ValueError(f"{Path(path).parent}: {problem}")
     try:
         return facts, load(weights)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{weights_path}: its tensors cannot be read: {error}") from None
 
 # %% ../nbs/93_files.ipynb #find-model

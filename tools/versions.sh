@@ -16,10 +16,10 @@ trap 'rm -rf "$work"' EXIT
 for python in ${PYTHONS:-3.11}; do
     here=.venv-$name-$python
     "$uv" venv --quiet --clear --python "$python" "$here"
-    # what the tests import beyond the package comes in its newest version
+    # what the tests import beyond the package comes in its newest version; compiled networks of old PyTorch need setuptools
     "$uv" pip install --quiet --python "$here/bin/python" --resolution "$resolution" -r pyproject.toml
     "$uv" pip install --quiet --python "$here/bin/python" --no-deps "$work"/*.whl
-    "$uv" pip install --quiet --python "$here/bin/python" pytest hypothesis mpmath scipy --constraint <("$uv" pip freeze --python "$here/bin/python" | grep -v ddpm)
+    "$uv" pip install --quiet --python "$here/bin/python" pytest hypothesis mpmath scipy setuptools --constraint <("$uv" pip freeze --python "$here/bin/python" | grep -v ddpm)
     "$uv" pip freeze --python "$here/bin/python" | grep -iE '^(torch|torchvision|accelerate|matplotlib|numpy|pillow|safetensors|scikit-learn|tqdm)==' | tr '\n' ' '
     mkdir -p "$work/$python"
     cp -r tests "$work/$python"
