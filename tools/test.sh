@@ -62,7 +62,7 @@ step "ddpm_nb is what the notebooks export" export_in_sync
 step "notebooks are clean" notebooks_clean
 step "lint" ruff check --quiet .
 if [ "${1:-all}" = fast ]; then
-    step "the project's rules" pytest -q tests/test_{project,equations,glossary,docstrings,figures,touch}.py
+    step "the project's rules" pytest -q tests/test_project.py tests/test_equations.py tests/test_glossary.py tests/test_docstrings.py tests/test_figures.py tests/test_touch.py
     exit
 fi
 step "the book, from the committed outputs" committed_book
