@@ -66,13 +66,25 @@ def test_every_face_swaps_and_has_a_fallback_of_its_width():
 def test_the_fonts_of_the_first_screen_are_preloaded():
     class App:
         srcdir = ROOT
-        config = type("Config", (), {"preview_picture": "samples.png"})
+        config = type("Config", (), {"preview_picture": "samples.png", "html_title": "A book"})
 
     context = {"title": "A page", "pathto": lambda name, resource: f"../{name}"}
     finish.on_page(App, "nbs/a", "page.html", context, None)
     found = re.findall(r'<link rel="preload" href="\.\./_static/(\S+)"', context["metatags"])
     assert found == [f"fonts/{face}.woff2" for face in finish.PRELOADED]
     assert all((STATIC / name).is_file() for name in found)
+
+
+@pytest.mark.parametrize("own", ["", '<meta content="Mine." name="description" />'])
+def test_a_page_is_described_once(own):
+    class App:
+        srcdir = ROOT
+        config = type("Config", (), {"preview_picture": "samples.png", "html_title": "A book"})
+
+    context = {"title": "Source &amp; names", "metatags": own, "pathto": lambda name, resource: name}
+    finish.on_page(App, "_modules/a", "page.html", context, None)
+    assert context["metatags"].count('name="description"') == 1
+    assert "Source &amp; names: a page of A book." in context["metatags"]
 
 
 def test_excerpts_of_the_search_hold_no_formulas():

@@ -75,14 +75,15 @@ def describe(doctree):
 
 def on_page(app, pagename, templatename, context, doctree):
     """Say in the page's head what it is about and where it lives."""
-    text = describe(doctree)
-    facts = {"og:type": "article", "og:title": re.sub("<[^>]*>", "", context.get("title") or "")}
+    title = re.sub("<[^>]*>", "", context.get("title") or "")
+    text = describe(doctree) or f"{html.unescape(title)}: a page of {app.config.html_title}."
+    facts = {"og:type": "article", "og:title": title}
     facts |= {"og:url": page_address(app.srcdir, f"{pagename}.html")}
     facts |= {"og:image": page_address(app.srcdir, f"_static/{app.config.preview_picture}")}
     tags = [f'<meta property="{k}" content="{html.escape(v)}">' for k, v in facts.items()]
-    if text:
+    if 'name="description"' not in context.get("metatags", ""):  # a page may bring its own
         tags.append(f'<meta name="description" content="{html.escape(text)}">')
-        tags.append(f'<meta property="og:description" content="{html.escape(text)}">')
+    tags.append(f'<meta property="og:description" content="{html.escape(text)}">')
     tags.append('<meta name="twitter:card" content="summary_large_image">')
     href = context["pathto"]("_static/apple-touch-icon.png", 1)
     tags.append(f'<link rel="apple-touch-icon" href="{href}">')
