@@ -349,7 +349,7 @@ class _Pairs(Dataset):
         if self.n_classes is None:
             return image, 0
         label = self.data.labels[index] if self.as_bytes else pair[1]
-        return image, _check_label(label, self.n_classes, index)
+        return image, _class_number(label, self.n_classes, index)
 
 # %% ../nbs/08_data.ipynb #from-dataset
 def _from_dataset(data, ahead, order, flip, device, n_workers, n_classes):
@@ -384,10 +384,10 @@ def check_labels(
     labels = getattr(data, "labels", None)
     known = isinstance(labels, Tensor) and not labels.is_floating_point()
     for index, label in enumerate(labels.tolist() if known else [data[0][1]]):
-        _check_label(label, n_classes, index)
+        _class_number(label, n_classes, index)
 
 
-def _check_label(label, n_classes, index):
+def _class_number(label, n_classes, index):
     """Return a label as a number if it is that of a class."""
     try:
         number = operator.index(label)

@@ -146,9 +146,9 @@ def generate(
 ) -> Tensor:
     """Draw pictures (n times the sentences, C, H, W) in [-1, 1]."""
     _check_devices(self)
-    texts, unwanted = _check_texts(self, prompt, negative, n, guidance)
+    texts, unwanted = _texts_of_pictures(self, prompt, negative, n, guidance)
     check_generator(generator, len(texts))
-    kept, image, mask = _check_start(self, image, mask, strength, len(texts), n_steps, eta)
+    kept, image, mask = _where_to_begin(self, image, mask, strength, len(texts), n_steps, eta)
     with torch.inference_mode():
         words, null = self.encode_text(texts)
         if negative is not None:
@@ -216,7 +216,7 @@ def interpolate(
     """Draw n pictures (n, C, H, W) from one noise, from one sentence to another."""
     _check_devices(self)
     check_int("n", n, 2)
-    ends, _ = _check_texts(self, [first, second], None, 1, guidance)
+    ends, _ = _texts_of_pictures(self, [first, second], None, 1, guidance)
     kept = respaced_steps(self.schedule.n_steps, n_steps)
     with torch.inference_mode():
         words, empty = self.encode_text(ends)
@@ -237,7 +237,7 @@ def _check_devices(pipeline):
         check_device(name, getattr(pipeline, name), "the schedule's", pipeline.device)
 
 
-def _check_texts(pipeline, prompt, negative, n, guidance):
+def _texts_of_pictures(pipeline, prompt, negative, n, guidance):
     """Return a sentence, and one to keep away from, for each picture; empty ones where none is."""
     check_int("n", n)
     check_number("guidance", guidance, 0, MAX_GUIDANCE)
@@ -249,8 +249,8 @@ def _check_texts(pipeline, prompt, negative, n, guidance):
     unwanted = unwanted * (len(texts) // len(unwanted))
     return [[text for text in each for _ in range(n)] for each in (texts, unwanted)]
 
-# %% ../nbs/22_stable_diffusion.ipynb #check-start
-def _check_start(pipeline, image, mask, strength, n, n_steps, eta):
+# %% ../nbs/22_stable_diffusion.ipynb #where-to-begin
+def _where_to_begin(pipeline, image, mask, strength, n, n_steps, eta):
     """Return the falling indices to visit, and an image and a mask for each of n pictures."""
     check_number("eta", eta, 0, 1)
     kept = respaced_steps(pipeline.schedule.n_steps, n_steps)

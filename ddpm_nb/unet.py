@@ -226,9 +226,9 @@ def _level_sizes(image_size, n_levels):
         raise ValueError(f"image_size must be {allowed}; got {image_size}")
     return [image_size // 2**i for i in range(n_levels)]
 
-# %% ../nbs/07_unet.ipynb #check-config
-def _check_config(c):
-    """Refuse impossible arguments; return each level's channels and whether it attends."""
+# %% ../nbs/07_unet.ipynb #plan-levels
+def _plan_levels(c):
+    """Return each level's channels and whether it attends, or refuse impossible arguments."""
     for name in ("in_channels", "n_res_blocks", "norm_groups", "n_heads"):
         check_int(name, c[name])
     check_int("base_channels", c["base_channels"], 4)
@@ -277,7 +277,7 @@ class UNet(nn.Module):
         self.config = config
         self.image_size, self.in_channels = image_size, in_channels
         self.checkpointing, time_dim = checkpointing, 4 * base_channels
-        widths, attends = _check_config(config)
+        widths, attends = _plan_levels(config)
         norm = {"norm_groups": norm_groups, "norm_eps": norm_eps}
         blocks = {"time_dim": time_dim, "dropout": dropout, "n_heads": n_heads, **norm}
         waves = {"layout": time_layout, "freq_shift": freq_shift}
@@ -553,16 +553,9 @@ def is_plain(
     """Tell whether a layer is a convolution that its weight and bias describe in full."""
     if type(layer) is not nn.Conv2d or "forward" in vars(layer):
         return False  # a subclass, a parametrisation, an adapter, a quantised layer
-    hooks = (
-        layer._forward_pre_hooks,
-        layer._forward_hooks,
-        layer._backward_pre_hooks,
-        layer._backward_hooks,
-    )
-    names = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
-    of_every_module = [getattr(every_module, f"_global_{name}") for name in names]
-    if any(hooks) or any(of_every_module):
-        return False
+    for name in ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks"):
+        if getattr(layer, f"_{name}") or getattr(every_module, f"_global_{name}"):
+            return False  # a hook would not be called
     form = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
     same_size = ((kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), 1)
     if form != same_size or layer.padding_mode != "zeros":
