@@ -7,6 +7,7 @@ __all__ = ['VLBTerms', 'vlb_terms', 'optimal_denoiser', 'rate_distortion']
 
 # %% ../nbs/05_bound.ipynb #import-math-from-dataclasses-imp
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -106,7 +107,7 @@ def _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size):
 def optimal_denoiser(
     mixture: GaussianMixture,  # the data, q(x_0), in d dimensions
     schedule: NoiseSchedule,  # the noise schedule
-):
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Build model(x_t, t) that returns E[eps | x_t], for x_t (B, ...) with d values each."""
     spread, axes = torch.linalg.eigh(mixture.covariances)  # (K, d) and (K, d, d)
     d = mixture.means.shape[1]

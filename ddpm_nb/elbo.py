@@ -10,6 +10,7 @@ __all__ = ['VARIANCES', 'STEP_VARIANCES', 'OBJECTIVES', 'WEIGHTINGS', 'log_snr_s
 
 # %% ../nbs/03_elbo.ipynb #import-math-import-torch-from-to
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -212,7 +213,7 @@ def predict_noise(
     model,  # callable model(x_t, t) whose output is what `objective` names
     schedule: NoiseSchedule,  # the noise schedule
     objective: str,  # "eps", "x_0", "v", "mu" or "velocity"
-):
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a callable model(x_t, t) -> eps_hat, which every sampler and the bound take."""
     check_choice("objective", objective, OBJECTIVES)
 

@@ -7,6 +7,7 @@ __all__ = ['flow_matching_loss', 'flow_times', 'velocity_from_eps', 'eps_from_ve
            'straightness', 'edm_denoiser', 'edm_preconditioning', 'karras_sigmas', 'sample_heun']
 
 # %% ../nbs/15_flow_matching.ipynb #from-itertools-import-pairwise-i
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -60,7 +61,7 @@ def velocity_from_eps(
     schedule: NoiseSchedule,  # its noise schedule
     *,
     clip_x_0: bool = False,  # clip the predicted image to [-1, 1]
-):
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Build a velocity model(x, t), t in (0, 1], from a noise predictor, without training."""
 
     def velocity(x, t):
@@ -79,7 +80,7 @@ def velocity_from_eps(
 def eps_from_velocity(
     model,  # callable model(x, t) -> velocity, t (B,) in [0, 1]
     schedule: NoiseSchedule,  # the levels that t of the result counts
-):
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Build a noise predictor model(x_t, t), t an index, from a velocity, without training."""
 
     def predict(x_t, t):
@@ -201,7 +202,7 @@ def edm_denoiser(
     schedule: NoiseSchedule,  # its noise schedule
     *,
     clip_x_0: bool = False,  # clip the predicted image to [-1, 1]
-):
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Build a denoiser D(x, sigma) of x = x_0 + sigma eps from a noise predictor."""
 
     def denoise(x, sigma):

@@ -43,10 +43,10 @@ def langevin(
     *,
     n_steps: int,  # how many steps to take
     step: float = 0.1,  # length h as a share of the level's variance 1 - alpha_bar_t
-    generator: torch.Generator | None = None,  # source of the noise
+    generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
 ) -> Tensor:
     """Move samples towards q(x_t) by Langevin steps at one noise level (Song and Ermon 2019)."""
-    check_generator(generator)
+    check_generator(generator, len(check_floating("x", x)))
     step = check_number("step", step, 0, open_low=True)
     h = step * schedule.one_minus_alpha_bars[check_int("t", t, 0, schedule.n_steps - 1)]
     for _ in range(check_int("n_steps", n_steps)):
@@ -116,7 +116,7 @@ def flow_log_likelihood(
     n_steps: int,  # steps of Heun's method, 1..T-1; fewer where levels coincide
     t: int | None = None,  # noise level of the images, an index; None: clean
     n_probes: int | None = None,  # random vectors for the trace; None: exact, D gradients
-    generator: torch.Generator | None = None,  # source of the random vectors
+    generator: torch.Generator | None = None,  # source of the vectors; a list: one for each image
     progress: bool = False,  # show a progress bar
 ) -> Tensor:
     """Compute log p(x_0) of the probability flow in nats, (B,) float64 (Song et al. 2021)."""
@@ -143,10 +143,10 @@ def flow_log_likelihood(
 def _check_flow(schedule, x_0, n_steps, t, n_probes, generator):
     """Refuse bad arguments of the likelihood; return images, levels to visit, random vectors."""
     check_floating("x_0", x_0)
-    check_generator(generator)
     if x_0.ndim < 2 or x_0.numel() == 0:
         shape = tuple(x_0.shape)
         raise ValueError(f"x_0 must have shape (B, ...) and at least one image; got {shape}")
+    check_generator(generator, len(x_0))
     last = schedule.n_steps - 1
     first = 0 if t is None else check_int("t", t, 0, last - 1)
     n_steps = check_int("n_steps", n_steps, 1, last - first)
@@ -155,7 +155,14 @@ def _check_flow(schedule, x_0, n_steps, t, n_probes, generator):
     nodes = (clock[first:] - wanted[:, None]).abs().argmin(1).unique() + first
     if n_probes is None:
         return x_0.detach(), nodes.tolist(), None
-    shape = (check_int("n_probes", n_probes), *x_0.shape)
-    source = x_0.device if generator is None else generator.device
-    signs = torch.randint(2, shape, generator=generator, device=source).to(x_0) * 2 - 1
-    return x_0.detach(), nodes.tolist(), signs
+    check_int("n_probes", n_probes)
+    return x_0.detach(), nodes.tolist(), _signs((n_probes, *x_0.shape), x_0, generator)
+
+
+def _signs(shape, like, generator):
+    """Draw -1 or 1 for each value of (n_probes, B, ...), in the type and place of `like`."""
+    if isinstance(generator, list | tuple):  # one for each image
+        own = (shape[0], *shape[2:])
+        return torch.stack([_signs(own, like, one) for one in generator], 1)
+    source = like.device if generator is None else generator.device
+    return torch.randint(2, shape, generator=generator, device=source).to(like) * 2 - 1

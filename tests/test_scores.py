@@ -206,3 +206,29 @@ def test_bad_arguments_are_refused_before_the_model_is_asked():
         (lambda: flow_log_likelihood(abs, short, x, n_steps=1, generator=5), ("generator",), TypeError),
     ]:
         refuses(call, *words, error=error)
+
+
+BY_IMAGE = {
+    "langevin": lambda x, own: langevin(tilted, LINEAR, x, 300, n_steps=3, generator=own),
+    "sample_sde": lambda x, own: sample_sde(tilted, SHORT, tuple(x.shape), generator=own),
+    "sample_sde from x_T": lambda x, own: sample_sde(tilted, SHORT, tuple(x.shape), x_T=x, noise=0.5, generator=own),
+    "likelihood": lambda x, own: flow_log_likelihood(tilted, LINEAR, x, n_steps=5, n_probes=3, generator=own),
+}
+SHORT = NoiseSchedule(linear_betas(6), **exact)
+
+
+def tilted(x, t):
+    return 0.9 * x + 0.1 * x.square() * x.flip(-1)  # the same rounding in every batch
+
+
+@pytest.mark.parametrize("name", BY_IMAGE)
+def test_with_a_generator_for_each_image_no_batch_changes_a_result(name):
+    x = torch.linspace(-1, 1, 12, **exact).view(3, 1, 2, 2)
+    own = lambda: [seeded(i) for i in range(3)]
+    together = BY_IMAGE[name](x, own())
+    apart = [BY_IMAGE[name](x[i : i + 1], own()[i : i + 1]) for i in range(3)]
+    assert torch.equal(torch.cat(apart), together)
+    assert torch.equal(BY_IMAGE[name](x[:1], seeded(0)), together[:1])
+    assert not torch.equal(BY_IMAGE[name](x, own()[::-1]), together)
+    for wrong in (own()[:2], [*own(), seeded(3)], [0, 1, 2]):
+        refuses(lambda wrong=wrong: BY_IMAGE[name](x, wrong), "generator must be one, or a list of 3, one an image; got", error=TypeError)
