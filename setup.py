@@ -1,13 +1,21 @@
-"""Build a wheel whose `help()` shows the text of each parameter; the sources stay as exported."""
+"""Build a wheel whose `help()` shows each parameter, and whose description has links that work.
 
+The sources stay as exported: an editable install reads them, and its `help()` has one line.
+"""
+
+import re
 import sys
+import tomllib
 from pathlib import Path
+from urllib.parse import urljoin
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
 import docstrings
+
+HERE = Path(__file__).resolve().parent
 
 
 class BuildWithTexts(build_py):
@@ -20,4 +28,20 @@ class BuildWithTexts(build_py):
             docstrings.write(Path(self.build_lib, "ddpm_nb"))
 
 
-setup(cmdclass={"build_py": BuildWithTexts})
+def readme():
+    """Return the README with links and pictures that are found from outside the repository."""
+    project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository = project["urls"]["Repository"]
+
+    def whole(found):
+        place = "raw" if found[1].endswith(".png") else "blob"
+        return f"]({urljoin(f'{repository}/{place}/HEAD/', found[1])})"
+
+    return re.sub(r"\]\(([^)]+)\)", whole, (HERE / "README.md").read_text(encoding="utf-8"))
+
+
+setup(
+    cmdclass={"build_py": BuildWithTexts},
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+)

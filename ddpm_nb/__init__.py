@@ -71,14 +71,16 @@ _OFFERED = {
 _HOME = {name: module for module, names in _OFFERED.items() for name in names.split()}
 __all__ = sorted(_HOME)
 
-# %% ../nbs/94_names.ipynb #getattr
-def __getattr__(name):
-    """Load a name when it is first used, and keep it."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+# %% ../nbs/94_names.ipynb #dir
+if not TYPE_CHECKING:  # with it, a type checker would take every name for one that is there
+
+    def __getattr__(name):
+        """Load a name when it is first used, and keep it."""
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__():

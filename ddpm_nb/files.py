@@ -18,6 +18,7 @@ import shutil
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -412,7 +413,7 @@ class Pretrained:
         name_or_path,  # a shipped name, such as "mnist", or a folder, such as "./mine"
         *,
         device="cpu",  # where the networks shall live
-    ):
+    ) -> Self:
         """Load a model in evaluation mode; refuse files that were changed or do not fit."""
         path = find_model(name_or_path, cls.shipped)
         networks, tensors, config = load_parts(path, cls.kinds, extra=cls.extra, device=device)
@@ -428,7 +429,7 @@ class Pretrained:
         *,
         overwrite: bool = False,  # replace a model that is already there
         half: bool = False,  # keep weights as float16 on disk; they come back as float32
-    ):
+    ) -> None:
         """Write all parts as one folder of safetensors, JSON and a readable card."""
         networks, tensors, facts = self.to_parts()
         options = {"card": self.card, "overwrite": overwrite, "half": half}

@@ -6,7 +6,9 @@
 __all__ = ['PIPELINES', 'MAX_GUIDANCE', 'TextToImage']
 
 # %% ../nbs/22_stable_diffusion.ipynb #from-dataclasses-import-dataclas
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,11 @@ class TextToImage(Pretrained):
     autoencoder: Autoencoder | None = None  # latents <-> pictures; None: the U-Net draws pixels
     rule: CaptionRule | None = None  # the rule that wrote the captions of the training images
     card: dict = field(default_factory=dict, repr=False)  # what is known about the model
+
+    # methods with a cell of their own below, for editors and type checkers
+    generate: ClassVar[Callable[..., Tensor]]
+    interpolate: ClassVar[Callable[..., Tensor]]
+    to_parts: ClassVar[Callable[..., tuple[dict, dict, dict]]]
 
     def __post_init__(self):
         _check_fit(self)
