@@ -6,6 +6,10 @@ UV := $(BIN)/uv
 LOCK := $(UV) pip compile --prerelease disallow --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
+# Another build of PyTorch for a new .venv, such as the one without CUDA: the address of an index that has it.
+TORCH_INDEX ?=
+CUDA := torch|torchvision|triton|cuda-[a-z0-9-]+|nvidia-[a-z0-9-]+
+
 # Settings of another Python or Jupyter on this machine must not reach the notebooks' kernels.
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME MPLBACKEND VIRTUAL_ENV
 
@@ -20,10 +24,16 @@ setup: $(VENV)/.ready ## create .venv with the pinned packages and this one
 $(VENV)/.ready: requirements-uv.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another with: make PYTHON=python3.11 ..."; exit 1; }
-	@echo "Setting up $(VENV) (downloads about 3 GB the first time) ..."
+	@echo "Setting up $(VENV) (downloads $(if $(TORCH_INDEX),,about 3 GB )the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+ifeq ($(TORCH_INDEX),)
 	$(UV) pip sync --python $(BIN)/python --require-hashes requirements-dev.txt
+else  # all but PyTorch as pinned; PyTorch in the pinned version, of which the lock knows only the hashes of the other build
+	awk '/^[a-z]/ { left = /^($(CUDA))==/ } !left' requirements-dev.txt > $(VENV)/requirements.txt
+	$(UV) pip sync --python $(BIN)/python --require-hashes $(VENV)/requirements.txt
+	$(UV) pip install --python $(BIN)/python --default-index $(TORCH_INDEX) $$(grep -oE '^torch(vision)?==[^ ]+' requirements-dev.txt)
+endif
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@mkdir -p $(VENV)/etc/ipython  # kernels here speak to this machine alone: they need not warn that it is unencrypted
 	@echo "c.IPKernelApp.log_level = 40" > $(VENV)/etc/ipython/ipython_kernel_config.py

@@ -158,6 +158,32 @@ def test_pins_are_no_pre_releases():
     none([pin for pin in pins if re.search(r"==.*(a|b|rc|dev)\d", pin)])
 
 
+def entries(text):
+    """Map the packages of a lock to what it says of each."""
+    return {part.partition("==")[0]: part for part in re.split(r"^(?=\w)", text, flags=re.M) if "==" in part}
+
+
+def test_another_build_of_torch_replaces_cuda_alone(tmp_path):
+    """What `make setup TORCH_INDEX=...` would run: all pins but PyTorch and CUDA, then PyTorch as pinned from that index."""
+    command = ["make", "-n", "setup", f"VENV={tmp_path}", "TORCH_INDEX=https://somewhere/cpu"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    (choose,) = [line for line in lines if line.startswith("awk")]
+    sync, install = [line for line in lines if "uv pip sync" in line or "--default-index" in line]
+    subprocess.run(choose, shell=True, cwd=ROOT, check=True)
+    lock, chosen = entries((ROOT / "requirements-dev.txt").read_text()), entries((tmp_path / "requirements.txt").read_text())
+    left = {name for name in lock if name not in chosen}
+    assert {"torch", "torchvision", "triton"} < left and len(left) > 12
+    assert all(re.fullmatch("(torch|torchvision|triton|(cuda|nvidia)-.*)", name) for name in left), left
+    assert not any(name.startswith(("cuda", "nvidia")) for name in chosen)
+    assert chosen == {name: lock[name] for name in chosen} and {"torchmetrics", "sympy", "numpy"} < set(chosen)
+    assert f"--require-hashes {tmp_path}/requirements.txt" in sync
+    assert install.split("--default-index ")[1].startswith("https://somewhere/cpu ")
+    asked = subprocess.run(install.split("$(")[1].rstrip(")"), shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert asked.stdout.split() == [lock[name].split()[0] for name in ("torch", "torchvision")]
+    plain = subprocess.run(command[:-1], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--require-hashes requirements-dev.txt" in plain and "--default-index" not in plain and "awk" not in plain
+
+
 def test_the_quick_check_holds_the_rules():
     """What CONTRIBUTING calls a rule is in `make check`: notebooks and package, equations, the glossary, texts of parameters."""
     quick = (ROOT / "tools" / "test.sh").read_text().partition("= fast ]")[2].partition("exit")[0]
