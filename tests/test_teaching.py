@@ -1,6 +1,8 @@
 """What teachers and slow machines are offered: notebooks without solutions, plans with hours, tests for any versions, a script for a GPU."""
 
 import ast
+import contextlib
+import io
 import json
 import re
 import subprocess
@@ -13,6 +15,8 @@ import measures
 import portable
 import rules
 import slow
+
+from ddpm_nb.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTION = """import math
@@ -94,6 +98,38 @@ def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path):
         (row,) = found[part]["rows"]
         assert row["train seconds"] > 0 and row["sample seconds"] > 0 and row["parameters"] > 1000
         assert row["train flops"] == 3 * row["sample flops"]
+
+    shown = shown_by_the_page(tmp_path)
+    assert len(re.findall(r"^  tiny +float32 +False +4 +\d+\.\d ms +\? +\d+\.\d ms +\?$", shown, re.M)) == 2
+    assert "tests: never run" in shown.splitlines() and "notebooks: never run" in shown.splitlines()
+
+
+def shown_by_the_page(folder):
+    """Run the cell of the page on performance that shows the figures of a GPU, with the files of this folder."""
+    (cell,) = [cell for nb in rules.read_book() for cell in nb.code if cell.source.startswith("def gpu_steps")]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(cell.source, {"MEASURED": folder, "read_json": read_json})
+    return output.getvalue()
+
+
+def test_the_page_shows_what_a_gpu_measured_and_what_was_never_run(tmp_path):
+    assert shown_by_the_page(tmp_path) == ""  # no file, no words; the text beside says so
+    row = {"network": "small", "precision": "bfloat16", "compiled": True, "batch": 128}
+    row |= {"train seconds": 0.01, "train flops": 3e12, "sample seconds": 0.004, "sample flops": 1e12}
+    cut, failed = {"cut": ["small", "float32", True, 1024]}, {"failed": ["small", "float32", True, 512], "why": "MemoryError: much"}
+    speed = {"peaks": {"bfloat16": {"gflops": 6e5}, "float32": {"failed": []}}, "rows": [row, cut, failed]}
+    notebooks = {"01_a": {"seconds": 3, "failed": []}, "02_b": "not reached", "03_c": {"failed": [{"cell": "x", "why": "y"}]}}
+    found = {"machine": {"gpu": "A GPU", "torch": "2"}, "tests": {"code": 0, "tail": ["5 passed"]}, "speed": speed, "notebooks": notebooks}
+    (tmp_path / "gpu.json").write_text(json.dumps(found))
+    lines = shown_by_the_page(tmp_path).splitlines()
+    assert lines[0] == "A GPU with PyTorch 2" and "network: never run" in lines and "  5 passed" in lines
+    assert [" ".join(line.split()) for line in lines if line.startswith("  small")] == [
+        "small bfloat16 True 128 10.0 ms 50 % 4.0 ms 42 %",
+        "small float32 True 1024 not reached",
+        "small float32 True 512 failed: MemoryError: much",
+    ]
+    assert "  01_a: passed" in lines and "  02_b: not reached" in lines and any("'cell': 'x'" in line for line in lines)
 
 
 def test_what_failed_on_a_gpu_is_told():
