@@ -46,7 +46,7 @@ def vlb_terms(
     variance: str = "posterior",  # of the reverse steps: "posterior", "beta" or "learned"
     eps: Tensor | None = None,  # (T, B, ...) noise of each step; drawn without
     chunk_size: int = 512,  # images through the model at once, at least one step's
-    generator: torch.Generator | None = None,  # source of the noise
+    generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
 ) -> VLBTerms:
     """Compute the parts of the bound for each image, with one draw a step (DDPM, equation 5)."""
     _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size)

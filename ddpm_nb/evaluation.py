@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .bound import VLBTerms, vlb_terms
 from .checks import call_model
 from .checks import check_floating, check_generator, check_images, check_int
-from .checks import check_model, check_number, check_square_images
+from .checks import check_model, check_number, check_square_images, split_generator
 from .files import PACKAGE, find_model, load_parts, save_parts
 from .forward import NoiseSchedule
 from .gaussian import seeded_init
@@ -47,7 +47,7 @@ def bits_per_dim(
     n_levels: int,  # grey levels of the images
     batch_size: int = 256,  # images at once
     variance: str = "posterior",  # of the steps: "posterior", "beta" or "learned"
-    generator: torch.Generator | None = None,  # source of the noise
+    generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
     progress: bool = False,  # show a progress bar
 ) -> BitsPerDim:
     """Compute the variational bound on held-out images with its standard error over images."""
@@ -56,6 +56,7 @@ def bits_per_dim(
         needed = "at least 2 images for a standard error"
         raise ValueError(f"images must hold {needed}; got {len(images)}")
     check_model(model, schedule)
+    sources = split_generator(generator, len(images), batch_size)
     batches, size = images.split(batch_size), 512  # noisy images through the model at once
     n_calls = sum(math.ceil(schedule.n_steps / max(1, size // len(x))) for x in batches)
     bar = iter(show_progress(range(n_calls), "measuring", progress))
@@ -65,8 +66,9 @@ def bits_per_dim(
         return call_model(model, x_t, t)
 
     options = {"n_levels": n_levels, "variance": variance, "chunk_size": size}
-    options["generator"] = generator
-    parts = [vlb_terms(predict, schedule, x, **options) for x in batches]
+    parts = []
+    for x, own in zip(batches, sources, strict=True):
+        parts.append(vlb_terms(predict, schedule, x, generator=own, **options))
     next(bar, None)  # to its end
     names = ("prior", "kl", "decoder", "mse")
     terms = VLBTerms(*(torch.cat([getattr(part, name) for part in parts]) for name in names))

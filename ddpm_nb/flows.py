@@ -116,7 +116,7 @@ def sample_flow(
     method: str = "heun",  # "heun": two calls a step, one in the last; "euler": one
     times: Tensor | None = None,  # (n_steps + 1,) falling times in [0, 1] to use instead
     x_T: Tensor | None = None,  # the noise to start from; drawn without
-    generator: torch.Generator | None = None,  # source of x_T
+    generator: torch.Generator | None = None,  # source of x_T; a list: one for each image
     device=None,  # where to sample; that of the network's weights, or of x_T, without
 ) -> Tensor:
     """Solve the flow from noise to data (Liu et al. 2023)."""
@@ -250,7 +250,7 @@ def sample_heun(
     n_steps: int,  # steps of two calls, the last of one
     sigmas: Tensor | None = None,  # (n_steps + 1,) falling; `karras_sigmas(n_steps)` without
     x_T: Tensor | None = None,  # noise of variance 1 to start from; drawn without
-    generator: torch.Generator | None = None,  # source of x_T
+    generator: torch.Generator | None = None,  # source of x_T; a list: one for each image
     device=None,  # where to sample; that of the network's weights, or of x_T, without
 ) -> Tensor:
     """Solve the flow in sigma by Heun's method (Karras et al. 2022, Algorithm 1)."""

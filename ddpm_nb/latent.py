@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_batch, check_floating, check_images, check_int, check_number
-from .checks import check_same_shape, check_square_images
+from .checks import check_same_shape, check_square_images, split_generator
 from .data import mix_seeds, train_batches
 from .gaussian import normal_kl, reparameterize, seeded
 from .training import TrainConfig, descend
@@ -173,12 +173,12 @@ def _raw_latents(autoencoder, images, generator, batch_size):
     check_int("batch_size", batch_size)
     if not len(check_images("images", images)):
         raise ValueError("images must hold at least one image; got none")
+    sources = split_generator(generator, len(images), batch_size)
     parts = []
-    for x in images.split(batch_size):
+    for x, own in zip(images.split(batch_size), sources, strict=True):
         mean, log_var = autoencoder.encode(x)
-        draw = generator is not None
         std = (0.5 * log_var).exp()
-        parts.append(reparameterize(mean, std, generator=generator) if draw else mean)
+        parts.append(mean if own is None else reparameterize(mean, std, generator=own))
     return torch.cat(parts)
 
 # %% ../nbs/21_latent_diffusion.ipynb #to-latents-2

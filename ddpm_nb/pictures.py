@@ -63,18 +63,25 @@ def read_picture(
     white_level: int | None = None,  # level of white in a grey picture of 16 bits; 65535 without
 ) -> Tensor:
     """Read a picture as bytes (C, H, W): upright, its shorter side resized, the middle kept."""
+    _check_white(white_level)
     with Image.open(path, formats=FORMATS) as file:
         n, limit = file.width * file.height, Image.MAX_IMAGE_PIXELS
         if limit is not None and n > limit:
             text = f"{file.width} x {file.height} = {n} pixels are more than {limit}"
             raise Image.DecompressionBombError(f"{text}, Image.MAX_IMAGE_PIXELS")
         if white_level is not None and _is_deep(file) and file.mode[0] != "I":
-            raise ValueError("white_level is for grey pictures; of 16-bit colours 8 are read")
+            raise ValueError("white_level is for grey pictures; of 16-bit colours 8 bits are read")
         image = ImageOps.exif_transpose(file)
     image = _to_mode(image, "L" if grey else "RGB", white_level or 65535)
     image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).reshape(image_size, image_size, -1)
     return pixels.permute(2, 0, 1).contiguous()
+
+# %% ../nbs/23_pictures.ipynb #check-white
+def _check_white(white_level):
+    """Refuse a level of white that no picture of 16 bits has."""
+    if white_level is not None:
+        check_int("white_level", white_level, 255, 65535)
 
 
 def _is_deep(file) -> bool:
@@ -200,22 +207,31 @@ def _refuse_mixed_parts(files):
 
 # %% ../nbs/23_pictures.ipynb #read-all
 def _read_all(root, files, how) -> tuple[dict, list]:
-    """Read every file once; return what is wrong with some, and the largest levels of 16 bits."""
+    """Read every file once; return what is wrong with some, and what is known of 16 bits."""
 
     def look(file):
         try:
             read_picture(root / file, **how)
             with Image.open(root / file, formats=FORMATS) as opened:
-                deep = np.asarray(opened).max() if _is_deep(opened) else 0
-                return "", int(deep) * (257 if deep and opened.mode[0] != "I" else 1)
+                return "", _top_level(opened) if _is_deep(opened) else None
         except Exception as error:  # a damaged file can raise almost anything
-            return f"{type(error).__name__}: {error}".replace(f"{root}{os.sep}", ""), 0
+            return f"{type(error).__name__}: {error}".replace(f"{root}{os.sep}", ""), None
 
     with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
         looks, n = pool.imap(look, files), len(files)
         found = list(show_progress(looks, "checking images", total=n, delay=3.0))
     problems = {file: reason for file, (reason, _) in zip(files, found, strict=True) if reason}
-    return problems, [level for _, level in found if level]
+    return problems, [] if how["white_level"] else [top for _, top in found if top is not None]
+
+
+def _top_level(opened) -> tuple[int, bool]:
+    """Return the largest level of a picture of 16 bits, and whether all of them were read."""
+    if opened.mode[0] == "I":
+        return int(np.asarray(opened).max()), True
+    bands = dict(zip(opened.getbands(), opened.split(), strict=True))
+    bands.pop("A", None)
+    upper = max(int(np.asarray(band).max()) for band in bands.values())
+    return 256 * upper + 255, False  # the lower 8 bits are not known
 
 # %% ../nbs/23_pictures.ipynb #report
 def _report(root, n_files, problems, others, deep, skip):
@@ -234,11 +250,14 @@ def _report(root, n_files, problems, others, deep, skip):
             remedy = "Repair or remove them, or pass unreadable='skip' to leave them out"
             raise ValueError(f"cannot read {text}. {remedy}")
         warnings.warn(f"left out {text}", stacklevel=4)
-    if deep and max(deep) < 2**15:  # below half of white
-        bits = next(bits for bits in (8, 10, 12, 14, 15) if max(deep) < 2**bits)
-        text = f"the 16-bit pictures in {root} ({len(deep)}) have no level above {max(deep)}"
-        remedy = f"if {2**bits - 1} is white, pass white_level={2**bits - 1}"
-        warnings.warn(f"{text} and come out dark; {remedy}", stacklevel=4)
+    top = max((level for level, _ in deep), default=2**16)
+    if top < 2**15:  # below half of white
+        white = next(2**bits - 1 for bits in (8, 10, 12, 14, 15) if top < 2**bits)
+        text = f"the 16-bit pictures in {root} ({len(deep)}) have no level above {top}"
+        remedy = f"pass white_level={white}"
+        if not all(complete for _, complete in deep):
+            remedy = "scale the files to 65535: of 16-bit colours only the upper 8 bits are read"
+        warnings.warn(f"{text} and come out dark; if {white} is white, {remedy}", stacklevel=4)
 
 # %% ../nbs/23_pictures.ipynb #folderdataset
 class FolderDataset(Dataset):
@@ -317,8 +336,7 @@ def _existing_folder(root) -> Path:
 def _scan(root, how, unreadable) -> tuple:
     """Return the usable files, all classes, the class (N,) of each file, and what is left out."""
     check_choice("unreadable", unreadable, ("refuse", "skip", "trust"))
-    if how["white_level"] is not None:
-        check_int("white_level", how["white_level"], 255, 65535)
+    _check_white(how["white_level"])
     files, problems, others = list_pictures(root)
     if parts := find_parts(files):
         shown = ", ".join(map(repr, parts.values()))
@@ -329,7 +347,6 @@ def _scan(root, how, unreadable) -> tuple:
     if unreadable != "trust":
         damaged, deep = _read_all(root, [file for file in files if file not in problems], how)
     problems |= damaged
-    deep = [] if how["white_level"] else deep
     _report(root, len({*files, *problems}), problems, others, deep, unreadable == "skip")
     keep = [i for i, file in enumerate(files) if file not in problems]
     if not keep:

@@ -21,7 +21,6 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice, pairwise, product
-from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -40,7 +39,8 @@ from .elbo import simple_loss
 from .files import CONFIG_FILE, read_json, replaced_file, write_json
 from .gaussian import randn, seeded, seeded_init
 from .latent import Autoencoder, autoencoder_loss, fit_latent_scale, to_latents
-from .pictures import FolderDataset, list_pictures, read_picture
+from .pictures import FolderDataset, list_pictures
+from .pictures import _check_white, _read_all, _report
 from .pipeline import TextToImage
 from .plots import tile
 from .runs import LOG_FILE, Checkpoints, Interrupted, StopSignals, TrainLog
@@ -396,6 +396,7 @@ class CaptionedFolder(FolderDataset):
         self.root = Path(os.path.realpath(Path(root).expanduser()))
         size = check_int("image_size", image_size)
         self.how = {"image_size": size, "grey": bool(grey), "white_level": white_level}
+        _check_white(white_level)
         files, self.captions, self.problems = _match(self.root, self.how, column)
         _tell(self.root, self.problems, problems == "skip")
         if not files:
@@ -406,7 +407,7 @@ class CaptionedFolder(FolderDataset):
 # %% ../nbs/29_own_captions.ipynb #match
 def _match(root, how, column):
     """Return the files that can be used, the captions of each, and all problems."""
-    listed, links, _ = list_pictures(root)
+    listed, links, others = list_pictures(root)
     pairs, problems = read_metadata(root, listed, column=column)
     captions = defaultdict(list)
     for file, caption in pairs:
@@ -417,17 +418,9 @@ def _match(root, how, column):
     wanted = [file for file in listed if file in captions]
     unreadable = {file: links[file] for file in wanted if file in links}
 
-    def look(file):
-        try:
-            read_picture(root / file, **how)
-            return ""
-        except Exception as error:  # a damaged file can raise almost anything
-            return f"{type(error).__name__}: {error}".replace(f"{root}{os.sep}", "")
-
-    with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
-        rest = [file for file in wanted if file not in links]
-        found = zip(rest, pool.map(look, rest), strict=True)
-        unreadable |= {file: reason for file, reason in found if reason}
+    damaged, deep = _read_all(root, [file for file in wanted if file not in links], how)
+    unreadable |= damaged
+    _report(root, len(listed), {}, others, deep, True)
     if unreadable:
         named = [f"{file} ({reason})" for file, reason in unreadable.items()]
         problems["pictures that cannot be read"] = named

@@ -4,6 +4,7 @@ import math
 import shutil
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from ddpm_nb.evaluation import (
     verdict,
 )
 from ddpm_nb.files import save_parts
+from ddpm_nb.gaussian import seeded
 from ddpm_nb.schedules import make_schedule
 
 
@@ -90,6 +92,17 @@ def test_bits_per_dim_does_not_depend_on_the_batch_size_but_for_the_noise():
     assert whole.terms.mse.shape == (10, 20)
     rate, rmse = rate_distortion(whole.terms, n_levels=17)
     assert bool((rate.diff() < 0).all()) and rmse.shape == (20,)
+
+
+def test_bits_per_dim_with_a_generator_for_each_image_does_not_depend_on_the_batch_size():
+    images, schedule = load_dataset("digits", split="test").images()[:5], make_schedule("linear", 6)
+    measure = partial(bits_per_dim, lambda x, t: 0.9 * x, schedule, images, n_levels=17)
+    own = lambda: [seeded(i) for i in range(5)]
+    whole, parts = (measure(batch_size=size, generator=own()).terms for size in (5, 2))
+    assert torch.equal(whole.total, parts.total)
+    assert not torch.equal(whole.total, measure(generator=own()[::-1]).terms.total)
+    refuses(lambda: measure(batch_size=2, generator=own()[:2]), "a list of 5, one an image; got 2 of type Generator", error=TypeError)
+
 
 
 def test_nearest_neighbors_find_copies():

@@ -156,6 +156,17 @@ def test_scaled_latents_have_mean_0_and_variance_1(trained, digits):
     torch.testing.assert_close(parts, z.float(), rtol=1e-4, atol=1e-5)
 
 
+def test_latents_with_a_generator_for_each_image_do_not_depend_on_the_batch_size(digits):
+    model, x = build(8, wild=True, **SMALL), digits[:5]
+    own = lambda: [seeded(i) for i in range(5)]
+    whole, parts = (to_latents(model, x, generator=own(), batch_size=size) for size in (5, 2))
+    torch.testing.assert_close(whole, parts)
+    assert not torch.allclose(whole, to_latents(model, x, generator=own()[::-1]))
+    for call in (to_latents, fit_latent_scale):
+        refuses(lambda call=call: call(model, x, generator=own()[:2], batch_size=2), "a list of 5, one an image; got 2 of type Generator", error=TypeError)
+
+
+
 def test_the_round_trip_is_the_autoencoder(trained, digits):
     expected = trained.decode(trained.encode(digits[:50])[0]).clamp(-1, 1)
     torch.testing.assert_close(from_latents(trained, to_latents(trained, digits[:50]), batch_size=20), expected, rtol=1e-4, atol=1e-5)

@@ -662,8 +662,8 @@ def test_one_bright_picture_is_enough_and_white_is_a_limit(tmp_path):
         refuses(lambda: FolderDataset(tmp_path, 8, white_level=bad), "white_level must be in 255..65535")  # noqa: B023
 
 
-def sixteen_bit_colour(path, levels):
-    """Write a PNG of 16 bits a channel, which Pillow cannot, from levels (H, W, 3)."""
+def sixteen_bit_colour(path, levels, kind=2):
+    """Write a PNG of 16 bits a channel, which Pillow cannot, from levels (H, W, 3), or of another kind of colours."""
     import zlib
 
     def chunk(kind, data):
@@ -671,19 +671,40 @@ def sixteen_bit_colour(path, levels):
 
     h, w = levels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
-    header = struct.pack(">IIBBBBB", w, h, 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", w, h, 16, kind, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
 def test_dark_colours_of_sixteen_bits_are_told(tmp_path):
     sixteen_bit_colour(tmp_path / "a.png", np.stack([RAMP * 16] * 3, -1))
-    with pytest.warns(UserWarning, match="16-bit pictures in .* come out dark"):
+    told = "no level above 4095 and come out dark; if 4095 is white, scale the files to 65535: of 16-bit colours only the upper 8"
+    with pytest.warns(UserWarning, match=told) as found:
         FolderDataset(tmp_path, 64)
+    assert not any("white_level" in str(warning.message) for warning in found)  # which would be refused
     refuses(lambda: FolderDataset(tmp_path, 64, white_level=4095), "white_level is for grey pictures")
     sixteen_bit_colour(tmp_path / "a.png", np.stack([RAMP * 257] * 3, -1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert FolderDataset(tmp_path, 64).read(0)[:, 0].equal(torch.arange(0, 256, 4, dtype=torch.uint8).expand(3, -1))
+
+
+@pytest.mark.parametrize(("bands", "kind"), [(3, 2), (2, 4), (4, 6)], ids=["RGB", "LA", "RGBA"])
+def test_dark_sixteen_bits_are_told_whatever_their_bands(tmp_path, bands, kind):
+    """Neither full opacity nor levels of which the upper byte holds nothing hide that a picture comes out black."""
+    levels = np.stack([RAMP] * bands, -1)
+    if bands % 2 == 0:
+        levels[..., -1] = 65535  # opaque
+    sixteen_bit_colour(tmp_path / "a.png", levels, kind)
+    with pytest.warns(UserWarning, match="no level above 255 and come out dark; if 255 is white, scale the files"):
+        FolderDataset(tmp_path, 64)
+
+
+@pytest.mark.parametrize("level", [0, 254, 65536, "4095", 4095.0, True])
+def test_a_level_of_white_that_no_file_has_is_refused_everywhere(tmp_path, level):
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a ramp")
+    for read in (lambda: FolderDataset(tmp_path, 8, white_level=level), lambda: read_picture(tmp_path / "a.png", 8, white_level=level)):
+        refuses(read, "white_level must be", error=(ValueError, TypeError))
 
 
 def test_transparent_level_of_sixteen_bits_is_white(tmp_path):

@@ -227,6 +227,21 @@ def test_dark_twin_turns_lines_and_keeps_pictures(tmp_path):
         assert figures.turn_dark(Image.open(path)) is None, path.name
 
 
+def test_twin_over_black_is_the_turned_figure():
+    colours = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    colours[::2] = 255  # no box of many colours
+    twin = np.asarray(figures.turn_dark(Image.fromarray(colours))).astype(float)
+    assert (twin == figures.redraw(colours.reshape(-1, 3)).reshape(twin.shape)).all()
+    # by hand: opacity is what white lacks, ink over white gives the colour back, lightness L becomes 1 - L
+    x = colours / 255
+    low, high = x.min(2, keepdims=True), x.max(2, keepdims=True)
+    ink = np.where(low < 1, (x - low) / np.maximum(1 - low, 1e-9), 0)
+    turned = 0.92 * (ink + 1 - ink.min(2, keepdims=True) - ink.max(2, keepdims=True))
+    assert abs(twin[:, :, :3] - 255 * turned).max() <= 1
+    opacity = (1 - low) ** (1 - 0.7 * np.minimum(1, 2 * (high - low)))
+    assert abs(twin[:, :, 3:] - 255 * opacity).max() <= 1
+
+
 def test_heat_maps_stay_and_fills_turn():
     ramp = np.linspace(0, 240, 60).astype(np.uint8)
     pixels = np.full((100, 200, 3), 255, np.uint8)

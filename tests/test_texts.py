@@ -11,6 +11,7 @@ import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -237,12 +238,28 @@ def test_every_misfit_is_counted_and_named_before_any_work(shapes, tmp_path):
         refuses(lambda: CaptionedFolder(root, 32, problems="skip"), "holds no picture with a caption")
 
 
+def test_a_captioned_folder_tells_of_other_endings_and_of_dark_pictures(tmp_path):
+    Image.fromarray(np.full((32, 32), 4000, np.uint16)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a grey wall")
+    (tmp_path / "b.heic").write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="left out 1 files|come out dark") as told:
+        CaptionedFolder(tmp_path, 32)
+    found = [str(warning.message) for warning in told]
+    assert len(found) == 2 and "left out 1 files" in found[0] and ".heic 1" in found[0]
+    assert "no level above 4000" in found[1] and "pass white_level=4095" in found[1]
+    (tmp_path / "b.heic").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert CaptionedFolder(tmp_path, 32, white_level=4095).read(0).min() == 249
+
+
 def test_other_columns_and_broken_files_of_captions(shapes, tmp_path):
     root = tmp_path / "set"
     write_pictures(root, shapes, 1)
     refuses(lambda: CaptionedFolder(root, 32), "holds no captions: metadata.jsonl, metadata.csv, or a .txt")
     refuses(lambda: CaptionedFolder(root / "none", 32), "root must be an existing folder")
     refuses(lambda: CaptionedFolder(None, 32), "root must be an existing folder")
+    refuses(lambda: CaptionedFolder(root, 32, white_level=0), "white_level must be in 255..65535; got 0")
     (root / "metadata.csv").write_text("file,text\n0.png,a\n")
     refuses(lambda: CaptionedFolder(root, 32), "must have the columns 'file_name' and 'text'; it lacks file_name")
     (root / "metadata.csv").write_text("file_name,caption\n0.png,a dog\n0.png\n")

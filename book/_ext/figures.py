@@ -42,8 +42,11 @@ def is_sheet(frame):
 
 def is_heat_map(inked, colours):
     """Tell whether nearly all of a box has ink, in many colours, none of which is most of it."""
-    counts = np.unique((colours // 16) @ (256, 16, 1), return_counts=True)[1]
-    return inked.mean() > 0.9 and len(counts) > COLOURS and counts.max() < 0.7 * inked.size
+    if inked.mean() <= 0.9:
+        return False
+    red, green, blue = (colours // 16).astype(np.uint16).transpose(2, 0, 1)
+    counts = np.bincount((256 * red + 16 * green + blue).ravel())
+    return (counts > 0).sum() > COLOURS and counts.max() < 0.7 * inked.size
 
 
 def boxes(mask, smallest):
@@ -55,8 +58,11 @@ def boxes(mask, smallest):
 def find_pictures(pixels):
     """Return where in a figure, (H, W, 3) bytes, are pictures: sheets of images, or heat maps."""
     found = np.zeros(pixels.shape[:2], bool)
-    frames = (abs(pixels.astype(int) - FRAME) <= NEAR).all(2)
-    inked = (pixels < 250).any(2)
+    red, green, blue = pixels.transpose(2, 0, 1)
+    darkest = np.minimum(np.minimum(red, green), blue)
+    lightest = np.maximum(np.maximum(red, green), blue)
+    frames = (darkest >= FRAME - NEAR) & (lightest <= FRAME + NEAR)
+    inked = darkest < 250
     for box in boxes(frames, SMALLEST):
         found[box] |= is_sheet(frames[box])
     for box in boxes(opened(closed(inked, 5), SMALLEST), SMALLEST_MAP):
@@ -64,22 +70,34 @@ def find_pictures(pixels):
     return found
 
 
+def redraw(colours):
+    """Return what lines, letters and fills, (N, 3) bytes on white, are on a dark page: (N, 4) bytes."""
+    x = colours / np.float32(255)
+    darkest, lightest = x.min(1, keepdims=True), x.max(1, keepdims=True)
+    opacity = 1 - darkest
+    ink = (x - darkest) / np.maximum(opacity, np.float32(1 / 255))  # over white it gives x
+    low, high = ink.min(1, keepdims=True), ink.max(1, keepdims=True)
+    ink = LETTERS * np.clip(ink + 1 - low - high, 0, 1)  # lightness 1 - L, the hue kept
+    colourful = np.minimum(1, 2 * (lightest - darkest))
+    opacity = opacity ** (1 - 0.7 * colourful)
+    return (255 * np.concatenate([ink, opacity], 1)).round().astype(np.uint8)
+
+
 def turn_dark(image):
     """Return the twin of a figure for dark pages, or None if all of it is a picture."""
-    pixels = np.asarray(image.convert("RGB"))
-    pictures = find_pictures(pixels)
+    whole = np.asarray(image.convert("RGBA"))
+    pictures = find_pictures(whole[:, :, :3])
     if pictures.all():
         return None
-    x = pixels / 255
-    opacity = 1 - x.min(2, keepdims=True)
-    ink = (x - (1 - opacity)) / np.maximum(opacity, 1 / 255)  # over white it gives x
-    low, high = ink.min(2, keepdims=True), ink.max(2, keepdims=True)
-    ink = LETTERS * np.clip(ink + 1 - low - high, 0, 1)  # lightness 1 - L, the hue kept
-    colourful = np.minimum(1, 2 * (x.max(2, keepdims=True) - x.min(2, keepdims=True)))
-    opacity = opacity ** (1 - 0.7 * colourful)
-    twin = np.concatenate([ink, opacity], 2)
-    twin[pictures] = np.concatenate([x, np.ones_like(opacity)], 2)[pictures]
-    return Image.fromarray((255 * twin).round().astype(np.uint8))
+    # a figure has millions of pixels and few colours: each colour is computed once
+    numbers = whole.view("<u4")[:, :, 0] & 0xFFFFFF
+    seen = np.zeros(1 << 24, bool)
+    seen[numbers] = True
+    colours = np.flatnonzero(seen).astype("<u4")
+    table = np.zeros(len(seen), "<u4")
+    table[colours] = redraw(colours.view(np.uint8).reshape(-1, 4)[:, :3]).view("<u4")[:, 0]
+    twin = np.where(pictures, numbers | 0xFF000000, table.take(numbers)).astype("<u4")
+    return Image.fromarray(twin[:, :, None].view(np.uint8))
 
 
 @lru_cache
@@ -91,7 +109,7 @@ def write_twin(path):
     name = None
     if twin is not None:
         name = f"{path.stem}-dark.png"
-        twin.save(path.with_name(name), optimize=True)
+        twin.save(path.with_name(name))
     return name, round(width * scale), round(height * scale)
 
 
