@@ -108,7 +108,8 @@ class NoiseSchedule(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Refuse the variances of another schedule, and compute the coefficients from these."""
-        betas, own = state_dict.get(f"{prefix}betas", self.betas).cpu(), self.exact_betas
+        own = self.exact_betas
+        betas = state_dict.get(f"{prefix}betas", own).cpu()
         rtol = max(torch.finfo(b.dtype).eps for b in (betas, self.betas))
         if betas.shape != own.shape or not torch.allclose(betas.double(), own, rtol, 0):
             raise ValueError(f"{prefix}betas must be those of {self}; the state holds others")

@@ -152,7 +152,6 @@ def psnr(
     return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1))
 
 # %% ../nbs/21_latent_diffusion.ipynb #fit-latent-scale
-@torch.no_grad()
 def fit_latent_scale(
     autoencoder: Autoencoder,  # a trained network, changed in place
     images: Tensor,  # (N, C, H, W) training images in [-1, 1], at least one
@@ -161,18 +160,29 @@ def fit_latent_scale(
     batch_size: int = 500,  # images at once
 ) -> Autoencoder:
     """Set `latent_mean` and `latent_std`, so that `to_latents` gives mean 0 and variance 1."""
+    _check_to_encode("images", images, batch_size)
+    return _fit_scale(autoencoder, images, generator, batch_size)
+
+
+@torch.no_grad()
+def _fit_scale(autoencoder, images, generator=None, batch_size=500):
+    """Fit the scale to images that were checked."""
     z = _raw_latents(autoencoder, images, generator, batch_size).double()
     std = z.std((0, 2, 3), correction=0, keepdim=True)
     autoencoder.latent_mean.copy_(z.mean((0, 2, 3), keepdim=True))
     autoencoder.latent_std.copy_(std.clamp(min=1e-6))  # a constant channel stays finite
     return autoencoder
 
+# %% ../nbs/21_latent_diffusion.ipynb #check-to-encode
+def _check_to_encode(name, images, batch_size):
+    """Refuse what is no batch of images, and batches without a size."""
+    check_int("batch_size", batch_size)
+    if not len(check_images(name, images)):
+        raise ValueError(f"{name} must hold at least one image; got none")
+
 
 def _raw_latents(autoencoder, images, generator, batch_size):
     """Return the means of the posteriors of images, or draws from them if there is a generator."""
-    check_int("batch_size", batch_size)
-    if not len(check_images("images", images)):
-        raise ValueError("images must hold at least one image; got none")
     sources = split_generator(generator, len(images), batch_size)
     parts = []
     for x, own in zip(images.split(batch_size), sources, strict=True):
@@ -191,6 +201,7 @@ def to_latents(
     batch_size: int = 500,  # images at once
 ) -> Tensor:
     """Encode images into latents (N, c, h, w) of mean 0 and variance 1 on the training set."""
+    _check_to_encode("x", x, batch_size)
     z = _raw_latents(autoencoder, x, generator, batch_size)
     return (z - autoencoder.latent_mean) / autoencoder.latent_std
 
@@ -223,7 +234,8 @@ def train_autoencoder(
     """Train an autoencoder; return it frozen, in evaluation mode, its latents' scale fitted."""
     check_square_images("images", images)
     config = TrainConfig(n_iterations, batch_size, lr=lr, seed=seed)
-    batches = train_batches(images, batch_size, device=images.device, seed=seed)
+    options = {"device": images.device, "seed": seed, "range_check": False}  # just checked
+    batches = train_batches(images, batch_size, **options)
     g = seeded(mix_seeds(seed, 0, 1), images.device)  # not the stream of the batches
     parts = {}
 
@@ -236,4 +248,4 @@ def train_autoencoder(
     for i, _ in descend(autoencoder.train(), config, loss_of):
         if callback is not None:
             callback(i, dict(parts))
-    return fit_latent_scale(autoencoder.eval().requires_grad_(False), images)
+    return _fit_scale(autoencoder.eval().requires_grad_(False), images)

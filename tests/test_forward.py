@@ -381,6 +381,42 @@ def test_state_holds_the_variances_and_refuses_others():
         outer.load_state_dict({"schedule.betas": torch.rand(10)})
 
 
+@pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
+@pytest.mark.parametrize("way", ["plain", "meta", "to_empty", "meta, to_empty"])
+@pytest.mark.parametrize("saved", [torch.float32, torch.float64])
+def test_all_coefficients_follow_from_the_loaded_variances(way, assign, saved):
+    """Of a state only the betas are kept, so that whatever was in the other buffers must not survive a load."""
+    outer = torch.nn.ModuleDict({"schedule": NoiseSchedule(linear(10))})
+    if "meta" in way:
+        outer = outer.to("meta")
+    if "to_empty" in way:
+        outer = outer.to_empty(device="cpu")
+    for name, buffer in outer["schedule"].named_buffers():
+        if not buffer.is_meta and (way != "plain" or name != "betas"):
+            buffer.fill_(math.nan)
+    state = {"schedule.betas": NoiseSchedule(linear(10), dtype=saved).betas}
+    if way == "meta" and not assign:  # PyTorch keeps what has no memory as it is, and warns
+        with pytest.warns(UserWarning, match="no-op"):
+            outer.load_state_dict(state)
+        assert all(buffer.is_meta for buffer in outer.buffers())
+        return
+    assert not any(outer.load_state_dict(state, assign=assign))
+    dtype = saved if assign else torch.float32
+    expected = dict(NoiseSchedule(linear(10), dtype=dtype).named_buffers())
+    found = dict(outer["schedule"].named_buffers())
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == dtype and torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_a_state_without_variances_is_reported_as_such(place):
+    schedule = NoiseSchedule(linear(10)).to(place)
+    with pytest.raises(RuntimeError, match=r'Missing key.*"betas"'):
+        schedule.load_state_dict({})
+    assert schedule.load_state_dict({}, strict=False).missing_keys == ["betas"]
+
+
 def test_noise_comes_from_the_generator():
     """Drawn noise is one draw of the images' shape, and equal seeds give equal results."""
     schedule, x = NoiseSchedule(linear(10)), torch.ones(2, 3)
