@@ -18,7 +18,7 @@ from ddpm_nb.bound import optimal_denoiser
 from ddpm_nb.elbo import diffuse_mixture
 from ddpm_nb.forward import NoiseSchedule, q_mean_variance, q_posterior, q_sample
 from ddpm_nb.gaussian import GaussianMixture, normal_kl, reparameterize
-from ddpm_nb.plots import HEAVIEST, frame_sheet, image_slider, new_figure, touchable
+from ddpm_nb.plots import HEAVIEST, frame_sheet, image_slider, new_figure, tile, touchable
 from ddpm_nb.sampling import ddim_step
 from ddpm_nb.schedules import make_schedule
 
@@ -28,11 +28,10 @@ f64 = torch.float64
 browser = pytest.mark.skipif(look.find_browser() is None, reason="needs Chromium")
 
 
-def read_page(path, tmp_path):
+def read_page(path, tmp_path, *options):
     """Return a page as Chromium has it once its scripts have run."""
-    command = look.chromium(
-        "--allow-file-access-from-files", "--virtual-time-budget=5000", profile=tmp_path / "profile"
-    )
+    options = "--allow-file-access-from-files", "--virtual-time-budget=5000", *options
+    command = look.chromium(*options, profile=tmp_path / "profile")
     done = subprocess.run(
         [*command, "--dump-dom", path.as_uri()], capture_output=True, check=True, timeout=120
     )
@@ -194,6 +193,31 @@ def test_particles_walk_as_ddim_does(compute, plane):
     same(compute("walk", numbers(plane), path[0].tolist(), alpha_bars), torch.stack(path))
 
 
+@pytest.mark.parametrize("position", [0, 2])
+def test_histogram_and_factors_are_those_of_the_forward_process(compute, position):
+    schedule = make_schedule("cosine", 50, dtype=f64)
+    ts = [5, 20, 45]
+    x_t = q_sample(schedule, torch.rand(4, 1, 8, 8, dtype=f64) * 2 - 1, ts[position], torch.randn(4, 1, 8, 8, dtype=f64))
+    counts = [[0] * 60] * position + [x_t.histc(60, -3, 3).int().tolist()]
+    data = {"alpha_bars": schedule.alpha_bars[ts].tolist(), "counts": counts, "ends": [-3, 3]}
+    found = compute("dissolve", data, {"position": position})
+    factors = schedule.sqrt_alpha_bars[ts[position]], schedule.sqrt_one_minus_alpha_bars[ts[position]]
+    same([found["signal"], found["noise"]], factors)
+    same(found["density"], np.histogram(x_t.numpy(), 60, (-3, 3), density=True)[0])
+
+
+@pytest.mark.parametrize("layers", [1, 4, 12])
+def test_receptive_field_is_that_of_the_convolutions(compute, layers):
+    image = torch.zeros(1, 1, 41, 41, dtype=f64, requires_grad=True)
+    kernel, x = torch.ones(1, 1, 3, 3, dtype=f64), image
+    for _ in range(layers):
+        x = F.conv2d(x, kernel, padding=1)
+    (grad,) = torch.autograd.grad(x[0, 0, 20, 20], image)
+    rows, columns = grad[0, 0].nonzero().T
+    side = compute("receptiveField", layers)["side"]
+    assert [rows.max() - rows.min() + 1, columns.max() - columns.min() + 1] == [side, side]
+
+
 # ------------------------------------------------------------------ the pages
 
 
@@ -232,7 +256,7 @@ def test_text_of_a_picture_cannot_leave_it():
 
 
 DRIVER = """<script>
-addEventListener("load", () => setTimeout(() => {
+addEventListener("load", () => setTimeout(async () => {
   const box = document.querySelector(".touch"), told = [];
   const tell = () => told.push([...box.querySelectorAll("input[type=range]")].map(i => i.getAttribute("aria-valuetext")));
   tell();
@@ -242,14 +266,96 @@ addEventListener("load", () => setTimeout(() => {
 </script>"""
 
 
-def drive(picture, steps, tmp_path):
+def drive(picture, steps, tmp_path, *options, css=""):
     """Load a picture with its script, do something, and return the document and what the sliders said."""
-    css = f"<link rel='stylesheet' href='{(SCRIPT.parent / 'book.css').as_uri()}'>"
+    css = f"<style>{css or (SCRIPT.parent / 'book.css').read_text()}</style>"
     page = f"<!doctype html><html data-theme='light'><head>{css}<script src='{SCRIPT.as_uri()}'></script>"
     path = tmp_path / "page.html"
     path.write_text(f"{page}</head><body>{picture.data}{DRIVER.replace('STEPS', steps)}</body>")
-    text = read_page(path, tmp_path)
+    text = read_page(path, tmp_path, *options)
     return text, json.loads(re.search('<pre id="told">(.*)</pre>', text)[1])
+
+
+@browser
+def test_frames_are_the_images_of_the_package(tmp_path):
+    frames = {name: torch.rand(3, 2, 1, 6, 6) * 2 - 1 for name in ("one", "other")}
+    rows = {name: list(row) for name, row in frames.items()}
+    picture = image_slider(rows, ["a", "b", "c"], alt="squares", n_cols=2, scale=3)
+    steps = """
+    const canvas = box.querySelector("canvas"), slider = box.querySelector("input[type=range]");
+    const pen = canvas.getContext("2d");
+    told.length = 0;
+    for (const radio of box.querySelectorAll("input[type=radio]")) for (const i of [0, 1, 2]) {
+      radio.checked = true; radio.dispatchEvent(new Event("change"));
+      slider.value = i; slider.dispatchEvent(new Event("input"));
+      const { data } = pen.getImageData(0, 0, canvas.width, canvas.height);
+      told.push([canvas.width, canvas.height, Array.from(data).filter((_, j) => j % 4 === 0)]);
+    }
+    """
+    _, told = drive(picture, steps, tmp_path)
+    images = [frame for row in rows.values() for frame in row]
+    for (width, height, red), frame in zip(told, images, strict=True):
+        drawn, expected = np.reshape(red, (height, width)), tile(frame, 2).squeeze()
+        left = (width - 3 * expected.shape[1]) // 2
+        inner = drawn[1::3, left + 1 :: 3][: expected.shape[0], : expected.shape[1]]
+        assert abs(inner - expected.astype(int)).max() <= 4  # middles of pixels; a sheet has few greys
+
+
+@browser
+def test_attention_is_told_as_python_counts_it(tmp_path):
+    image = torch.randn(8, 8, dtype=f64)
+    patches = F.unfold(image[None, None], 5, padding=2).mT
+    patches = F.normalize(patches - patches.mean(2, keepdim=True), dim=2)
+    weights = ((9 * patches) @ patches.mT / 5).softmax(-1)[0, 3 * 8 + 6]
+    order = weights.argsort(descending=True)
+    count = int((weights[order].cumsum(0) < 0.5).sum()) + 1
+    far = max(max(abs(int(i) // 8 - 3), abs(int(i) % 8 - 6)) for i in order[:count])
+    data = {"side": 8, "image": image.flatten().tolist(), "patch": 5, "sharpness": 9}
+    picture = touchable("attention", data, still=new_figure()[1], alt="a digit", label="attention")
+    steps = """
+    const values = { row: 3, column: 6, layers: 5 };
+    for (const slider of box.querySelectorAll("input[type=range]")) {
+      slider.value = values[slider.id.split("-").at(-1)]; slider.dispatchEvent(new Event("input"));
+    }
+    tell();
+    """
+    words = drive(picture, steps, tmp_path)[1][-1][0]
+    assert "The convolutions see 11 by 11 pixels." in words
+    assert f"attention goes to {count} of 64 pixels, the farthest of them {far} away." in words
+
+
+PLAY = """
+    let now = 0, next = null;  // a clock by hand
+    performance.now = () => now;
+    window.requestAnimationFrame = call => { next = call; };
+    box.querySelector("button").click();
+    for (now = 0; now <= 1500; now += 50) next(now);
+    told.push([matchMedia("(prefers-reduced-motion: reduce)").matches, box.querySelector("input[type=range]").value]);
+"""
+
+
+@browser
+@pytest.mark.parametrize(("options", "reached"), [((), 6), (("--force-prefers-reduced-motion",), 1)])
+def test_play_is_one_picture_a_second_where_less_motion_is_wished(tmp_path, options, reached):
+    frames = [torch.full((1, 1, 4, 4), k / 20) for k in range(21)]
+    picture = image_slider(frames, range(21), alt="squares")
+    assert drive(picture, PLAY, tmp_path, *options)[1][-1] == [bool(options), str(reached)]
+
+
+@browser
+@pytest.mark.parametrize("medium", ["screen", "print"])
+def test_still_picture_is_printed(tmp_path, medium):
+    css = (SCRIPT.parent / "book.css").read_text()
+    if medium == "print":  # what holds on paper is made to hold on the screen, in its place among the rules
+        assert "@media print {" in css
+        css = css.replace("@media print {", "@media screen {")
+    ax = new_figure()[1]
+    picture = touchable("bells", {"betas": [0.1, 0.2, 0.3]}, still=ax, alt="bells", label="bells")
+    shown = "told.push([...box.children].filter(part => part.clientHeight).map(part => part.tagName))"
+    tags = drive(picture, shown, tmp_path, css=css)[1][-1]
+    assert tags == ["IMG"] if medium == "print" else {"CANVAS", "DIV"} <= set(tags) - {"IMG"}
+    if medium == "screen":
+        assert "IMG" not in tags
 
 
 @browser

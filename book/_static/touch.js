@@ -133,7 +133,18 @@
     return shares.map(share => share / total);
   }
 
-  const formulas = { chain, bells, betasOf, schedule, noisy, estimators, bound, denoise, walk, guidedWalk, attention };
+  // the factors of clean image and noise at one position, and the density of the pixels there
+  function dissolve({ alpha_bars: alphaBars, counts, ends }, { position }) {
+    const found = counts[position], area = sum(found) * (ends[1] - ends[0]) / found.length;
+    return { signal: Math.sqrt(alphaBars[position]), noise: Math.sqrt(1 - alphaBars[position]), density: found.map(count => count / area) };
+  }
+
+  // the side of the square that a stack of 3 x 3 convolutions sees
+  const receptiveField = layers => ({ side: 2 * layers + 1 });
+
+  const formulas = {
+    chain, bells, betasOf, schedule, noisy, estimators, bound, denoise, walk, guidedWalk, attention, dissolve, receptiveField,
+  };
   if (typeof module !== "undefined") {
     module.exports = formulas;
     return;
@@ -537,7 +548,7 @@
           new Panel(pen, colours, { left: start, top: 24, width: size - 16, height: size - 16 }, ...ends));
         paintImage(pen, data.image, side, left.box.left, left.box.top, left.box.width);
         paintImage(pen, weights.map(weight => 2 * weight / most - 1), side, right.box.left, right.box.top, right.box.width);
-        const far = state.layers + 0.5, x = [state.column - far, state.column + far], y = [state.row - far, state.row + far];
+        const far = receptiveField(state.layers).side / 2, x = [state.column - far, state.column + far], y = [state.row - far, state.row + far];
         left.line([x[0], x[1], x[1], x[0], x[0]], [y[0], y[0], y[1], y[1], y[0]], "#ff8f4d", { width: 2.5 });
         for (const panel of [left, right]) {
           panel.line([state.column - 1, state.column + 1], [state.row - 1, state.row + 1], "#ff8f4d", { width: 3 });
@@ -555,7 +566,7 @@
           total += weight;
           farthest = Math.max(farthest, Math.abs(row - state.row), Math.abs(column - state.column));
         }
-        const reach = 2 * state.layers + 1;
+        const reach = receptiveField(state.layers).side;
         return `The convolutions see ${reach} by ${reach} pixels. Half of the attention goes to ${count} of ${weights.length} pixels, `
           + `the farthest of them ${farthest} away.`;
       },
@@ -590,6 +601,39 @@
       grab(panels, x, y, state, start, width, data) {
         return { position: x / width * (data.positions.length - 1) };
       },
+    },
+
+    // Frames of images that turn into noise, the two factors as bars, and a histogram of the pixels.
+    dissolve: {
+      height: (width, data) => pictures.frames.height(width, data) + (isNarrow(width) ? 310 : 200),
+      play: "position",
+      controls: data => pictures.frames.controls(data),
+      prepare: loadSheet,
+      draw(pen, colours, width, height, state, data) {
+        pictures.frames.draw(pen, colours, width, pictures.frames.height(width, data), state, data);
+        const { signal, noise, density } = dissolve(data, state), narrow = isNarrow(width), low = height - 46;
+        const bars = narrow ? { left: 14, top: low - 234, width: width - 28, height: 60 } : { left: 14, top: low - 120, width: width * 0.38, height: 120 };
+        const left = new Panel(pen, colours, bars, [0, 1], [0, 2]);
+        left.axes({ title: "factors of image and noise", yTicks: false });
+        [["\u221a\u1fb1", signal, "a"], ["\u221a(1 \u2212 \u1fb1)", noise, "b"]].forEach(([name, value, colour], i) => {
+          left.line([0, value], [1.5 - i, 1.5 - i], colour, { width: 0.4 * left.box.height, opacity: 0.5 });
+          left.text(`${name} = ${number(value)}`, 0.03, 1.5 - i);
+        });
+        const right = new Panel(pen, colours, narrow
+          ? { left: 14, top: low - 114, width: width - 28, height: 114 } : { left: width * 0.45, top: low - 120, width: width * 0.55 - 14, height: 120 }, data.ends, [0, 0.9]);
+        const wide = (data.ends[1] - data.ends[0]) / density.length, xs = [], ys = [];
+        density.forEach((value, i) => { xs.push(data.ends[0] + i * wide, data.ends[0] + (i + 1) * wide); ys.push(value, value); });
+        right.axes({ title: "values of the pixels", yTicks: false });
+        right.fill(xs, ys, "a", 0.6);
+        const line = linspace(...data.ends, 121);
+        right.line(line, line.map(x => bell(x, 0, 1) / Math.sqrt(2 * Math.PI)), "b", { dash: [6, 4] });
+        return {};
+      },
+      tell(state, data) {
+        const { signal, noise } = dissolve(data, state);
+        return `${data.positions[state.position]}: ${number(signal)} times the image and ${number(noise)} times the noise.`;
+      },
+      grab: (...all) => pictures.frames.grab(...all),
     },
   };
 
