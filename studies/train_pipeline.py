@@ -35,6 +35,7 @@ from ddpm_nb.texts import TextConfig, train_text
 from ddpm_nb.training import TrainConfig
 
 GUIDANCES = (1.0, 2.0, 3.0, 4.0, 6.0)
+USUAL = 4.0  # the default of `TextToImage.generate`
 CLIP = TrainConfig(1500, batch_size=128, lr=2e-3, warmup=49, weight_decay=0.05, ema_decay=0.98, checkpoint_every=300)
 AUTOENCODER = TrainConfig(4000, batch_size=64, lr=2e-3, ema_decay=0.99, checkpoint_every=500)
 RECIPES = {
@@ -54,7 +55,7 @@ RECIPES = {
         n_alike=1,
         clip=CLIP,
         autoencoder=AUTOENCODER,
-        unet=TrainConfig(30000, batch_size=64, lr=1e-3, warmup=200, ema_decay=0.999, checkpoint_every=1000),
+        unet=TrainConfig(22000, batch_size=64, lr=1e-3, warmup=200, ema_decay=0.999, checkpoint_every=1000),
     ),
 }
 
@@ -133,7 +134,7 @@ def judge(pipeline, rows, images, classifier, n):
     facts[f"no prompt: sure, share of {n}"] = round(report.confident, 4)
     facts |= {"no prompt: imbalance of digits": round(report.imbalance, 3), "imbalance of fair draws": round(report.imbalance_floor, 3)}
     facts[f"{len(images)} test images: sure"] = round(classifier_report(classifier, images).confident, 4)
-    for scale in sorted({1.0, best}):
+    for scale in sorted({1.0, USUAL, best}):
         spread, error = relative_spread(pipeline, rows, images, classifier, scale)
         facts[f"spread within a caption over that of test images, guidance {scale:g}"] = f"{spread} +- {error}"
     return facts
