@@ -14,7 +14,7 @@ CUDA := torch|torchvision|triton|cuda-[a-z0-9-]+|nvidia-[a-z0-9-]+
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME MPLBACKEND VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: export help setup book test check look bench slow exercises lab lock address gpu fresh oldest clean
+.PHONY: export help setup book test check look pdf bench slow exercises lab lock address gpu fresh oldest clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -51,6 +51,9 @@ check: setup ## the fast part of the tests: export, clean notebooks, lint, the p
 
 look: setup ## open all pages of the built book in Chromium at three widths and list what is cut, too small or, with axe-core in node_modules, not accessible
 	$(BIN)/python tools/look.py _build/html --pictures _build/look $(if $(wildcard node_modules/axe-core),--access)
+
+pdf: book ## print the built book as one PDF, _build/ddpm.pdf, by Chromium (some minutes)
+	$(BIN)/python tools/pdf.py _build/html --out _build/ddpm.pdf
 
 bench: setup ## measure the package beside its peers (about an hour on two cores) and write what the book's page on performance shows
 	$(UV) pip install --quiet --python $(BIN)/python --target studies/.peers --no-deps --require-hashes -r requirements-bench.txt

@@ -9,6 +9,7 @@ from pathlib import Path
 import check_site
 import look
 import numpy as np
+import pdf
 import pytest
 from docutils import nodes
 from docutils.core import publish_doctree
@@ -321,3 +322,21 @@ def test_columns_keep_their_lines_and_long_formulas_fit_a_phone(tmp_path):
     """
     found = run_page(outputs + wide + table, script, tmp_path, "--window-size=500,700")
     assert found == [True, False, True, "value at β_t"]
+
+
+def test_pages_are_joined_in_order_with_links_inside(tmp_path):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "book").mkdir()
+    links = '<a href="#x">here</a><a href="../book/intro.html#y">there</a><a href="../book/intro.html">page</a>'
+    links += '<a href="https://example.org/#z">away</a><img src="../_images/a.png" loading="lazy">'
+    head = '<head><link href="../_static/a.css"><script>{"load": ["ui/lazy"]}</script></head>'
+    body = "<body><article class='bd-article'><h1 id='x'>{}</h1>{}</article></body>"
+    (tmp_path / pdf.SHELL).write_text(f"<html>{head}{body.format('Two', links)}</html>")
+    (tmp_path / "book" / "intro.html").write_text(body.format("One", "<p id='y'></p>"))
+    toc = {"root": "book/intro", "parts": [{"chapters": [{"file": pdf.SHELL.removesuffix(".html")}]}]}
+    text = pdf.join(tmp_path, toc)
+    assert 0 < text.index(">One<") < text.index(">Two<") and text.count("<article") == 2
+    targets = set(re.findall('href="#([^"]*)"', text))
+    assert targets <= set(re.findall('id="([^"]*)"', text)) and len(targets) == 3
+    assert 'src="_images/a.png"' in text and 'href="_static/a.css"' in text
+    assert "https://example.org/#z" in text and "lazy" not in text
