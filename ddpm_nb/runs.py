@@ -30,7 +30,8 @@ from torch.utils.data import TensorDataset
 from .checks import check_floating, check_images, check_model
 from .conditioning import ClassUNet
 from .data import _image_of, _spared_streams, mix_seeds
-from .files import CONFIG_FILE, read_json, read_sealed, replaced_file, save_parts
+from .files import CARD_FILE, CONFIG_FILE
+from .files import read_json, read_sealed, replaced_file, save_parts
 from .files import write_json, write_sealed
 from .forward import NoiseSchedule
 from .improved import hybrid_loss
@@ -298,6 +299,9 @@ def refuse_other_run(
     out = Path(out)
     steps = [path.name for path in (out / CHECKPOINTS).glob("step-*.json")]
     holds = steps or any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
+    if not holds and (out / CARD_FILE).exists():
+        problem = f"holds a {CARD_FILE} that is no run's and would be replaced"
+        raise FileExistsError(f"out={str(out)!r} {problem}; choose another folder")
     if holds and not resume:
         remedy = "resume it (resume=True), or choose another folder"
         raise FileExistsError(f"out={str(out)!r} already holds a run; {remedy}")
@@ -648,6 +652,8 @@ def train(
 # %% ../nbs/24_runs.ipynb #settings
 def _settings(config, out, resume, tensorboard):
     """Return the settings: the given ones, or those that the run in `out` was started with."""
+    if out is not None and not str(out):
+        raise ValueError("out must be the folder of the run; got ''")
     if resume and out is None:
         raise ValueError("resume=True needs out=, the folder of the run")
     if tensorboard and out is None:

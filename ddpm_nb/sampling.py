@@ -351,6 +351,8 @@ def _check_known(schedule, known, mask, clip_x_0):
     """Return images and mask of one shape on the schedule's device, or say what is wrong."""
     device = schedule.betas.device
     shape = (check_range if clip_x_0 else check_floating)("known", known).shape
+    if known.numel() == 0:
+        raise ValueError(f"known must hold at least one image; got shape {tuple(shape)}")
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a tensor of dtype torch.bool; got {got}")

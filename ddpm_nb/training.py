@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checks import call_model, check_choice, check_int, check_model, check_number
+from .data import _image_of, _spared_streams
 from .data import check_data, check_labels, mix_seeds, train_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
@@ -540,6 +541,8 @@ def _check_run(model, schedule, config, data, range_check, n_workers, processes)
             raise ValueError(f"{name} must hold values; it is on the device meta, which has none")
     check_int("n_workers", n_workers, 0)
     check_data(data, range_check)
+    if len(data) == 0:
+        raise ValueError("data must hold at least one image; got none")
     if config.batch_size > len(data):
         allowed = f"at most the number of images, {len(data)}"
         raise ValueError(f"batch_size must be {allowed}; got {config.batch_size}")
@@ -547,6 +550,26 @@ def _check_run(model, schedule, config, data, range_check, n_workers, processes)
         allowed = f"a multiple of {processes.n} processes x {config.n_accumulate} parts"
         given = f"{config.batch_size} with n_accumulate={config.n_accumulate}"
         raise ValueError(f"batch_size must be {allowed}; got {given}")
+    _check_taken(model, schedule, config, data)
+
+# %% ../nbs/09_training.ipynb #check-taken
+def _check_taken(model, schedule, config, data):
+    """Refuse images that a network would not take, if it says what it takes."""
+    facts, weights = getattr(model, "config", {}), next(model.parameters())
+    if not isinstance(facts, dict) or not {"in_channels", "image_size"} <= set(facts):
+        return
+    with _spared_streams():
+        shape = data.shape[1:] if isinstance(data, Tensor) else _image_of(data, 0).shape
+    wanted = (facts["in_channels"], facts["image_size"], facts["image_size"])
+    if tuple(shape) != wanted:
+        raise ValueError(f"data must hold images of the network's {wanted}; got {tuple(shape)}")
+    images = data.dtype if isinstance(data, Tensor) else torch.float32
+    dtype, place = torch.promote_types(images, schedule.betas.dtype), weights.device
+    converts = pick_precision(config.precision, place) != torch.float32
+    if dtype != weights.dtype and (torch.float64 in (dtype, weights.dtype) or not converts):
+        got = f"{weights.dtype} on {place}; got {dtype} on {place}"
+        remedy = "convert the images and the schedule, or the model, by .to(...)"
+        raise TypeError(f"the model's input must be as its weights, {got}: {remedy}")
 
 # %% ../nbs/09_training.ipynb #check-classes
 def _check_classes(config, model, data):

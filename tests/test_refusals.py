@@ -113,6 +113,39 @@ def test_a_schedule_of_another_type_or_place_is_named(network, schedule):
         refuses(draw, *WORDS, words, error=TypeError)
 
 
+def test_what_a_network_does_not_take_is_refused_before_a_folder_is_made(network, schedule, images, tmp_path):
+    """The network's own words would come after the first checkpoint, and name an argument of its own."""
+    exact, config = NoiseSchedule(schedule.exact_betas, dtype=torch.float64), TrainConfig(1, 4, precision="float32")
+    turned = [(image.repeat(3, 1, 1), 0) for image in images]
+    large = torch.zeros(8, 1, 9, 9) - 0.5
+    cases = [
+        (schedule, turned, "data must hold images of the network's (1, 8, 8); got (3, 8, 8)"),
+        (schedule, large, "data must hold images of the network's (1, 8, 8); got (1, 9, 9)"),
+        (schedule, images[:0], "data must hold at least one image; got none"),
+        (schedule, images.double(), "as its weights, torch.float32 on cpu; got torch.float64 on cpu"),
+        (exact, images, "as its weights, torch.float32 on cpu; got torch.float64 on cpu"),
+    ]
+    for chain, data, words in cases:
+        for start in (fit, partial(train, out=tmp_path / "run")):
+            refuses(lambda s=start, c=chain, d=data: s(copy.deepcopy(network), c, d, config, progress=False), words, error=(ValueError, TypeError))
+    assert not (tmp_path / "run").exists()
+    assert len(fit(copy.deepcopy(network).double(), exact, images, config, progress=False).losses) == 1
+
+
+def test_a_card_that_is_no_runs_is_not_replaced(network, schedule, images, tmp_path, monkeypatch):
+    """A project's own folder has a README.md, which a run would have written over."""
+    (tmp_path / "README.md").write_text("my project")
+    monkeypatch.chdir(tmp_path)
+    start = lambda out: train(copy.deepcopy(network), schedule, images, TrainConfig(1, 4), out=out, progress=False)
+    refuses(lambda: start("."), "out='.' holds a README.md that is no run's", "choose another folder", error=FileExistsError)
+    refuses(lambda: start(""), "out must be the folder of the run; got ''")
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"] and (tmp_path / "README.md").read_text() == "my project"
+
+
+def test_inpainting_of_no_image_names_the_images(network, schedule, images):
+    refuses(lambda: inpaint(network, schedule, images[:0], torch.eye(8).bool()), "known must hold at least one image; got shape (0, 1, 8, 8)")
+
+
 def test_half_precision_throughout_still_works(network, schedule):
     half = copy.deepcopy(network).bfloat16()
     other = NoiseSchedule(schedule.exact_betas).bfloat16()
