@@ -644,7 +644,8 @@ def train(
         options |= {"progress": progress, "processes": processes, "loss": _loss(config, data)}
         result = fit(model, schedule, data, config, watchers=watchers, **options)
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}; {_last_good(out)}") from None
+        where = "" if out is None else ", in another folder"  # a run keeps its settings
+        raise FloatingPointError(f"{error}{where}; {_last_good(out)}") from None
     if stop.number and len(result.losses) < config.n_iterations:
         raise _interrupted(stop.number, result, config, out)
     return result

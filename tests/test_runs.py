@@ -614,7 +614,7 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(tmp_path, bad)
 
     config = replace(QUICK, n_iterations=20, log_every=16, checkpoint_every=8)
     lr = config.lr * lr_factor(config, 11)
-    message = rf"not finite at iteration 11 \(lr {lr:.3g}\); .*; the last good checkpoint is .*step-00000008\b"
+    message = rf"not finite at iteration 11 \(lr {lr:.3g}\); .*, in another folder; the last good checkpoint is .*step-00000008\b"
     with pytest.raises(FloatingPointError, match=message):
         run(config, out=tmp_path, callback=at(11, act=break_it))
     assert steps_kept(tmp_path)[-1] == 8
