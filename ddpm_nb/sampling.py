@@ -143,22 +143,21 @@ def sample_ddpm(
     def step(x, i, eps_hat):
         return ddpm_step(short, x, i, eps_hat, **options)
 
-    x = _start(schedule, shape, x_T, generator)
+    x = _start(schedule.betas, shape, x_T, generator)
     return walk(model, x, kept, step, progress=progress, callback=callback)
 
 # %% ../nbs/10_sampling.ipynb #start-2
-def _start(schedule, shape, x_T, generator):
-    """Return the noise to start from, drawn if it is not given."""
+def _start(like, shape, x_T, generator):
+    """Return the noise to start from, where `like` is; drawn in its type if it is not given."""
     if not isinstance(shape, list | tuple) or not shape:
         raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r}")
     shape = tuple(check_int("shape", side) for side in shape)
     check_generator(generator, shape[0])
-    like = {"device": schedule.betas.device, "dtype": schedule.betas.dtype}
     if x_T is None:
-        return randn(shape, generator=generator, **like)
+        return randn(shape, generator=generator, device=like.device, dtype=like.dtype)
     if tuple(check_floating("x_T", x_T).shape) != shape:
         raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x_T.shape)}")
-    return x_T.to(like["device"])
+    return x_T.to(like.device)
 
 # %% ../nbs/10_sampling.ipynb #ddim-step-2
 def ddim_step(
@@ -215,7 +214,7 @@ def sample_ddim(
     def step(x, i, eps_hat):
         return ddim_step(schedule, x, levels[i + 1], levels[i], eps_hat, **options)
 
-    x = _start(schedule, shape, x_T, generator)
+    x = _start(schedule.betas, shape, x_T, generator)
     return walk(model, x, kept, step, progress=progress, callback=callback)
 
 # %% ../nbs/10_sampling.ipynb #sample-dpm-solver-2
@@ -252,7 +251,7 @@ def sample_dpm_solver(
         x_0_last = x_0_hat
         return _toward(schedule, x, levels[i + 1], levels[i], target), x_0_hat
 
-    x = _start(schedule, shape, x_T, generator)
+    x = _start(schedule.betas, shape, x_T, generator)
     return walk(model, x, kept, step, progress=progress, callback=callback)
 
 # %% ../nbs/10_sampling.ipynb #toward
@@ -343,7 +342,7 @@ def inpaint(
             callback(levels[i], x, x_0_hat)
         return x, x_0_hat
 
-    x = _start(schedule, known.shape, x_T, generator)
+    x = _start(schedule.betas, known.shape, x_T, generator)
     return walk(model, x, [levels[i] for i in reversed(places)], step, progress=progress)
 
 # %% ../nbs/10_sampling.ipynb #check-known

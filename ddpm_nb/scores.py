@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .checks import call_model, check_device, check_floating, check_generator
 from .checks import check_int, check_model, check_number, check_timesteps
+from .elbo import check_clean_batch
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
 from .sampling import _start
@@ -80,7 +81,7 @@ def sample_sde(
     """Solve the reverse SDE by T steps of Euler and Maruyama (Song et al. 2021)."""
     check_model(model, schedule)
     gamma = check_number("noise", noise, 0)
-    x = _start(schedule, shape, x_T, generator)
+    x = _start(schedule.betas, shape, x_T, generator)
     like = {"device": x.device, "dtype": x.dtype}
     for t in show_progress(range(schedule.n_steps)[::-1], "sampling", progress):
         beta = schedule.betas[t]
@@ -142,10 +143,7 @@ def flow_log_likelihood(
 # %% ../nbs/14_score.ipynb #check-flow
 def _check_flow(schedule, x_0, n_steps, t, n_probes, generator):
     """Refuse bad arguments of the likelihood; return images, levels to visit, random vectors."""
-    check_floating("x_0", x_0)
-    if x_0.ndim < 2 or x_0.numel() == 0:
-        shape = tuple(x_0.shape)
-        raise ValueError(f"x_0 must have shape (B, ...) and at least one image; got {shape}")
+    check_clean_batch(x_0)
     check_generator(generator, len(x_0))
     last = schedule.n_steps - 1
     first = 0 if t is None else check_int("t", t, 0, last - 1)
@@ -155,14 +153,6 @@ def _check_flow(schedule, x_0, n_steps, t, n_probes, generator):
     nodes = (clock[first:] - wanted[:, None]).abs().argmin(1).unique() + first
     if n_probes is None:
         return x_0.detach(), nodes.tolist(), None
-    check_int("n_probes", n_probes)
-    return x_0.detach(), nodes.tolist(), _signs((n_probes, *x_0.shape), x_0, generator)
-
-
-def _signs(shape, like, generator):
-    """Draw -1 or 1 for each value of (n_probes, B, ...), in the type and place of `like`."""
-    if isinstance(generator, list | tuple):  # one for each image
-        own = (shape[0], *shape[2:])
-        return torch.stack([_signs(own, like, one) for one in generator], 1)
-    source = like.device if generator is None else generator.device
-    return torch.randint(2, shape, generator=generator, device=source).to(like) * 2 - 1
+    options = {"generator": generator, "device": x_0.device}
+    coins = [randn(x_0.shape, **options) < 0 for _ in range(check_int("n_probes", n_probes))]
+    return x_0.detach(), nodes.tolist(), 1 - 2 * torch.stack(coins).to(x_0)  # signs

@@ -32,6 +32,12 @@ def setting(hardware, packages=("ddpm_nb", "torch", "numpy")):
     }
 
 
+def processor():
+    """Name the processor that the study runs on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+
+
 def save_grey(path, sheet, scale=1):
     """Write bytes (H, W, 1) as a PNG of sixteen greys, half the size of one of 256."""
     levels = (sheet[..., 0].astype(np.float32) / 17).round().astype(np.uint8)

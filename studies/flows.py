@@ -1,20 +1,24 @@
 """Measure what straight paths are worth, in the plane and on the digits, with five small networks that are trained side by side.
 
-Run `python studies/flows.py` (three minutes on one idle core); chapter 15 reads ddpm_nb/measured/flows.json.
+Run `python studies/flows.py` (four minutes on one idle core); chapter 15 reads ddpm_nb/measured/flows.json.
+`python studies/flows.py costs` measures only what a network call costs, and leaves the other figures as they are.
 The networks have fully connected layers, so that five of each kind train in a minute; each has its own first weights and draws.
 """
 
 import math
+import sys
+import time
 
 import torch
 import torch.nn.functional as F
-from common import MEASURED, setting, write
+from common import MEASURED, processor, setting, write
 from torch import nn
 
 from ddpm_nb.data import load_images
 from ddpm_nb.elbo import simple_loss
 from ddpm_nb.embeddings import sinusoidal_embedding
 from ddpm_nb.evaluation import classifier_features, frechet_distance, load_classifier
+from ddpm_nb.files import read_json
 from ddpm_nb.flows import (
     edm_denoiser,
     flow_matching_loss,
@@ -28,6 +32,7 @@ from ddpm_nb.schedules import make_schedule
 
 SEEDS, CALLS, FEW = 5, (5, 10, 20, 50), (1, 2, 4)
 ITERATIONS, BATCH, T, N, PAIRS = {"plane": 800, "digits": 1200}, 100, 1000, 600, 2000
+TIMED, ROUNDS, PATH = 21, 20, MEASURED / "flows.json"
 
 
 class Networks(nn.Module):
@@ -184,14 +189,39 @@ def on_digits():
     return facts
 
 
+def costs():
+    """Measure what a network call costs each sampler, its own arithmetic included, as a share of a step of DDPM.
+
+    All take turns in each round and are compared within it, in processor time, which other work does not stretch.
+    """
+    networks, noise = Networks(64).requires_grad_(False), torch.randn(SEEDS * BATCH, 1, 8, 8, generator=seeded(8))
+    table = samplers(networks, make_schedule("cosine", T), networks, networks)
+    names, rounds = [name for name, (counts, _) in table.items() if counts == CALLS], []
+    for i in range(-1, ROUNDS):  # the first round warms up
+        spent = {}
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            begun = time.process_time()
+            table[name][1](noise, TIMED)  # an odd number: Heun's method takes it exactly, too
+            spent[name] = time.process_time() - begun
+        rounds.append(spent)
+    rounds = rounds[1:]
+    shares = {name: [spent[name] / spent["DDPM"] for spent in rounds] for name in names}
+    seconds = torch.tensor([spent["DDPM"] for spent in rounds]).median() / TIMED
+    facts = {"processor": processor(), "calls": TIMED, "images": len(noise), "seconds of a call, DDPM": float(seconds)}
+    return facts | {"rounds": shares}
+
+
 def main():
     """Train, measure and write."""
     torch.set_num_threads(1)
+    if sys.argv[1:] == ["costs"]:
+        write(PATH, read_json(PATH) | {"costs": costs()})
+        return
     results = {"trainings": SEEDS, "iterations": ITERATIONS, "batch": BATCH, "samples": N, "pairs": PAIRS}
     results |= setting("CPU, one thread")
     results["plane"] = in_the_plane()
     print(results["plane"], flush=True)
-    write(MEASURED / "flows.json", results | on_digits())
+    write(PATH, results | on_digits() | {"costs": costs()})
 
 
 if __name__ == "__main__":

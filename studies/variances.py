@@ -1,7 +1,8 @@
-"""Measure what a learned variance is worth: the bound of short chains on digits, over five seeds.
+"""Measure on digits, over five seeds, what a learned variance is worth to the bound of short chains, and what steps
+that are drawn by their losses are worth to a training on the bound (three seeds).
 
-Run `python studies/variances.py` (about ten minutes on one core); chapter 13 reads ddpm_nb/measured/variances.json.
-A number after it does so many seeds and stops; the next run goes on.
+Run `python studies/variances.py` (about a quarter of an hour on one core); chapter 13 reads ddpm_nb/measured/variances.json.
+A number after it does so many seeds of the first part and stops; the next run goes on. What is stored is not measured again.
 """
 
 import sys
@@ -15,7 +16,7 @@ from ddpm_nb.elbo import drop_variance
 from ddpm_nb.files import read_json
 from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded, seeded_init
-from ddpm_nb.improved import hybrid_loss, respaced_model
+from ddpm_nb.improved import LossHistory, hybrid_loss, respaced_model, step_bits
 from ddpm_nb.sampling import respace, respaced_steps
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import TrainConfig, fit
@@ -23,6 +24,7 @@ from ddpm_nb.unet import UNet
 
 SEEDS, STEPS, VARIANCES = (0, 1, 2, 3, 4), (10, 25, 50, 100, 1000), ("learned", "posterior", "beta")
 ITERATIONS, BATCH, T = 800, 64, 1000
+DRAWS, T_DRAWS, DRAWS_ITERATIONS, DRAWS_SEEDS = ("evenly", "by their losses"), 100, 500, (0, 1, 2)
 PATH = MEASURED / "variances.json"
 
 
@@ -70,6 +72,49 @@ def bounds(model, schedule, images, n_steps):
     return facts
 
 
+def bound_loss(seed, history=None):
+    """Build the loss T L_{t-1} of the bound alone, in bits; with a history it draws t and weighs by it."""
+    generator = seeded(seed)
+
+    def loss(model, schedule, x_0, *, t, eps, reduction):
+        weight = torch.ones(len(x_0))
+        if history is not None:
+            t, weight = history.draw(len(x_0), generator)
+        x_t = q_sample(schedule, x_0, t, eps)
+        bits = schedule.n_steps * step_bits(schedule, x_0, x_t, t, model(x_t, t), n_levels=17)
+        if history is not None:
+            history.update(t, bits.detach())
+        return weight * bits
+
+    return loss
+
+
+def trained_on_bound(images, held_out, seed, draw):
+    """Train a small U-Net on the bound alone; return its bound, and the variance of a batch's loss around its neighbours."""
+    schedule = make_schedule("cosine", T_DRAWS)
+    with seeded_init(seed):
+        network = UNet(8, 1, 16, (1, 2), 1, (4,), norm_groups=8, out_channels=2)
+    config = TrainConfig(n_iterations=DRAWS_ITERATIONS, batch_size=BATCH, seed=seed, precision="float32", variance="learned")
+    history = None if draw == "evenly" else LossHistory(T_DRAWS)
+    result = fit(network, schedule, images, config, loss=bound_loss(seed, history), progress=False)
+    later = result.losses[DRAWS_ITERATIONS // 2 :].double()
+    terms = vlb_terms(result.ema, schedule, held_out[:96], n_levels=17, variance="learned", generator=seeded(1))
+    return float(terms.total.mean()), float(later.diff().square().mean() / 2)
+
+
+def draw_steps(results, digits, held_out):
+    """Compare both ways to draw the steps, from the same first weights, and write after each seed."""
+    facts = {"T": T_DRAWS, "iterations": DRAWS_ITERATIONS, "images": 96, "bound": {}, "loss variance": {}}
+    found = results.setdefault("draws", facts)
+    for seed in DRAWS_SEEDS[len(found["bound"].get(DRAWS[-1], [])) :]:
+        for draw in DRAWS:
+            bound, scatter = trained_on_bound(digits, held_out, seed, draw)
+            found["bound"].setdefault(draw, []).append(bound)
+            found["loss variance"].setdefault(draw, []).append(scatter)
+        print(seed, found, flush=True)
+        write(PATH, results)
+
+
 def main():
     """Train, measure and write."""
     torch.set_num_threads(1)
@@ -90,6 +135,8 @@ def main():
         results["noise error"]["simple"].append(noise_error(plain, schedule, held_out))
         print(seed, results["noise error"], results["bound"]["50"][-1], flush=True)
         write(PATH, results)
+    if len(results["noise error"]["simple"]) == len(SEEDS):
+        draw_steps(results, digits, held_out)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ddpm_nb.training import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
 flows, recipes, objectives = (pytest.importorskip(name) for name in ("flows", "recipes", "objectives"))
+variances = pytest.importorskip("variances")
 ddim, pipelines, common = (pytest.importorskip(name) for name in ("ddim_digits", "train_pipeline", "common"))
 
 
@@ -64,6 +65,47 @@ def test_every_sampler_takes_the_calls_that_its_row_names():
             sample(torch.randn(3, 1, 8, 8, generator=seeded(0)), n)
             odd = n - 1 if "Heun" in name and n % 2 == 0 else n  # two calls a step, one in the last
             assert len(calls) == odd, (name, n, len(calls))
+
+
+def test_costs_are_shares_of_a_step_of_ddpm(monkeypatch):
+    for name, value in {"ROUNDS": 2, "BATCH": 2, "TIMED": 3}.items():
+        monkeypatch.setattr(flows, name, value)
+    found = flows.costs()
+    assert found["rounds"]["DDPM"] == [1, 1] and found["seconds of a call, DDPM"] > 0
+    stored = read_results("flows")["costs"]
+    assert stored["processor"] and set(stored["rounds"]) == set(found["rounds"]) == set(flows_of_equal_calls())
+    assert all(len(shares) >= 10 and min(shares) > 0 for shares in stored["rounds"].values())
+
+
+def flows_of_equal_calls():
+    """Name the samplers that are compared at the same numbers of calls."""
+    return [name for name, row in read_results("flows")["distance"].items() if "50" in row]
+
+
+# chapter 13: steps drawn by their losses
+
+
+def test_the_bound_has_one_mean_however_its_steps_are_drawn():
+    schedule, n = make_schedule("cosine", 5), 40_000
+    x_0 = torch.randint(17, (n, 1, 1, 2), generator=seeded(0)) / 8 - 1
+    pairs = {"t": torch.arange(n) % 5, "eps": torch.randn(x_0.shape, generator=seeded(1)), "reduction": "none"}
+    model = lambda x, t: torch.cat([0.7 * x, 0 * x], 1)
+    history = variances.LossHistory(5)
+    evenly = variances.bound_loss(0)(model, schedule, x_0, **pairs)
+    history.update(pairs["t"][:500], evenly[:500])
+    by_loss = variances.bound_loss(0, history)(model, schedule, x_0, **pairs)
+    terms = variances.vlb_terms(model, schedule, x_0, n_levels=17, clip_x_0=False, variance="learned", generator=seeded(2))
+    expected = float((terms.kl.sum(1) + terms.decoder).mean())
+    for losses in (evenly, by_loss):
+        assert abs(float(losses.mean()) - expected) < 5 * float(losses.std()) / n**0.5 + 0.01 * expected
+    assert by_loss.var() < evenly.var() and history.counts.sum() == n + 500
+
+
+def test_the_stored_draws_are_whole():
+    found = read_results("variances")["draws"]
+    for name in ("bound", "loss variance"):
+        assert set(found[name]) == set(variances.DRAWS)
+        assert all(len(values) == len(variances.DRAWS_SEEDS) for values in found[name].values())
 
 
 # what is stored is whole, and a stopped run goes on

@@ -161,6 +161,16 @@ def test_probes_are_unbiased_and_enough_of_them_are_the_trace():
     assert torch.equal(again, flow_log_likelihood(denoiser, chain, x_0, n_steps=39, n_probes=2, generator=seeded(3)))
 
 
+def test_probes_are_unbiased_where_coordinates_pull_at_each_other():
+    """A Jacobian whose entries lie off the diagonal: signs that are not even would show."""
+    chain, swap = even_schedule(4), lambda x_t, t: 0.5 * x_t.flip(1)
+    x_0 = torch.ones(4000, 2, **exact)
+    traced = flow_log_likelihood(swap, chain, x_0[:1], n_steps=3)
+    probed = flow_log_likelihood(swap, chain, x_0, n_steps=3, n_probes=1, generator=seeded(0))
+    assert abs(float(probed.mean() - traced)) < 4.5 * float(probed.std()) / math.sqrt(4000)
+    assert probed.std() > 0.5
+
+
 def test_probes_agree_with_the_trace_for_the_shipped_network(digits):
     model, schedule = load_pretrained("digits")
     for p in model.parameters():
