@@ -452,6 +452,8 @@ def fit(
     check_model(model, schedule)
     config, processes = config or TrainConfig(), _check_processes(processes)
     _check_run(model, schedule, config, data, range_check, n_workers, processes)
+    if range_check or loss is None:  # another loss may take other data than the network
+        _check_taken(model, schedule, config, data)
     _check_classes(config, model, data)
     if config.variance == "learned" and loss is None:
         raise ValueError("variance='learned' needs loss=hybrid_loss of chapter 13; or use `train`")
@@ -550,7 +552,6 @@ def _check_run(model, schedule, config, data, range_check, n_workers, processes)
         allowed = f"a multiple of {processes.n} processes x {config.n_accumulate} parts"
         given = f"{config.batch_size} with n_accumulate={config.n_accumulate}"
         raise ValueError(f"batch_size must be {allowed}; got {given}")
-    _check_taken(model, schedule, config, data)
 
 # %% ../nbs/09_training.ipynb #check-taken
 def _check_taken(model, schedule, config, data):
