@@ -18,6 +18,7 @@ from .checks import check_int, check_number, check_same_shape
 from .elbo import check_clean_batch
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
+from .sampling import _start
 
 # %% ../nbs/15_flow_matching.ipynb #flow-matching-loss
 def flow_matching_loss(
@@ -125,7 +126,7 @@ def sample_flow(
     if times is None:
         times = torch.linspace(1, 0, n_steps + 1, dtype=torch.float64)
     _check_falling("times", times, n_steps, 1)
-    x = _first_noise(shape, x_T, generator, model, device)
+    x = _start(_place(model, x_T, device), shape, x_T, generator)
     return _solve(model, x, times.tolist(), method == "heun")
 
 # %% ../nbs/15_flow_matching.ipynb #solve
@@ -152,18 +153,11 @@ def _check_falling(name, nodes, n_steps, high=float("inf")):
         raise ValueError(f"{name} must be {limits}; got {nodes}")
 
 
-def _first_noise(shape, x_T, generator, model, device):
-    """Return the noise to start from, drawn if it is not given, where the model is."""
-    if not isinstance(shape, list | tuple):
-        raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r}")
-    shape = tuple(check_int("shape", side) for side in shape)
-    check_generator(generator, shape[0])
-    if device is None and isinstance(model, torch.nn.Module):
-        device = next((weights.device for weights in model.parameters()), None)
-    x = randn(shape, generator=generator, device=device) if x_T is None else x_T
-    if tuple(check_floating("x_T", x).shape) != shape:
-        raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x.shape)}")
-    return x.to(device)
+def _place(model, x_T, device):
+    """Return an empty tensor where to sample: on `device`, or with the network, or with x_T."""
+    weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    first = next(iter(weights), x_T)
+    return torch.empty(0, device=getattr(first, "device", None) if device is None else device)
 
 # %% ../nbs/15_flow_matching.ipynb #logit-normal-times
 def logit_normal_times(
@@ -262,5 +256,5 @@ def sample_heun(
         shape = (-1, *[1] * (x.ndim - 1))
         return (x - call_model(denoiser, x, sigma)) / sigma.view(shape)
 
-    x = _first_noise(shape, x_T, generator, denoiser, device) * float(sigmas[0])
+    x = _start(_place(denoiser, x_T, device), shape, x_T, generator) * float(sigmas[0])
     return _solve(slope, x, sigmas.tolist(), True)

@@ -8,13 +8,17 @@ __all__ = ['LOSS_WEIGHTS', 'optimal_variances', 'learns_variance', 'step_bits', 
 
 # %% ../nbs/13_improved.ipynb #import-math-import-torch-from-to
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from .bound import optimal_denoiser
 from .checks import call_model, check_choice, check_device, check_generator
-from .checks import check_int, check_number, check_timesteps
-from .elbo import OBJECTIVES, check_clean_batch, decoder_log_likelihood, drop_variance
+from .checks import check_int, check_number
+from .elbo import OBJECTIVES, _draw_timesteps
+from .elbo import check_clean_batch, decoder_log_likelihood, drop_variance
 from .elbo import output_to_eps, reverse_mean_variance, vlb_weights
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
 from .gaussian import GaussianMixture, normal_kl, randn
@@ -23,30 +27,26 @@ from .gaussian import GaussianMixture, normal_kl, randn
 def optimal_variances(
     mixture: GaussianMixture,  # the data, q(x_0), in d dimensions
     schedule: NoiseSchedule,  # the noise schedule
-):
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Build model(x_t, t) -> (B, 2 d): E[eps | x_t], and the v of Var(x_{t-1} | x_t)."""
-    spread, axes = torch.linalg.eigh(mixture.covariances)  # (K, d) and (K, d, d)
+    parts = (mixture.weights, mixture.means, mixture.covariances)
+    mixture = GaussianMixture(*(part.double() for part in parts))  # small doubts are differences
+    denoiser = optimal_denoiser(mixture, schedule)
 
     def model(x_t, t):
-        t = check_timesteps(t, schedule.n_steps, len(x_t))
-        signal = extract(schedule.sqrt_alpha_bars, t, 3)  # (B, 1, 1)
-        noise = extract(schedule.sqrt_one_minus_alpha_bars, t, 3)
-        centred = x_t[:, None] - signal * mixture.means  # (B, K, d)
-        along = torch.einsum("bki,kij->bkj", centred, axes)  # in the eigenvectors' coordinates
-        precision = 1 / (signal.square() * spread + noise.square())
-        log_density = 0.5 * (precision.log() - precision * along.square()).sum(2)
-        r = (mixture.weights.log() + log_density).softmax(1)[..., None]  # (B, K, 1)
-        shift = torch.einsum("bkj,kij->bki", signal * spread * precision * along, axes)
-        means = mixture.means + shift  # E[x_0 | x_t, k]
-        within = torch.einsum("bkj,kij->bki", noise.square() * spread * precision, axes**2)
-        mean = (r * means).sum(1)  # E[x_0 | x_t], (B, d)
-        of_x_0 = (r * (within + (means - mean[:, None]).square())).sum(1)  # Var(x_0 | x_t)
-        coefficient = extract(schedule.posterior_coef_x_0, t, 2)
-        best = extract(schedule.posterior_variance, t, 2) + coefficient.square() * of_x_0
+        with torch.inference_mode(False), torch.enable_grad():  # samplers switch gradients off
+            x = x_t.clone().double().requires_grad_()
+            eps_hat = denoiser(x, t)
+            grad = partial(torch.autograd.grad, inputs=x, retain_graph=True)
+            slopes = [grad(part.sum())[0][:, i] for i, part in enumerate(eps_hat.T)]
+        noise = extract(schedule.sqrt_one_minus_alpha_bars, t, 2)
+        doubt = (1 - noise * torch.stack(slopes, 1)) / extract(schedule.snr, t, 2)
+        share = extract(schedule.posterior_coef_x_0, t, 2).square()
+        best = extract(schedule.posterior_variance, t, 2) + share * doubt  # (B, d)
         low = extract(schedule.posterior_log_variance, t, 2)
         high = extract(schedule.betas.log(), t, 2)
-        eps_hat = (x_t - signal[:, 0] * mean) / noise[:, 0]
-        return torch.cat([eps_hat, 2 * (best.log() - low) / (high - low) - 1], 1)
+        v = 2 * (best.log() - low) / (high - low) - 1
+        return torch.cat([eps_hat.detach(), v], 1).to(x_t.dtype)
 
     return model
 
@@ -98,8 +98,7 @@ def hybrid_loss(
     check_generator(generator)
     check_choice("reduction", reduction, ("mean", "none"))
     if t is None:
-        source = {"generator": generator, "device": getattr(generator, "device", None)}
-        t = torch.randint(schedule.n_steps, (len(x_0),), **source).to(x_0.device)
+        t = _draw_timesteps(schedule.n_steps, x_0, generator)
     if eps is None:
         eps = randn(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
     x_t = q_sample(schedule, x_0, t, eps)
@@ -116,7 +115,7 @@ def hybrid_loss(
 def respaced_model(
     model,  # callable model(x_t, t) of the long chain
     kept: list[int],  # code indices that the short chain keeps, in any order
-):
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the same model for the short chain: its step i is the i-th kept step."""
     rising = torch.tensor(sorted(kept))
     return lambda x_t, i: model(x_t, rising.to(i.device)[i])

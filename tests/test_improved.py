@@ -11,7 +11,7 @@ from training_helpers import tiny_unet
 
 from conftest import refuses
 from ddpm_nb.bound import optimal_denoiser, vlb_terms
-from ddpm_nb.elbo import OBJECTIVES, predict_noise, reverse_mean_variance, simple_loss
+from ddpm_nb.elbo import OBJECTIVES, predict_noise, reverse_mean_variance, simple_loss, split_output
 from ddpm_nb.forward import q_posterior, q_sample
 from ddpm_nb.gaussian import GaussianMixture, seeded
 from ddpm_nb.hub import describe_model, load_pretrained, save_pretrained
@@ -95,6 +95,19 @@ def test_the_bound_moves_v_alone_and_the_simple_loss_the_noise_alone():
     torch.testing.assert_close(2 * gradients[1.0][:, 1:], gradients[2.0][:, 1:])
 
 
+def test_hybrid_loss_draws_its_steps_evenly():
+    schedule, x_0, seen = make_schedule("cosine", 10), noise(0, (10_000, 1)).float(), []
+
+    def model(x, t):
+        seen.append(t)
+        return torch.cat([x, x], 1)
+
+    first = hybrid_loss(model, schedule, x_0, n_levels=None, generator=seeded(3))
+    assert torch.equal(first, hybrid_loss(model, schedule, x_0, n_levels=None, generator=seeded(3)))
+    counts = seen[0].bincount(minlength=10)
+    assert len(counts) == 10 and (counts - 1000).abs().max() < 5 * 30
+
+
 def plane():
     means = torch.tensor([[-1.0, 0.0], [0.8, 0.8]], **EXACT)
     covariances = torch.tensor([[[0.02, 0.0], [0.0, 0.3]], [[0.15, 0.1], [0.1, 0.12]]], **EXACT)
@@ -114,6 +127,24 @@ def test_the_exact_variance_is_where_the_loss_is_flat():
         for shape in (torch.ones(n), x_t[:, 0].sin(), (t == 5).double()):
             slope = gradient[:, coordinate] * shape
             assert slope.mean().abs() < 5 * slope.std() / math.sqrt(n)
+
+
+def test_exact_variances_survive_single_precision_and_the_samplers():
+    """Var(x_{t-1} | x_t) of normal data in closed form, where 1 - noise * slope is lost in single precision."""
+    spread, schedule = torch.tensor([0.3, 0.02]), make_schedule("cosine", 1000)
+    one = torch.ones(1)
+    model = optimal_variances(GaussianMixture(one, torch.zeros(1, 2), spread.diag()[None]), schedule)
+    double = make_schedule("cosine", 1000, **EXACT)
+    for t in (0, 1, 500, 998, 999):
+        with torch.inference_mode():
+            output = model(noise(0, (5, 2)).float(), t)
+        found = split_output(double, noise(0, (5, 2)), t, output, "learned")[1]
+        of_x_0 = 1 / (1 / spread.double() + double.snr[t])
+        expected = double.posterior_variance[t] + double.posterior_coef_x_0[t] ** 2 * of_x_0
+        assert output.dtype == torch.float32 and not model(noise(0, (5, 2)), t).requires_grad
+        torch.testing.assert_close(found, expected.log().expand(5, 2), rtol=0, atol=1e-5)
+    drawn = sample_ddpm(model, schedule, (4000, 2), n_steps=40, variance="learned", clip_x_0=False, generator=seeded(1))
+    torch.testing.assert_close(drawn.var(0), spread, rtol=0.15, atol=0)
 
 
 def test_sampling_from_a_respaced_chain_by_hand():

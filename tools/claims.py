@@ -72,6 +72,11 @@ def variances():
             yield f"bound, {steps} steps: learned variances beat {symbol}", 13, n, *over_seeds(one, other)
     errors = study["noise error"]
     yield "error of the noise: learning the variances costs some", 13, "", *over_seeds(errors["hybrid"], errors["simple"])
+    draws = study["draws"]
+    for figure, claim in (("loss variance", "the loss of a batch scatters less"), ("bound", "the bound is lower")):
+        one, other = (draws[figure][how] for how in ("evenly", "by their losses"))
+        n = draws["images"] if figure == "bound" else ""
+        yield f"trained on the bound, steps drawn by their losses: {claim}", 13, n, *over_seeds(one, other)
 
 
 def flows():
