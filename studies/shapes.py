@@ -31,7 +31,7 @@ from ddpm_nb.texts import (
 )
 from ddpm_nb.training import TrainConfig
 
-N_PICTURES = 8000
+N_PICTURES = 24000
 RECIPE = TextConfig(
     dim=48,
     autoencoder_channels=12,
@@ -39,9 +39,9 @@ RECIPE = TextConfig(
     channel_mults=(1, 2),
     attn_resolutions=(8,),
     max_weight=20.0,
-    clip=TrainConfig(1500, batch_size=64, lr=2e-3, warmup=100, ema_decay=0.98, checkpoint_every=300, precision="float32"),
+    clip=TrainConfig(5000, batch_size=64, lr=2e-3, warmup=100, ema_decay=0.98, checkpoint_every=300, precision="float32"),
     autoencoder=TrainConfig(1800, batch_size=32, lr=3e-3, ema_decay=0.99, checkpoint_every=300, precision="float32"),
-    unet=TrainConfig(20000, batch_size=32, lr=1.5e-3, warmup=200, ema_decay=0.999, checkpoint_every=1000, precision="float32"),
+    unet=TrainConfig(12000, batch_size=32, lr=1.5e-3, warmup=200, ema_decay=0.999, checkpoint_every=1000, precision="float32"),
 )
 GUIDANCES = (1.0, 2.0, 3.0, 5.0)
 NAMES = ("colours", "shapes", "relation")

@@ -615,8 +615,7 @@ def test_the_shipped_pipeline_is_small_and_right_on_scenes_that_it_has_not_seen(
     found = facts["held out"]
     assert found["n"] >= 1000 and found["scenes"] == 90
     assert all(facts["rule on 5000 drawings"][name] >= 0.99 for name in ("colours", "shapes", "relation"))
-    assert found["colours"] >= 0.9 and found["relation"] >= 0.9
-    assert found["shapes"] >= 0.8  # both kinds right; 0.9 is the aim, and is not reached
+    assert all(found[name] >= 0.9 for name in ("colours", "shapes", "relation"))  # the aim
     held_out = split_scenes()[1]
     rows = torch.cat([held_out, turn_round(held_out)])[::2]
     pictures = pipeline.generate(describe_scenes(rows), guidance=found["guidance"], n_steps=25, generator=seeded(9))
