@@ -31,7 +31,9 @@ PLANS = {  # plan -> the chapters of each meeting
 
 
 def judges(statement):
-    """Tell whether a statement judges: an assertion, or a call that raises if something is not so."""
+    """Tell whether a statement judges: an assertion, a call that raises if something is not so, or an `if` over nothing but these."""
+    if isinstance(statement, ast.If):  # such as `if dataset == "digits":`
+        return all(map(judges, statement.body + statement.orelse))
     call = statement.value if isinstance(statement, ast.Expr) else None
     called = ast.unparse(call.func).split(".")[-1] if isinstance(call, ast.Call) else ""
     return isinstance(statement, ast.Assert) or called in JUDGES
