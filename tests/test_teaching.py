@@ -7,6 +7,8 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import exercises
@@ -200,6 +202,38 @@ OWN_CHAPTERS = re.findall(r"nbs/(\w+)\.ipynb", OWN.split("\n\n")[0])
 def test_the_page_names_every_chapter_whose_pictures_can_be_exchanged():
     exchangeable = [nb.name for nb in rules.read_book() if any(c.code.startswith('dataset = "digits"') for c in nb.code)]
     assert exchangeable == OWN_CHAPTERS == ["09_training", "11_evaluation", "16_vae", "17_gan"]
+
+
+class WithoutDigits(ast.NodeTransformer):
+    """Leave out what a notebook does with the digits alone."""
+
+    def visit_If(self, node):
+        """Leave out `if dataset == "digits":` and what stands under it."""
+        return None if ast.unparse(node.test) == "dataset == 'digits'" else self.generic_visit(node)
+
+
+def own_faults(cells):
+    """List what ties cells to the digits after their pictures were loaded: a second loading, a shape in figures."""
+    first = next(i for i, cell in enumerate(cells) if cell.code.startswith('dataset = "digits"'))
+    faults = []
+    for cell in cells[first + 1 :]:
+        if cell.exported:
+            continue
+        for node in ast.walk(WithoutDigits().visit(cell.tree)):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            loads = called in ("load_dataset", "load_images", "load_digits", "load_pretrained")
+            values = getattr(node, "elts", None) or getattr(node, "args", None)
+            figures = [getattr(value, "value", None) for value in values] if isinstance(values, list) else []
+            faults += [f"{cell.id}: {ast.unparse(node)}"] if loads or (8, 8) in pairwise(figures) else []
+    return faults
+
+
+@pytest.mark.parametrize("name", OWN_CHAPTERS)
+def test_after_its_pictures_a_chapter_follows_them(name):
+    cells = rules.read_notebook(ROOT / "nbs" / f"{name}.ipynb").code
+    assert own_faults(cells) == []
+    wrong = replace(cells[-1], directives=(), source='x = torch.randn(4, 1, 8, 8)\ny = load_images("digits")')
+    assert len(own_faults([*cells, wrong])) == 2
 
 
 @pytest.mark.slow
