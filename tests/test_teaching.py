@@ -22,11 +22,10 @@ import slow
 import torch
 from PIL import Image
 
+from ddpm_nb.files import read_json
 from ddpm_nb.hub import save_pretrained
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.unet import make_unet
-
-from ddpm_nb.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTION = """import math
