@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -235,7 +236,7 @@ def test_after_its_pictures_a_chapter_follows_them(name):
     assert len(own_faults([*cells, wrong])) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("OWN_PICTURES" not in os.environ, reason="takes minutes; OWN_PICTURES=1 runs it")
 @pytest.mark.parametrize("name", OWN_CHAPTERS)
 def test_a_chapter_runs_on_pictures_of_ones_own(name, tmp_path, monkeypatch):
     """The page's own words, word for word: 64 colour pictures to learn from and 20 held out."""
