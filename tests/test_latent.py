@@ -231,7 +231,7 @@ def test_bad_tensors_are_refused(trained, digits):
     refuses(lambda: trained.encode(torch.zeros(2, 1, 28, 28)), "x must be a tensor of shape (B, 1, 8, 8); got (2, 1, 28, 28)")
     refuses(lambda: trained.decode(torch.zeros(2, 4, 4)), "z must be a tensor of shape (B, 2, 4, 4); got (2, 4, 4)")
     refuses(lambda: from_latents(trained, digits[:1]), "z must be a tensor of shape (B, 2, 4, 4); got (1, 1, 8, 8)")
-    refuses(lambda: to_latents(trained, 255 * digits[:2]), "images must be scaled to [-1, 1]")
+    refuses(lambda: to_latents(trained, 255 * digits[:2]), "x must be scaled to [-1, 1]")
     refuses(lambda: fit_latent_scale(trained, digits[:0]), "images must hold at least one image")
     refuses(lambda: psnr(digits[:2], digits[:1]), "y must have the shape of x")
 
