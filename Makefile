@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 LOCK := $(UV) pip compile --prerelease disallow --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
-NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval_sanitize.cfg
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 1200 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 # Another build of PyTorch for a new .venv, such as the one without CUDA: the address of an index that has it.
 TORCH_INDEX ?=
