@@ -28,14 +28,21 @@ f64 = torch.float64
 browser = pytest.mark.skipif(look.find_browser() is None, reason="needs Chromium")
 
 
-def read_page(path, tmp_path, *options):
-    """Return a page as Chromium has it once its scripts have run."""
+def read_page(path, tmp_path, wanted, *options):
+    """Return a page as Chromium has it once its scripts have run, and what matches ``wanted`` there.
+
+    A busy machine's browser now and then hands the page over before: such a page is loaded again.
+    """
     options = "--allow-file-access-from-files", "--virtual-time-budget=5000", *options
     command = look.chromium(*options, profile=tmp_path / "profile")
-    done = subprocess.run(
-        [*command, "--dump-dom", path.as_uri()], capture_output=True, check=True, timeout=120
-    )
-    return done.stdout.decode()
+    for _ in range(3):
+        done = subprocess.run(
+            [*command, "--dump-dom", path.as_uri()], capture_output=True, check=True, timeout=120
+        )
+        text = done.stdout.decode()
+        if found := re.search(wanted, text):
+            return text, found[1]
+    pytest.fail(f"the page never showed {wanted!r}, its scripts failed:\n{text[-2000:]}")
 
 
 @pytest.fixture
@@ -57,7 +64,7 @@ def compute(tmp_path):
         page += f"const formulas = module.exports; document.write(JSON.stringify({made}))</script>"
         path = tmp_path / "page.html"
         path.write_text(page)
-        return json.loads(re.search(r"</script>([\[{].*[\]}])", read_page(path, tmp_path))[1])
+        return json.loads(read_page(path, tmp_path, r"</script>([\[{].*[\]}])")[1])
 
     return call
 
@@ -272,8 +279,8 @@ def drive(picture, steps, tmp_path, *options, css=""):
     page = f"<!doctype html><html data-theme='light'><head>{css}<script src='{SCRIPT.as_uri()}'></script>"
     path = tmp_path / "page.html"
     path.write_text(f"{page}</head><body>{picture.data}{DRIVER.replace('STEPS', steps)}</body>")
-    text = read_page(path, tmp_path, *options)
-    return text, json.loads(re.search('<pre id="told">(.*)</pre>', text)[1])
+    text, told = read_page(path, tmp_path, '<pre id="told">(.*)</pre>', *options)
+    return text, json.loads(told)
 
 
 @browser
