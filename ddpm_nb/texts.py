@@ -36,7 +36,7 @@ from .clip import MAX_LOG_SCALE, TextEncoder, contrastive_loss, make_clip
 from .conditioning import CrossAttention, TextUNet, attention_maps, encode_words
 from .data import scale_levels
 from .elbo import simple_loss
-from .files import CONFIG_FILE, read_json, replaced_file, write_json
+from .files import CARD_FILE, CONFIG_FILE, read_json, replaced_file, write_json
 from .gaussian import randn, seeded, seeded_init
 from .latent import Autoencoder, autoencoder_loss, fit_latent_scale, to_latents
 from .pictures import FolderDataset, list_pictures
@@ -934,6 +934,9 @@ def _settings(config, out, resume):
     if not resume and (holds or (out / CONFIG_FILE).exists()):
         remedy = "resume it (resume=True), or choose another folder"
         raise FileExistsError(f"out={str(out)!r} already holds a run; {remedy}")
+    if not holds and not (out / CONFIG_FILE).exists() and (out / CARD_FILE).exists():
+        problem = f"holds a {CARD_FILE} that is no run's and would be replaced"
+        raise FileExistsError(f"out={str(out)!r} {problem}; choose another folder")
     if not holds:
         return config or TextConfig()
     try:

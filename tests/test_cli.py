@@ -357,6 +357,9 @@ def test_generate_draws_what_the_pipeline_draws(tmp_path, monkeypatch, capsys):
         assert np.array_equal(np.asarray(picture), tile(x, 2).squeeze().repeat(2, 0).repeat(2, 1))
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder where nobody can write")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -366,6 +369,8 @@ def test_generate_draws_what_the_pipeline_draws(tmp_path, monkeypatch, capsys):
         (["a seven", "--model", "nobody"], "or a shipped name: digits"),
         (["a seven", "--steps", "0"], "--steps must be at least 1"),
         (["a seven", "--out", "seven.jpg"], "--out must name a .png file"),
+        (["a seven", "--out", "none/seven.png"], "the folder none does not exist"),
+        pytest.param(["a seven", "--out", "/proc/seven.png"], "--out /proc/seven.png: cannot write here", marks=needs_proc),
         (["a seven", "--negative", "a bald one"], "'bald' (nearest: bold"),
         (["a seven", "--image", "none.png"], "none.png"),
         (["a seven", "--image", str(ROOT / "README.md")], "--image must be a picture"),

@@ -448,6 +448,10 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, wh
     refuses(call(config=replace(SMALL, n_downs=5)), "n_downs must be at most 3 for pictures of 16 pixels; got 5")
     refuses(call(prompts=["a zebra"]), "unknown words: 'zebra'")
     assert not out.exists()
+    out.mkdir()
+    (out / "README.md").write_text("mine")
+    refuses(call(), "holds a README.md that is no run's and would be replaced", error=FileExistsError)
+    assert [path.name for path in out.iterdir()] == ["README.md"] and (out / "README.md").read_text() == "mine"
     refuses(lambda: replace(SMALL, too_long="drop"), "too_long must be one of 'refuse', 'cut'")
     refuses(lambda: replace(SMALL, drop=2), "drop must be finite and in [0, 1]")
     refuses(lambda: replace(SMALL, max_weight=0.5), "max_weight must be finite and in [1, inf]")
