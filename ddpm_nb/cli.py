@@ -1048,7 +1048,7 @@ def _check_folder(out):
     except OSError as error:
         raise OSError(f"--out {out}: {error.strerror}") from None
 
-
+# %% ../nbs/30_command_line.ipynb #save-picture
 def _save_picture(x, out, scale=None):
     """Write images (B, C, H, W) in [-1, 1] as one nearly square PNG, at least 512 pixels long."""
     from PIL import Image

@@ -950,7 +950,7 @@ def _settings(config, out, resume):
         raise ValueError(f"{problem}; leave it out to go on with the run's own")
     return kept
 
-
+# %% ../nbs/29_own_captions.ipynb #check-batches
 def _check_batches(config, pairs):
     """Refuse batches that are larger than the set, before the first stage is trained."""
     for stage in STAGES:
