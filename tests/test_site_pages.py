@@ -10,6 +10,7 @@ import check_site
 import look
 import numpy as np
 import pdf
+import pypdf
 import pytest
 from docutils import nodes
 from docutils.core import publish_doctree
@@ -324,19 +325,28 @@ def test_columns_keep_their_lines_and_long_formulas_fit_a_phone(tmp_path):
     assert found == [True, False, True, "value at β_t"]
 
 
-def test_pages_are_joined_in_order_with_links_inside(tmp_path):
+@browser
+def test_pages_are_printed_in_order_with_numbers_outline_and_links(tmp_path, capsys):
     (tmp_path / "nbs").mkdir()
     (tmp_path / "book").mkdir()
-    links = '<a href="#x">here</a><a href="../book/intro.html#y">there</a><a href="../book/intro.html">page</a>'
-    links += '<a href="https://example.org/#z">away</a><img src="../_images/a.png" loading="lazy">'
-    head = '<head><link href="../_static/a.css"><script>{"load": ["ui/lazy"]}</script></head>'
-    body = "<body><article class='bd-article'><h1 id='x'>{}</h1>{}</article></body>"
-    (tmp_path / pdf.SHELL).write_text(f"<html>{head}{body.format('Two', links)}</html>")
-    (tmp_path / "book" / "intro.html").write_text(body.format("One", "<p id='y'></p>"))
-    toc = {"root": "book/intro", "parts": [{"chapters": [{"file": pdf.SHELL.removesuffix(".html")}]}]}
-    text = pdf.join(tmp_path, toc)
-    assert 0 < text.index(">One<") < text.index(">Two<") and text.count("<article") == 2
-    targets = set(re.findall('href="#([^"]*)"', text))
-    assert targets <= set(re.findall('id="([^"]*)"', text)) and len(targets) == 3
-    assert 'src="_images/a.png"' in text and 'href="_static/a.css"' in text
-    assert "https://example.org/#z" in text and "lazy" not in text
+    links = '<a href="#x">here</a> <a href="../book/intro.html#y">there</a> <a href="../book/intro.html">page</a> '
+    links += '<a href="https://example.org/intro.html">away</a>'
+    body = "<head><script>{{'load': [\"ui/lazy\"]}}</script></head><h1 id='x'>{}<a class='headerlink'>#</a></h1>{}"
+    (tmp_path / "nbs" / "two.html").write_text(f"<html>{body.format('Two', links)}</html>")
+    long = "<p id='y' style='height: 20in'>tall</p>"
+    (tmp_path / "book" / "intro.html").write_text(f"<html>{body.format('One', long)}</html>")
+    toc = {"root": "book/intro", "parts": [{"chapters": [{"file": "nbs/two"}]}]}
+    n_pages, n_links = pdf.print_book(tmp_path, toc, tmp_path / "book.pdf")
+    found = pypdf.PdfReader(tmp_path / "book.pdf")
+    texts = [page.extract_text().split() for page in found.pages]
+    assert n_pages == len(texts) > 2 and n_links == 2
+    assert "One" in texts[0] and "Two" in texts[-1]
+    numbers = [next(word for word in text if word.isdigit()) for text in texts]
+    assert numbers == [*map(str, range(1, n_pages + 1))]
+    assert [(entry.title, found.get_destination_page_number(entry)) for entry in found.outline] == [("One", 0), ("Two", n_pages - 1)]
+    goals = [link.get_object()["/A"] for link in found.pages[-1]["/Annots"] if "/A" in link.get_object()]
+    inside = [goal["/D"][0].get_object() for goal in goals if goal["/S"] == "/GoTo"]
+    assert [page == found.pages[0] for page in inside] == [True, True]
+    assert [goal["/URI"] for goal in goals if goal["/S"] == "/URI"] == ["https://example.org/intro.html"]
+    assert "lazy" not in pdf.prepare((tmp_path / "nbs" / "two.html").read_text(), 0)[0]
+    assert not list(tmp_path.rglob("*.print.html"))

@@ -1,8 +1,8 @@
-"""Print the built book as one PDF: all pages in the order of _toc.yml, chapters with their numbers, links inside the file.
+"""Print the built book as one PDF: all pages in the order of _toc.yml, with an outline, links inside the file and page numbers.
 
 Usage: python tools/pdf.py [_build/html] [--out _build/ddpm.pdf]
 
-The articles of all pages are put into one page, which Chromium prints once; so it must be on the path.
+Chromium, which must be on the path, prints page by page; the parts are joined afterwards, and links between them are led there.
 """
 
 import argparse
@@ -11,18 +11,19 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import look
 import yaml
 from bs4 import BeautifulSoup
+from pypdf import PdfReader, PdfWriter
+from pypdf.generic import ArrayObject, DictionaryObject, NameObject
 
 ROOT = Path(__file__).resolve().parent.parent
-SHELL = "nbs/02_forward_process.html"  # a page with formulas: it gives head, styles and scripts
-PATIENCE = 1500  # seconds for setting and printing everything
+PATIENCE = 300  # seconds for a page
 STYLE = """
-@page { @bottom-center { content: counter(page); font: 9pt serif; } }
-article.bd-article { break-before: page; }
-article.bd-article:first-of-type { break-before: auto; }
+@page {{ @bottom-center {{ content: counter(page); font: 9pt serif; }} }}
+html {{ counter-reset: page {before}; }}
 """
 
 
@@ -32,54 +33,20 @@ def list_chapters(toc):
     return [toc["root"], *files]
 
 
-def anchor(page, name=""):
-    """Name a place of a page in the whole book."""
-    return f"{page.replace('/', '-')}--{name}" if name else page.replace("/", "-")
-
-
-def localize(article, page, pages):
-    """Make the addresses of a page's article those of the one page at the site's root."""
-    folder = os.path.dirname(page)
-    for tag in article.select("script, .headerlink, button"):
-        tag.decompose()
-    for tag in article.find_all(True):
-        tag.attrs.pop("loading", None)
-        for key in ("id", "for"):
-            if key in tag.attrs:
-                tag[key] = anchor(page, tag[key])
-        for key in ("href", "src"):
-            address = tag.get(key)
-            if not address or ":" in address:
-                continue
-            path, _, name = address.partition("#")
-            path = os.path.normpath(os.path.join(folder, path)) if path else f"{page}.html"
-            target = path.removesuffix(".html")
-            tag[key] = f"#{anchor(target, name)}" if target in pages else path
-    article["id"] = anchor(page)
-
-
-def join(site, toc):
-    """Return the markup of one page with all chapters of a built site."""
-    pages = list_chapters(toc)
-    shell = BeautifulSoup(Path(site, SHELL).read_text("utf-8"), "html.parser")
-    place, folder = shell.select_one("article.bd-article"), os.path.dirname(SHELL)
-    for tag in shell.select("[href], [src]"):
-        key = "href" if "href" in tag.attrs else "src"
-        if ":" not in tag[key] and not tag[key].startswith("#"):
-            tag[key] = os.path.normpath(os.path.join(folder, tag[key]))
-    for tag in shell.find_all("script"):
+def prepare(text, before):
+    """Return a page's markup made for printing, after so many pages, and its title."""
+    soup = BeautifulSoup(text, "html.parser")
+    for tag in soup.find_all("script"):
         if "ui/lazy" in tag.text:  # all formulas are set, not those in sight
             tag.string = tag.text.replace('"ui/lazy"', "")
         if "touch.js" in tag.get("src", ""):  # the still pictures are printed
             tag.decompose()
-    shell.head.append(shell.new_tag("style", string=STYLE))
-    for page in pages:
-        text = Path(site, f"{page}.html").read_text("utf-8")
-        article = BeautifulSoup(text, "html.parser").select_one("article.bd-article")
-        localize(article, page, set(pages))
-        place.insert_before(article)
-    place.decompose()
-    return str(shell)
+    for tag in soup.select("[loading]"):
+        del tag["loading"]
+    for tag in soup.select(".headerlink"):
+        tag.decompose()
+    soup.head.append(soup.new_tag("style", string=STYLE.format(before=before)))
+    return str(soup), soup.select_one("h1").get_text().strip()
 
 
 def print_page(path, out, timeout=PATIENCE):
@@ -92,23 +59,59 @@ def print_page(path, out, timeout=PATIENCE):
         subprocess.run(command, check=True, capture_output=True, timeout=timeout)
 
 
+def lead_inside(writer, site, starts):
+    """Lead the links from page to page of the book to where these begin in the file; return how many."""
+    n_links, first = 0, {f"{Path(site).resolve().as_uri()}/{page}.html": n for page, n in starts.items()}
+    for sheet in writer.pages:
+        for link in sheet.get("/Annots", ()):
+            action = link.get_object().get("/A", {})
+            address = unquote(urlsplit(action.get("/URI", ""))._replace(fragment="").geturl())
+            if address in first:
+                target = writer.pages[first[address]].indirect_reference
+                goal = ArrayObject([target, NameObject("/Fit")])
+                goto = {NameObject("/S"): NameObject("/GoTo"), NameObject("/D"): goal}
+                link.get_object()[NameObject("/A")] = DictionaryObject(goto)
+                n_links += 1
+    return n_links
+
+
+def print_book(site, toc, out):
+    """Print the pages of a built site one after the other, and join them."""
+    writer, starts = PdfWriter(), {}
+    for page in list_chapters(toc):
+        starts[page] = len(writer.pages)
+        text, title = prepare(Path(site, f"{page}.html").read_text("utf-8"), starts[page])
+        copy = Path(site, f"{page}.print.html").resolve()  # beside the page, whose addresses are relative
+        copy.write_text(text, "utf-8")
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                print_page(copy, Path(folder, "part.pdf"))
+                writer.append(PdfReader(Path(folder, "part.pdf")), outline_item=title, import_outline=False)
+        finally:
+            copy.unlink()
+        print(f"{title}: {len(writer.pages) - starts[page]} pages", flush=True)
+    n_links = lead_inside(writer, site, starts)
+    writer.compress_identical_objects()
+    temporary = Path(f"{out}.part")
+    writer.write(temporary)
+    os.replace(temporary, out)
+    return len(writer.pages), n_links
+
+
 def main(arguments=None):
-    """Join the pages and print them."""
+    """Print the book."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("site", nargs="?", default="_build/html")
     parser.add_argument("--out", default="_build/ddpm.pdf")
     options = parser.parse_args(arguments)
     if look.find_browser() is None:
         sys.exit(f"none of {', '.join(look.NAMES)} is on the path")
-    if not Path(options.site, SHELL).is_file():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    if not Path(options.site, f"{toc['root']}.html").is_file():
         sys.exit(f"no book in {options.site}: build it first (make book)")
-    whole = Path(options.site, "whole.html").resolve()
-    whole.write_text(join(options.site, yaml.safe_load((ROOT / "_toc.yml").read_text())), "utf-8")
-    try:
-        print_page(whole, Path(options.out).resolve())
-    finally:
-        whole.unlink()
-    print(f"{options.out}: {Path(options.out).stat().st_size / 1e6:.1f} MB")
+    n_pages, n_links = print_book(options.site, toc, options.out)
+    size = Path(options.out).stat().st_size / 1e6
+    print(f"{options.out}: {n_pages} pages, {n_links} links between chapters, {size:.1f} MB")
 
 
 if __name__ == "__main__":
