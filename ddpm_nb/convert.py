@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .checks import check_kind
 from .files import plan_module
 from .forward import NoiseSchedule
 from .hub import NoisePredictor, PeerUNet
@@ -301,8 +302,7 @@ def unet_to_diffusers(
     network, objective = (unet.network, unet.objective) if wrapped else (unet, "eps")
     network = getattr(network, "_orig_mod", network)  # without torch.compile's wrapper
     for name, value, kind in (("unet", network, UNet), ("schedule", schedule, NoiseSchedule)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
+        check_kind(name, value, kind)
     if objective not in _PREDICTIONS:
         problem = "cannot be expressed by a scheduler of diffusers"
         raise ValueError(f"objective={objective!r} {problem}")

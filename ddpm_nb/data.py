@@ -181,7 +181,9 @@ def check_data(
     range_check: bool | None = None,  # require images in [-1, 1]; None: of a data set only
 ):
     """Refuse what no training can use, and warn of images that have no value below 0."""
-    if isinstance(data, ImageDataset) and len(data):
+    if len(data) == 0:
+        raise ValueError("data must hold at least one image; got none")
+    if isinstance(data, ImageDataset):
         return  # its levels were checked when it was made
     images = data if isinstance(data, Tensor) else _look_at(data)
     if not images.is_floating_point():

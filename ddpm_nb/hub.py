@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_choice, check_int
+from .checks import check_choice, check_int, check_kind
 from .conditioning import ClassUNet
 from .elbo import OBJECTIVES, drop_variance, output_to_eps
 from .embeddings import TimeEmbedding
@@ -226,8 +226,7 @@ def save_pretrained(
 # %% ../nbs/25_sharing.ipynb #check-model
 def _check_model(model, schedule, objective):
     """Return the network itself and what it predicts; refuse what cannot be saved."""
-    if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(f"schedule must be a NoiseSchedule; got {type(schedule).__name__}")
+    check_kind("schedule", schedule, NoiseSchedule)
     check_choice("objective", objective, OBJECTIVES)
     if isinstance(model, NoisePredictor):
         if not model.schedule.exact_betas.cpu().equal(schedule.exact_betas.cpu()):

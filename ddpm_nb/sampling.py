@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import call_model, check_choice, check_floating, check_generator
-from .checks import check_int, check_model, check_number, check_range
+from .checks import check_int, check_mask, check_model, check_number, check_range
 from .checks import check_same_shape
 from .elbo import STEP_VARIANCES, split_output
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
@@ -352,9 +352,7 @@ def _check_known(schedule, known, mask, clip_x_0):
     shape = (check_range if clip_x_0 else check_floating)("known", known).shape
     if known.numel() == 0:
         raise ValueError(f"known must hold at least one image; got shape {tuple(shape)}")
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a tensor of dtype torch.bool; got {got}")
+    check_mask("mask", mask)
     try:
         return known.to(device), mask.to(device).expand(shape)
     except RuntimeError:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checks import call_model, check_choice, check_int, check_model, check_number
+from .checks import call_model, check_choice, check_int, check_kind, check_model
+from .checks import check_number, check_taken, check_told
 from .data import _image_of, _spared_streams
 from .data import check_data, check_labels, mix_seeds, train_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
@@ -454,7 +455,9 @@ def fit(
     _check_run(model, schedule, config, data, range_check, n_workers, processes)
     if range_check or loss is None:  # another loss may take other data than the network
         _check_taken(model, schedule, config, data)
-    _check_classes(config, model, data)
+    n_classes = check_told(model, config.conditional)
+    if n_classes is not None:
+        check_labels(data, n_classes)
     if config.variance == "learned" and loss is None:
         raise ValueError("variance='learned' needs loss=hybrid_loss of chapter 13; or use `train`")
     device = next(model.parameters()).device
@@ -534,17 +537,14 @@ def _check_processes(processes):
 # %% ../nbs/09_training.ipynb #check-run
 def _check_run(model, schedule, config, data, range_check, n_workers, processes):
     """Refuse what the run could not work with, before anything is done."""
-    wanted = {"model": (model, nn.Module), "config": (config, TrainConfig)}
-    for name, (value, kind) in (wanted | {"schedule": (schedule, NoiseSchedule)}).items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
+    check_kind("model", model, nn.Module)
+    check_kind("config", config, TrainConfig)
+    check_kind("schedule", schedule, NoiseSchedule)
     for name, values in (("model", next(model.parameters())), ("schedule", schedule.betas)):
         if values.is_meta:
             raise ValueError(f"{name} must hold values; it is on the device meta, which has none")
     check_int("n_workers", n_workers, 0)
     check_data(data, range_check)
-    if len(data) == 0:
-        raise ValueError("data must hold at least one image; got none")
     if config.batch_size > len(data):
         allowed = f"at most the number of images, {len(data)}"
         raise ValueError(f"batch_size must be {allowed}; got {config.batch_size}")
@@ -556,34 +556,11 @@ def _check_run(model, schedule, config, data, range_check, n_workers, processes)
 # %% ../nbs/09_training.ipynb #check-taken
 def _check_taken(model, schedule, config, data):
     """Refuse images that a network would not take, if it says what it takes."""
-    facts, weights = getattr(model, "config", {}), next(model.parameters())
-    if not isinstance(facts, dict) or not {"in_channels", "image_size"} <= set(facts):
-        return
     with _spared_streams():
-        shape = data.shape[1:] if isinstance(data, Tensor) else _image_of(data, 0).shape
-    wanted = (facts["in_channels"], facts["image_size"], facts["image_size"])
-    if tuple(shape) != wanted:
-        raise ValueError(f"data must hold images of the network's {wanted}; got {tuple(shape)}")
-    images = data.dtype if isinstance(data, Tensor) else torch.float32
-    dtype, place = torch.promote_types(images, schedule.betas.dtype), weights.device
-    converts = pick_precision(config.precision, place) != torch.float32
-    if dtype != weights.dtype and (torch.float64 in (dtype, weights.dtype) or not converts):
-        got = f"{weights.dtype} on {place}; got {dtype} on {place}"
-        remedy = "convert the images and the schedule, or the model, by .to(...)"
-        raise TypeError(f"the model's input must be as its weights, {got}: {remedy}")
-
-# %% ../nbs/09_training.ipynb #check-classes
-def _check_classes(config, model, data):
-    """Refuse to tell classes to a network that cannot hear them, and to forget to tell them."""
-    n_classes = getattr(getattr(model, "_orig_mod", model), "n_classes", None)
-    if config.conditional == "class":
-        if n_classes is None:
-            wanted = "a network that is told a class, such as ClassUNet of chapter 20"
-            raise TypeError(f"conditional='class' needs {wanted}; got {type(model).__name__}")
-        check_labels(data, n_classes)
-    elif n_classes is not None:
-        problem = f"{type(model).__name__} would never be told a class"
-        raise ValueError(f"conditional must be 'class' in the config, or {problem}")
+        image = data[0] if isinstance(data, Tensor) else _image_of(data, 0).float()
+    dtype = torch.promote_types(image.dtype, schedule.betas.dtype)
+    computes_in = pick_precision(config.precision, next(model.parameters()).device)
+    check_taken(model, image.shape, dtype, converts=computes_in != torch.float32)
 
 # %% ../nbs/09_training.ipynb #getattr
 _MOVED = {"train": "runs"}
