@@ -354,7 +354,7 @@ def check_mask(
 ) -> Tensor:
     """Return `mask` if it is a tensor of truth values."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = getattr(mask, "dtype", type(mask).__name__)
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{name} must be a tensor of dtype torch.bool; got {got}")
     return mask
 
