@@ -181,11 +181,11 @@ def check_data(
     range_check: bool | None = None,  # require images in [-1, 1]; None: of a data set only
 ):
     """Refuse what no training can use, and warn of images that have no value below 0."""
-    if len(data) == 0:
-        raise ValueError("data must hold at least one image; got none")
-    if isinstance(data, ImageDataset):
+    if isinstance(data, ImageDataset) and len(data):
         return  # its levels were checked when it was made
     images = data if isinstance(data, Tensor) else _look_at(data)
+    if len(images) == 0:
+        raise ValueError("data must hold at least one image; got none")
     if not images.is_floating_point():
         wanted = f"have a floating-point dtype, in [-1, 1]; got {images.dtype}"
         raise TypeError(f"data must {wanted}: ImageDataset(levels, n_levels=256) scales bytes")
