@@ -263,7 +263,7 @@ class TextUNet(UNet):
         base_channels: int = 64,  # channels of the finest level
         channel_mults: tuple = (1, 2),  # channels of each level, as multiples of `base_channels`
         n_res_blocks: int = 1,  # residual blocks a level
-        attn_resolutions: tuple = (8, 4),  # levels of these sides hear words; the middle does
+        attn_resolutions: tuple = (8, 4),  # sides of levels that hear words; the middle always does
         dropout: float = 0.0,  # in [0, 1)
         *,
         n_heads: int = 4,  # attention heads

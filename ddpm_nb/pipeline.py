@@ -144,7 +144,7 @@ def generate(
     negative=None,  # a sentence to keep away from, or one for each sentence
     image: Tensor | None = None,  # (1 or n times the sentences, C, H, W) in [-1, 1], to begin with
     mask: Tensor | None = None,  # (1 or as many, 1, H, W) bool, True where the image is to stay
-    strength: float | None = None,  # share of the chain that is walked, in (0, 1]; 0.7 for an image
+    strength: float | None = None,  # share of the chain, in (0, 1]; without, 0.7, or 1 with a mask
     n_steps: int = 50,  # steps of the whole chain, 1..T
     eta: float = 0.0,  # 0: DDIM; 1: as noisy as the posterior
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each picture
@@ -270,7 +270,7 @@ def _where_to_begin(pipeline, image, mask, strength, n, n_steps, eta):
     if image is None:
         return kept, None, None
     shape = _shapes(pipeline)[1]
-    image = check_each("image", check_images("image", image), shape, n)
+    image = check_each("image", check_images("image", image), shape, n).to(pipeline.device)
     if mask is not None:
-        mask = check_each("mask", check_mask("mask", mask), (1, *shape[1:]), n)
+        mask = check_each("mask", check_mask("mask", mask), (1, *shape[1:]), n).to(pipeline.device)
     return kept[-max(1, round(share * len(kept))) :], image, mask  # the last share of the chain

@@ -18,6 +18,7 @@ import math
 import os
 import warnings
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice, pairwise, product
@@ -293,7 +294,7 @@ def read_metadata(
     column: str = "text",  # the key or the column that holds the caption
 ) -> tuple[list, dict]:
     """Read pairs (file, caption) in their order; return them, and problems: kind -> names."""
-    root, problems = Path(root), defaultdict(list)
+    root, problems = Path(os.path.realpath(Path(root).expanduser())), defaultdict(list)
     found = [name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
     if len(found) > 1:
         raise ValueError(f"{root} must hold one file of captions; got {' and '.join(found)}")
@@ -336,7 +337,7 @@ def _read_jsonl(path, column, problems):
 # %% ../nbs/29_own_captions.ipynb #read-csv
 def _read_csv(path, column, problems):
     """Read a row of a table for each caption."""
-    table = csv.DictReader(_lines(path))
+    table = csv.DictReader(f"{line}\n" for line in _lines(path))
     missing = {"file_name", column} - {*(table.fieldnames or ())}
     if missing:
         needed = f"the columns 'file_name' and {column!r}"
@@ -372,7 +373,7 @@ def _read_texts(root, files):
 def _lines(path):
     """Return the lines of a text file in UTF-8, with or without a mark at its beginning."""
     try:
-        return path.read_text("utf-8-sig").splitlines()
+        return path.read_text("utf-8-sig").split("\n")  # a caption may hold other breaks
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8: {error.reason}") from None
 
@@ -607,7 +608,7 @@ class TextConfig:
     kl_weight: float = 1e-3  # see `autoencoder_loss`
     unet_channels: int = 64  # channels of the U-Net's finest level, a multiple of 8
     channel_mults: tuple = (1, 2)  # channels of each of its levels, in `unet_channels`
-    attn_resolutions: tuple = (8, 4)  # levels of these sides hear words; the middle does
+    attn_resolutions: tuple = (8, 4)  # sides of levels that hear words; the middle always does
     n_alike: int = 4  # pictures with captions of the same words, for each of a batch in stage 1
     drop: float = 0.1  # share of the captions that the U-Net does not see
     max_weight: float = 5.0  # of a step in the U-Net's loss, at least 1; 1: all weigh alike
@@ -647,6 +648,7 @@ def _check_config(config):
     check_int("n_downs", config.n_downs, 0)
     check_int("n_steps", config.n_steps, 2)
     check_number("drop", config.drop, 0, 1)
+    check_number("kl_weight", config.kl_weight, 0)
     check_int("n_alike", config.n_alike, 1)
     check_number("max_weight", config.max_weight, 1)
     check_int("clip.batch_size", config.clip.batch_size, 2)
@@ -872,7 +874,7 @@ def train_text(
     pairs = Pairs(levels.to(device), tokens.to(device))
     networks = _build(config, pairs, tokenizer)
     if prompts is None:
-        prompts = list(dict.fromkeys(texts[0] for texts in captions))[:8]
+        prompts = _some_prompts(captions, tokenizer)
     check_prompts(prompts, tokenizer)
     _check_batches(config, pairs)
     prepare_run(out / STAGES[0], resume)
@@ -997,6 +999,19 @@ def _tokenize(captions, config, tokenizer=None):
         table.append(own[torch.arange(n_captions) % len(each)])  # fewer captions are repeated
         first += len(each)
     return tokenizer, torch.stack(table)
+
+# %% ../nbs/29_own_captions.ipynb #some-prompts
+def _some_prompts(captions, tokenizer):
+    """Return the first captions that the encoder takes whole, at most eight, for the sheets."""
+    different, kept = dict.fromkeys(each[0] for each in captions), []
+    for text in different:
+        with suppress(ValueError):  # too long: it is cut in training
+            kept += check_prompts(text, tokenizer)
+        if len(kept) == 8:
+            break
+    if not kept:
+        raise ValueError("prompts must be given: every caption is too long to be one")
+    return kept
 
 # %% ../nbs/29_own_captions.ipynb #rows-of-words
 def _rows_of_words(tokenizer, texts):
@@ -1142,7 +1157,7 @@ def exchange_words(
         raise ValueError("seeds must hold at least one seed; got none")
     n, n_kept = len(seeds), round(share * check_int("n_steps", n_steps))
     prompts = check_prompts([prompt, edited], pipeline.tokenizer)
-    lengths = count_tokens(pipeline.tokenizer, prompts)
+    lengths = (pipeline.tokenizer.encode(prompts) != PADDING).sum(1).tolist()
     if lengths[0] != lengths[1]:
         raise ValueError(f"prompt and edited must have as many tokens; got {lengths}")
     layers = [m for m in pipeline.unet.modules() if isinstance(m, CrossAttention)]
