@@ -93,7 +93,8 @@ def check_number(
     above_low = value > low if open_low else value >= low
     below_high = value < high if open_high else value <= high
     if not (math.isfinite(value) and above_low and below_high):
-        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        left = "(" if open_low or low == -math.inf else "["
+        right = ")" if open_high or high == math.inf else "]"
         interval = f"{left}{low}, {high}{right}"
         raise ValueError(f"{name} must be finite and in {interval}; got {value}")
     return float(value)
@@ -215,7 +216,7 @@ def check_range(
             f"{name} must be scaled to [-1, 1]; got values from {low:.4g} to {high:.4g}"
         )
     if is_unsigned:
-        text = f"{name} must be scaled to [-1, 1] and hold no value below 0: are they in [0, 1]?"
+        text = f"{name} must be scaled to [-1, 1], but no value is below 0: are they in [0, 1]?"
         warnings.warn(f"{text} Then 2 * x - 1 is right", stacklevel=4)
     return x
 

@@ -106,6 +106,7 @@ def load_digits(
 
     bunch = datasets.load_digits()
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
+    check_choice("split", split, ("train", "test"))
     keep = order[:1500] if split == "train" else order[1500:]
     levels = torch.as_tensor(bunch.images, dtype=torch.uint8)[keep, None]
     labels = torch.as_tensor(bunch.target)[keep]

@@ -51,7 +51,7 @@ def sinusoidal_embedding(
     dim: int,  # d, length of a vector: at least 2, or 4 for "concat"
     *,
     layout: str = "concat",  # "concat": sines, then cosines; "cos_first"; "interleaved": in turn
-    max_period: float = 10_000.0,  # P, above 1: no wave is longer than about 2 pi P steps
+    max_period: float = 10_000.0,  # P, above 1: the longest wave is about 2 pi P steps (s = 0, 1)
     freq_shift: float | None = None,  # s, at least 0; without: 1 for "concat", 0 otherwise
 ) -> Tensor:
     """Embed step numbers as sines and cosines of many frequencies; (B, dim), float32 or float64."""

@@ -189,10 +189,13 @@ def _check_labeled(images, labels):
     check_square_images("images", images)
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         raise TypeError("labels must be a tensor of dtype torch.int64")
-    if labels.shape != images.shape[:1] or int(labels.min()) < 0 or int(labels.max()) < 1:
-        allowed = f"shape ({len(images)},), numbers from 0 and at least two classes"
-        raise ValueError(f"labels must have {allowed}; got {tuple(labels.shape)}")
-    return int(labels.max()) + 1
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must have shape ({len(images)},); got {tuple(labels.shape)}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high < 1:
+        allowed = "numbers from 0, of at least two classes"
+        raise ValueError(f"labels must be {allowed}; got {low} to {high}")
+    return high + 1
 
 # %% ../nbs/11_evaluation.ipynb #save-classifier
 CLASSIFIERS = PACKAGE / "classifiers"

@@ -39,7 +39,7 @@ def flow_matching_loss(
         t = torch.rand(len(x_0), generator=generator, device=where, dtype=x_0.dtype).to(x_0)
     elif check_floating("t", t).shape != (len(x_0),) or bool(((t < 0) | (t > 1)).any()):
         raise ValueError(f"t must have shape ({len(x_0)},) and values in [0, 1]; got {t}")
-    t = t.to(x_0.device)
+    t = t.to(x_0)
     eps = randn(x_0.shape, **source) if eps is None else check_floating("eps", eps)
     check_same_shape("eps", eps, "x_0", x_0)
     share = t.view(-1, *[1] * (x_0.ndim - 1))

@@ -139,6 +139,7 @@ def gan_step(
     generator: torch.Generator | None = None,  # source of the noise
 ) -> Tensor:
     """Let the discriminator take a step and the generator its own; return both losses, (2,)."""
+    check_int("generator_steps", generator_steps)
     move_model, move_discriminator = optimizers
     size = (len(real), model.config["latent_dim"])
     fake = model(randn(size, generator=generator, device=real.device)).detach()

@@ -213,5 +213,7 @@ def zero_terminal_snr(
 ) -> Tensor:
     """Shift and stretch sqrt(alpha_bar) to end at 0 (Lin et al., Algorithm 1); alpha_bars (T,)."""
     root = torch.log1p(-schedule.exact_betas).cumsum(0).div(2).exp()  # sqrt(alpha_bar), float64
+    # the first step keeps its signal, the last loses it: there must be two
+    check_int("schedule.n_steps", schedule.n_steps, 2)
     first, last = root[0], root[-1]
     return ((root - last) * first / (first - last)).square()

@@ -4,9 +4,14 @@ Usage: python studies/mnist_tables.py --root data --hardware "what it runs on"
 
 Each row is written to --work as soon as it is measured, and a row that is there is not measured again, so a run that was cut short
 goes on where it stopped. Two runs may share the work: name the rows of each with --rows. The last to finish collects the table.
+
+With --renew, rows that are not in --work are taken from the stored table: after another network was shipped,
+    python studies/mnist_tables.py --renew --rows curve "ddim 10 0.0" ... --hardware ...
+measures that network again, and nothing else.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from dataclasses import asdict
@@ -26,7 +31,7 @@ from ddpm_nb.evaluation import (
     train_classifier,
 )
 from ddpm_nb.gaussian import seeded
-from ddpm_nb.hub import load_pretrained
+from ddpm_nb.hub import SHIPPED, load_pretrained
 from ddpm_nb.plots import show_images
 from ddpm_nb.results import (
     VARIANTS,
@@ -114,8 +119,27 @@ def rows_to_measure(train_set, yardstick, work):
     return rows | {f"ddim {n} {eta}": (lambda n=n, eta=eta: grid_row(n, eta, yardstick)) for n, eta in GRID}
 
 
+def shipped():
+    """Return the checksum of the weights that `load_pretrained("mnist")` gives, which some rows are measured with."""
+    with (SHIPPED / "mnist" / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stored_rows():
+    """Return the rows of the stored table; those of a network that no longer ships are left out."""
+    facts = json.loads(OUT.read_text())
+    rows = {row["variant"]: row for row in facts["objectives"]} | {"floor": facts["floor"]}
+    rows[next(iter(VARIANTS))]["training steps"] = facts["training steps"]
+    if facts.get("sha256 of the shipped weights") == shipped():
+        grid = {f"ddim {row['steps']} {row['eta']}": row for row in facts["ddim"]}
+        rows |= grid | {"curve": facts["curve"]}
+    return rows
+
+
 def join_pictures(work):
     """Put the samples of the two losses below each other in one picture."""
+    if not (work / "eps, L.png").exists():  # rows that were not drawn anew
+        return
     pictures = [Image.open(work / f"{name}.png").convert("RGB") for name in ("eps, L_simple", "eps, L")]
     height = sum(picture.height for picture in pictures)
     joined = Image.new("RGB", (pictures[0].width, height), "white")
@@ -124,10 +148,9 @@ def join_pictures(work):
     joined.save(PICTURES / "mnist-objectives.png")
 
 
-def collect(work, names, hardware):
+def collect(work, rows, hardware):
     """Put the rows together, with all that is needed to repeat them."""
     join_pictures(work)
-    rows = {name: json.loads((work / f"{name}.json").read_text()) for name in names}
     study = {"data": "mnist", "T": 1000, "network": NETWORK, "training": asdict(CONFIG), "held-out images": N_BOUND}
     study |= {"reference images": N_REFERENCE}
     facts = {"study": study} | setting(hardware)
@@ -135,6 +158,7 @@ def collect(work, names, hardware):
     facts["objectives"] = [rows[name] for name in VARIANTS]
     facts["training steps"] = facts["objectives"][0].pop("training steps")
     facts |= {"ddim": [rows[f"ddim {n} {eta}"] for n, eta in GRID], "curve": rows["curve"], "floor": rows["floor"]}
+    facts["sha256 of the shipped weights"] = shipped()
     write(OUT, facts)
 
 
@@ -143,6 +167,7 @@ def main():
     parser.add_argument("--root", default="data", help="folder with the files of MNIST")
     parser.add_argument("--work", type=Path, default=Path("runs/tables"), help="folder for the rows")
     parser.add_argument("--rows", nargs="*", help="rows to measure; all without")
+    parser.add_argument("--renew", action="store_true", help="take rows that are not in --work from the stored table")
     parser.add_argument("--hardware", required=True, help="what it runs on, in words")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -155,8 +180,10 @@ def main():
             row = rows[name]()
             write(path, row | {"minutes": (time.perf_counter() - started) / 60})
             print(f"{name}: {(time.perf_counter() - started) / 60:.1f} min", flush=True)
-    if all((args.work / f"{name}.json").is_file() for name in rows):
-        collect(args.work, rows, args.hardware)
+    found = stored_rows() if args.renew else {}
+    found |= {path.stem: json.loads(path.read_text()) for path in args.work.glob("*.json")}
+    if found.keys() >= rows.keys():
+        collect(args.work, found, args.hardware)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ BRIGHT = [(X + 1) / 2, Pairs(lambda x: ((x + 1) / 2, 0)), [((x + 1) / 2, 0) for 
 def test_images_without_a_value_below_zero_are_warned_of(data, recwarn):
     train_batches(data, 1)
     assert [str(warning.message) for warning in recwarn] == [
-        "data must be scaled to [-1, 1] and hold no value below 0: are they in [0, 1]? Then 2 * x - 1 is right"
+        "data must be scaled to [-1, 1], but no value is below 0: are they in [0, 1]? Then 2 * x - 1 is right"
     ]
     assert recwarn[0].filename == module.__file__ or recwarn[0].filename == __file__
     recwarn.clear()

@@ -114,7 +114,7 @@ BAD = [
     ({"dim": 3}, ValueError, "dim // 2 must be above freq_shift = 1"),
     ({"dim": 4, "layout": "interleaved", "freq_shift": 2}, ValueError, "dim / 2 must be above freq_shift = 2 for layout 'interleaved'"),
     ({"layout": "sin_first"}, ValueError, "layout must be one of 'concat', 'cos_first', 'interleaved'; got 'sin_first'"),
-    ({"max_period": 1}, ValueError, "max_period must be finite and in (1, inf]; got 1"),
+    ({"max_period": 1}, ValueError, "max_period must be finite and in (1, inf); got 1"),
     ({"max_period": 0.5}, ValueError, "max_period must be finite"),
     ({"max_period": math.inf}, ValueError, "max_period must be finite"),
     ({"max_period": "long"}, TypeError, "max_period must be a number"),

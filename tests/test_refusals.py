@@ -242,7 +242,7 @@ def test_one_function_looks_at_the_images_of_every_entrance(network, schedule, i
     off_the_grid = nullcontext()
     if name in ("bits_per_dim", "vlb_terms"):
         off_the_grid = pytest.raises(ValueError, match="must lie on the grid")
-    with pytest.warns(UserWarning, match="hold no value below 0: are they in"), off_the_grid:
+    with pytest.warns(UserWarning, match="no value is below 0: are they in"), off_the_grid:
         entrance((images + 1) / 2)()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -269,7 +269,7 @@ def test_bad_input_is_named():
     refuses(lambda: linear_betas(10, beta_end=1.0), "beta_end must be finite and in (0, 1)")
     refuses(lambda: linear_betas(10, beta_end=math.nan), "beta_end")
     refuses(lambda: linear_betas(10, beta_end="0.02"), "beta_end must be a number", error=TypeError)
-    refuses(lambda: cosine_betas(10, s=-0.1), "s must be finite and in [0, inf]")
+    refuses(lambda: cosine_betas(10, s=-0.1), "s must be finite and in [0, inf)")
     refuses(lambda: cosine_betas(10, max_beta=1.0), "max_beta must be finite and in (0, 1)")
     refuses(lambda: cosine_betas(10, max_beta=0), "max_beta")
     refuses(lambda: sigmoid_betas(10, tau=0), "tau must be finite and in (0")

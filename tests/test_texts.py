@@ -454,7 +454,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, wh
     assert [path.name for path in out.iterdir()] == ["README.md"] and (out / "README.md").read_text() == "mine"
     refuses(lambda: replace(SMALL, too_long="drop"), "too_long must be one of 'refuse', 'cut'")
     refuses(lambda: replace(SMALL, drop=2), "drop must be finite and in [0, 1]")
-    refuses(lambda: replace(SMALL, max_weight=0.5), "max_weight must be finite and in [1, inf]")
+    refuses(lambda: replace(SMALL, max_weight=0.5), "max_weight must be finite and in [1, inf)")
     refuses(lambda: replace(SMALL, clip=replace(SMALL.clip, batch_size=1)), "clip.batch_size must be at least 2")
     refuses(lambda: replace(SMALL, unet=replace(SMALL.unet, objective="v")), "unet must have objective='eps'")
     refuses(lambda: train_text(few, whole[0], SMALL), "already holds a run; resume it", error=FileExistsError)

@@ -225,8 +225,8 @@ def test_bad_arguments_are_named():
     for name, value, allowed in [
         ("n_iterations", 0, "at least 1; got 0"),
         ("batch_size", 0, "at least 1; got 0"),
-        ("lr", 0, "finite and in (0, inf]; got 0"),
-        ("kl_weight", -1, "finite and in [0, inf]"),
+        ("lr", 0, "finite and in (0, inf); got 0"),
+        ("kl_weight", -1, "finite and in [0, inf)"),
         ("seed", -1, "at least 0; got -1"),
     ]:
         refuses(lambda name=name, value=value: train_vae(v, x, n_levels=17, **{name: value}), f"{name} must be {allowed}")
