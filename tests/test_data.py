@@ -32,6 +32,11 @@ from ddpm_nb.pictures import FolderDataset
 # ---- the digits -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("split", ["val", "Train", None])
+def test_digits_of_another_split_are_refused(split):
+    refuses(lambda: module.load_digits(split), "split must be one of 'train', 'test'")
+
+
 def test_splits_are_disjoint_fixed_and_complete():
     from sklearn.datasets import load_digits
 

@@ -332,6 +332,13 @@ def test_straightness_is_zero_for_straight_paths_and_by_hand_for_a_bend():
     assert straightness(bend, x_T, n_steps=2) == pytest.approx(4)
 
 
+def test_times_of_another_type_do_not_change_that_of_the_images():
+    seen, x = [], torch.zeros(2, 3)
+    model = lambda x_t, t: seen.append((x_t.dtype, t.dtype)) or x_t
+    losses = [flow_matching_loss(model, x, t=torch.tensor([0.25, 0.5], dtype=dtype), generator=seeded(0)) for dtype in (torch.float64, torch.float32)]
+    assert seen == [(torch.float32, torch.float32)] * 2 and losses[0] == losses[1]
+
+
 def test_bad_arguments_are_refused_before_the_model_is_asked():
     x, t = torch.zeros(2, 3), torch.tensor([0.1, 0.9])
     velocity, denoise = velocity_from_eps(None, COSINE), edm_denoiser(None, COSINE)

@@ -219,6 +219,8 @@ def test_bad_arguments_are_refused(digits):
     refuses(lambda: discriminator_loss(logits, torch.zeros(0)), "fake must have shape (B,) with B at least 1")
     refuses(lambda: discriminator_loss(logits / 0, logits), "real must be finite")
     refuses(lambda: r1_penalty(judge, torch.zeros(1, 1, 4, 4), gamma=-1.0), "gamma must be finite and in")
+    still = {"gamma": 0.0, "kind": "minimax", "generator_steps": 0}
+    refuses(lambda: gan_step(*players, (None, None), digits[:8], generator=seeded(1), **still), "generator_steps must be at least 1")
     refuses(lambda: Generator(0), "image_size must be at least 1; got 0")
     refuses(lambda: Discriminator(4, hidden=0), "hidden must be at least 1")
     refuses(lambda: make(torch.zeros(2, 5)), "z must be a tensor of shape (B, 4); got (2, 5)")

@@ -245,6 +245,7 @@ def test_refusals():
     for objective in OBJECTIVES[1:]:
         refuses(lambda o=objective: TrainConfig(variance="learned", objective=o), "needs objective='eps'")
     refuses(lambda: TrainConfig(variance="wide"), "variance must be one of")
+    refuses(lambda: zero_terminal_snr(make_schedule("linear", 1)), "schedule.n_steps must be at least 2; got 1")
     refuses(lambda: loss_weights(schedule, "p2"), "name must be one of")
     refuses(lambda: loss_weights(schedule, "min_snr", gamma=0.0), "gamma must be")
     refuses(lambda: LossHistory(10, uniform=2.0), "uniform must be")

@@ -1,7 +1,9 @@
 """The studies of MNIST go on where they were stopped, and store what chapter 12 reads; on few pictures and steps."""
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from ddpm_nb.training import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
 epochs, notes = pytest.importorskip("mnist_epochs"), pytest.importorskip("mnist_notes")
+tables = pytest.importorskip("mnist_tables")
 EPOCH = 4
 
 
@@ -23,6 +26,22 @@ def few():
     x = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
     classifier = load_classifier("mnist")
     return x, Yardstick(x, 256, classifier, classifier_features(classifier, x))
+
+
+def test_tables_of_the_shipped_network_are_of_the_one_that_ships(monkeypatch, tmp_path):
+    stored = read_results("mnist")
+    assert stored["sha256 of the shipped weights"] == tables.shipped(), "measure its rows again: see studies/mnist_tables.py --renew"
+    rows = tables.rows_to_measure(None, SimpleNamespace(held_out=None), tmp_path)
+    assert tables.stored_rows().keys() == rows.keys()
+    monkeypatch.setattr(tables, "OUT", tmp_path / "again.json")
+    monkeypatch.setattr(tables, "shipped", lambda: "another")
+    (tmp_path / "again.json").write_text(json.dumps(stored))
+    kept = tables.stored_rows()
+    assert kept.keys() == {name for name in rows if not name.startswith(("ddim", "curve"))}
+    tables.collect(tmp_path, tables.stored_rows() | {name: stored["curve"] for name in rows.keys() - kept.keys()}, "a machine")
+    again = read_json(tmp_path / "again.json")
+    assert again["objectives"] == stored["objectives"] and again["training steps"] == stored["training steps"]
+    assert again["sha256 of the shipped weights"] == "another" and again["hardware"] == "a machine"
 
 
 def test_the_notes_experiment_is_stored_and_goes_on(few, tmp_path):

@@ -282,6 +282,26 @@ def test_texts_without_a_picture_and_empty_ones_are_named(shapes, tmp_path):
     assert pairs == [("0.png", "a dog")] and len(problems) == 2
 
 
+def test_captions_may_hold_breaks_and_the_folder_may_be_relative_or_linked(shapes, tmp_path, monkeypatch):
+    root = tmp_path / "set"
+    write_pictures(root, shapes, 2)
+    rows = [("0.png", "a red\nsquare, and"), ("1.png", "a blue\u2028circle\x85here")]
+    wanted = [("a red square, and",), ("a blue circle here",)]
+    with open(root / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file_name", "text"), *rows])
+    assert CaptionedFolder(root, 32).captions == wanted
+    (root / "metadata.csv").unlink()
+    lines = [json.dumps({"file_name": name, "text": text}, ensure_ascii=False) for name, text in rows]
+    (root / "metadata.jsonl").write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    assert CaptionedFolder(root, 32).captions == wanted
+    (root / "metadata.jsonl").unlink()
+    (root / "0.txt").write_text("a dog")
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    for place in ("set", "link", tmp_path / "link"):
+        assert read_metadata(place, ["0.png", "1.png"]) == ([("0.png", "a dog")], {})
+
+
 # Pieces of words
 
 
@@ -454,6 +474,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, wh
     assert [path.name for path in out.iterdir()] == ["README.md"] and (out / "README.md").read_text() == "mine"
     refuses(lambda: replace(SMALL, too_long="drop"), "too_long must be one of 'refuse', 'cut'")
     refuses(lambda: replace(SMALL, drop=2), "drop must be finite and in [0, 1]")
+    refuses(lambda: replace(SMALL, kl_weight=-1), "kl_weight must be finite and in [0, inf)")
     refuses(lambda: replace(SMALL, max_weight=0.5), "max_weight must be finite and in [1, inf)")
     refuses(lambda: replace(SMALL, clip=replace(SMALL.clip, batch_size=1)), "clip.batch_size must be at least 2")
     refuses(lambda: replace(SMALL, unet=replace(SMALL.unet, objective="v")), "unet must have objective='eps'")
@@ -495,6 +516,22 @@ def test_long_captions_are_cut_if_asked_for_and_told(few, tmp_path):
     with pytest.warns(UserWarning, match="24 of 24 captions have more than 6 tokens, such as .*; what is longer is cut off"):
         pipeline = train_text((images, captions), tmp_path, config, prompts=["a red"], progress=False)
     assert pipeline.tokenizer.length == 6
+    some = (captions[0], "a red one", *captions[2:])
+    with pytest.warns(UserWarning, match="23 of 24"):  # the sheets take what the encoder takes whole
+        train_text((images, some), tmp_path / "some", config, progress=False)
+    with pytest.warns(UserWarning, match="24 of 24"):
+        refuses(lambda: train_text((images, captions), tmp_path / "none", config, progress=False), "prompts must be given")
+    assert not (tmp_path / "none").exists()
+
+
+def test_words_of_the_digits_rule_mean_nothing_to_pieces(tmp_path):
+    captions = ["two dogs and one cat", "a small dog beside a large cat"] * 4
+    tokenizer = fit_pieces(captions)
+    assert check_prompts(captions[0], tokenizer) == captions[:1]
+    images = torch.rand(8, 1, 16, 16, generator=seeded(0)) * 2 - 1
+    config = replace(SMALL, clip=tiny(1), autoencoder=tiny(1), unet=tiny(1))
+    pipeline = train_text((images, captions), tmp_path / "run", config, progress=False)
+    assert pipeline.generate(captions[1], n_steps=2).shape == (1, 1, 16, 16)
 
 
 def test_settings_come_back_from_json():
@@ -607,6 +644,9 @@ def test_words_are_exchanged_under_the_maps_of_the_prompt(few, whole):
     refuses(lambda: exchange_words(pipeline, prompt, "a zebra", seeds), "unknown words: 'zebra'")
     refuses(lambda: exchange_words(pipeline, prompt, edited, seeds, share=1.5), "share must be finite and in [0, 1]")
     refuses(lambda: exchange_words(pipeline, prompt, edited, []), "seeds must hold at least one seed")
+    digits = TextToImage.from_pretrained("digits")  # whose tokenizer has words, not pieces
+    assert exchange_words(digits, "a thin seven", "a bold seven", [0], n_steps=2)[0].shape == (1, 1, 8, 8)
+    refuses(lambda: exchange_words(digits, "a thin seven", "a seven", [0]), "as many tokens; got [4, 3]")
 
 
 # What is shipped

@@ -267,6 +267,21 @@ def pytest_in_cells(book):
         )
 
 
+def broken_formulas(book):
+    """In a formula within a line every command has one backslash: two are a break, and the name of the command is set as letters."""
+    for nb in book:
+        for formula in re.findall(r"(?<!\$)\$(?!\$)([^$\n]+)\$", nb.text):
+            if re.search(r"\\\\[a-zA-Z]", formula):
+                yield f"{nb.name}: two backslashes in the formula {formula}"
+
+
+def numbered_exercises(book):
+    """An exercise of the chapter is named by its label, since a number is another one once there is a new exercise."""
+    for nb in book:
+        for found in re.findall(r"(?i)\bexercises? \d+", nb.text):
+            yield f"{nb.name}: {found!r} stands for a label, as in {{ref}}`ex-...`"
+
+
 def exercise_faults(book):
     """An exercise has a label of its own and, right after it, a folded solution that ends in the same notebook."""
     seen = {}
@@ -424,6 +439,8 @@ def offenders(book, root=ROOT):
         "cells are called after what they define": list(untrue_ids(book)),
         "nothing is hidden": list(hidden_cells(book)),
         "no pytest": list(pytest_in_cells(book)),
+        "formulas within lines": list(broken_formulas(book)),
+        "exercises by their labels": list(numbered_exercises(book)),
         "exercises and solutions": list(exercise_faults(book)),
         "public names are documented": list(undocumented(modules)),
         "no options behind **": list(open_signatures(modules)),
