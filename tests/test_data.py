@@ -176,7 +176,7 @@ def test_only_a_few_items_are_looked_at():
     seen = []
     check_data(Pairs(lambda x: seen.append(0) or (x, 0)))
     assert len(seen) == 8
-    with pytest.warns(UserWarning, match="no value below 0"):
+    with pytest.warns(UserWarning, match="no value is below 0"):
         check_data(Pairs(lambda x: seen.append(0) or (x.abs(), 0)))
     assert len(seen) == 16
 

@@ -38,7 +38,7 @@ def test_tables_of_the_shipped_network_are_of_the_one_that_ships(monkeypatch, tm
     (tmp_path / "again.json").write_text(json.dumps(stored))
     kept = tables.stored_rows()
     assert kept.keys() == {name for name in rows if not name.startswith(("ddim", "curve"))}
-    tables.collect(tmp_path, tables.stored_rows() | {name: stored["curve"] for name in rows.keys() - kept.keys()}, "a machine")
+    tables.collect(tmp_path, tables.stored_rows() | dict.fromkeys(rows.keys() - kept.keys(), stored["curve"]), "a machine")
     again = read_json(tmp_path / "again.json")
     assert again["objectives"] == stored["objectives"] and again["training steps"] == stored["training steps"]
     assert again["sha256 of the shipped weights"] == "another" and again["hardware"] == "a machine"
