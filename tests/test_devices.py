@@ -831,3 +831,13 @@ def test_half_precision_is_right_or_refused(name):
 def values_of(result):
     """Return one tensor in float64 from a result."""
     return (result.total if is_dataclass(result) else result).detach().double()
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_image_and_mask_may_lie_on_two_devices(latent):
+    with pretended_cuda():
+        p = Place("cuda", "cuda")
+        pipeline, mask = p.pipeline(latent), torch.ones_like(p.x[:, :1], dtype=torch.bool)
+        for image, kept in ((p.x, mask.cpu()), (p.x.cpu(), mask)):
+            x = pipeline.generate("a two", len(p.x), n_steps=2, image=image, mask=kept)
+            assert x.device.type == "cuda"
