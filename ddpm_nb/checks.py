@@ -210,6 +210,8 @@ def check_range(
     if check_floating(name, x).is_meta or isinstance(x, FakeTensor) or not x.numel():
         return x
     low, high = float(x.min()), float(x.max())
+    if not (math.isfinite(low) and math.isfinite(high)):  # on a GPU nobody has looked yet
+        raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
     is_unsigned = 0 <= low < high
     if (low < -1 - 1e-6 or high > 1 + 1e-6) and (is_unsigned or not may_spill):
         raise ValueError(

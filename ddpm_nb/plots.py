@@ -21,6 +21,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
+from .checks import check_int
+
 # %% ../nbs/92_figures.ipynb #colors
 COLORS = (
     "#0072B2",
@@ -155,7 +157,9 @@ def show_images(
     title: str = "",  # title of the panel
 ) -> Axes:
     """Draw images as a grid and return the axes."""
-    n_cols = min(n_cols, len(x))
+    if not len(x):
+        raise ValueError(f"x must hold at least one image; got shape {tuple(x.shape)}")
+    n_cols = min(check_int("n_cols", n_cols), len(x))
     n_rows = -(-len(x) // n_cols)  # rounded up
     sheet = tile(x, n_cols)
     if ax is None:
