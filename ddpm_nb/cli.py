@@ -347,7 +347,7 @@ def suit(
         batch = 8
     if device == "cuda":
         chosen["n_iterations"], batch = 10_000, 128
-        if size >= 32 and n >= 5000:
+        if size >= 32 and size % 8 == 0 and n >= 5000:  # it halves three times
             chosen |= {"network": "ddpm-cifar10", "lr": 2e-4}  # as in the paper
     return chosen | {"batch_size": min(n, batch)}
 
@@ -364,12 +364,14 @@ def _look_at_pictures(
     root = _existing_folder(root)
     files, sides, modes = list_pictures(root)[0], [], set()
     for file in files[:: max(1, len(files) // 100)]:
-        with contextlib.suppress(OSError), Image.open(root / file, formats=FORMATS) as picture:
+        # one that is damaged or huge is named later, by whoever reads it
+        with contextlib.suppress(Exception), Image.open(root / file, formats=FORMATS) as picture:
             sides.append(min(picture.size))
             modes.add(picture.mode)
     typical = min(sorted(sides)[len(sides) // 2] if sides else largest, largest)
     size = max(8, typical // 4 * 4)  # halved twice by the networks
-    return {"image_size": size, "grey": bool(modes) and modes <= {"1", "L", "LA", "I;16", "I"}}
+    grey = bool(modes) and all(mode in ("1", "L", "LA") or mode[0] == "I" for mode in modes)
+    return {"image_size": size, "grey": grey}
 
 # %% ../nbs/30_command_line.ipynb #seconds-per-iteration
 def _seconds_per_iteration(network, schedule, config, data):
@@ -584,7 +586,11 @@ def _facts(options, data):
     origin = {name: options[name] for name in _DATA} | {"n_images": len(data)}
     origin["sample_every"] = options["sample_every"]  # for whoever goes on
     root, out = (os.path.abspath(options[name]) for name in ("root", "out"))
-    return card, origin | {"roots": [os.path.relpath(root, out), root]}
+    try:
+        beside = os.path.relpath(root, out)
+    except ValueError:  # on another drive of Windows
+        beside = root
+    return card, origin | {"roots": [beside, root]}
 
 
 def _find_root(kept, run):
@@ -806,7 +812,9 @@ def _classes_drawn(config, data):
     """Say which classes a sheet shows; nothing for a run that is told none."""
     if config.conditional == "none":
         return ""
-    return f", class by class from {data.classes[0]!r} to {data.classes[-1]!r}"
+    drawn = _in_turn(16, len(data.classes)).unique()
+    some = "class by class" if len(drawn) == len(data.classes) else "some classes"
+    return f", {some} from {data.classes[0]!r} to {data.classes[int(drawn[-1])]!r}"
 
 
 def _next_words(out, label=None):
@@ -935,12 +943,19 @@ def _told_always(run):
 # %% ../nbs/30_command_line.ipynb #run-train-text
 def _run_train_text(args):
     """Train a text-to-image pipeline in three stages, or go on with one."""
-    from ddpm_nb.texts import STAGES, CaptionedFolder, train_text
+    from ddpm_nb.pipeline import PIPELINES
+    from ddpm_nb.texts import STAGES, TEXT_FILE, CaptionedFolder, train_text
 
     found = _look_at_pictures(args.root, 32)  # larger ones are made smaller
     size, grey = args.image_size or found["image_size"], args.grey or found["grey"]
     data = CaptionedFolder(args.root, size, grey=grey, problems=args.problems)
-    goes_on = args.resume and Path(args.out).is_dir() and args.config is None
+    kept = Path(args.out) / TEXT_FILE
+    goes_on = args.resume and kept.exists() and args.config is None
+    if goes_on and args.iterations is not None:
+        was = _text_config(kept, len(data)).unet.n_iterations
+        if was != args.iterations:
+            problem = f"--iterations was {was} and is {args.iterations}"
+            raise ValueError(f"the run in {args.out} cannot go on: {problem}; leave it out")
     config = None if goes_on else _text_config(args.config, len(data))
     if config and args.iterations is not None:
         unet = replace(config.unet, n_iterations=args.iterations)
@@ -953,7 +968,9 @@ def _run_train_text(args):
         print(f"chosen: {told}; --iterations and --config FILE choose otherwise", flush=True)
     options = {"resume": args.resume, "prompts": args.prompt, "device": pick_device(args.device)}
     train_text(data, args.out, config, **options)
-    print(f'done; draw with: ddpm-nb generate "a sentence" --model {args.out} --out picture.png')
+    is_taken = any(path.name == args.out for path in PIPELINES.iterdir())  # a shipped one's name
+    run = shlex.quote(f"./{args.out}" if is_taken else args.out)
+    print(f'done; draw with: ddpm-nb generate "a sentence" --model {run} --out picture.png')
 
 # %% ../nbs/30_command_line.ipynb #text-config
 def _text_config(file, n):
@@ -999,14 +1016,17 @@ def _run_generate(args):
 def _read_square(flag, file, config):
     """Read a picture as (1, C, H, H) in [-1, 1], scaled to the size of a pipeline."""
     import torch
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    from ddpm_nb.pictures import FORMATS, _to_mode
 
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=FORMATS) as picture:
+            picture = ImageOps.exif_transpose(picture)
             width, height = picture.size
             if width != height:
                 raise ValueError(f"{flag} must be a square picture; {file} has {width} x {height}")
-            picture = picture.convert("L" if config["in_channels"] == 1 else "RGB")
+            picture = _to_mode(picture, "L" if config["in_channels"] == 1 else "RGB", 65535)
             size = config["image_size"]
             picture = picture.resize((size, size), Image.Resampling.BOX)
     except UnidentifiedImageError:
@@ -1090,9 +1110,16 @@ def _own_pictures(args, kept, options):
     if is_same and not was:
         remedy = "pass --root with other pictures, or train with --held-out 0.1"
         raise ValueError(f"the run was trained on all pictures in {options['root']}: {remedy}")
+    if is_same and not wanted:
+        raise ValueError("--held-out must be above 0: the run was trained on the other pictures")
     if not wanted:  # another folder: all of it is new
         return _first(load_dataset(options["dataset"], **_where(options)), args.n)
     rest, held = _load(options | {"held_out": wanted})
+    n = len(rest) + len(held)
+    trained = n - _count(was, n)
+    if is_same and kept.get("n_images", trained) != trained:
+        found = f"{options['root']} has {n} pictures now, others than the run divided"
+        raise ValueError(f"{found}: what was held out cannot be found again; pass --root")
     if is_same and len(held) > _count(was, len(rest) + len(held)):
         problem = f"must be at most {was}, what the run held out; got {wanted}"
         raise ValueError(f"--held-out {problem}")

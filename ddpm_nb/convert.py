@@ -18,6 +18,7 @@ from .checks import check_kind
 from .files import plan_module
 from .forward import NoiseSchedule
 from .hub import NoisePredictor, PeerUNet
+from .improved import learns_variance
 from .schedules import cosine_betas, linear_betas
 from .unet import SelfAttention, UNet
 
@@ -245,13 +246,15 @@ _SCHEDULER_ONLY = {
 }
 
 
-def _schedule_from_diffusers(scheduler):
-    """Turn a scheduler of diffusers into a `NoiseSchedule`."""
+def _schedule_from_diffusers(scheduler, learns=False):
+    """Turn a scheduler of diffusers into a `NoiseSchedule`; some networks learn the variance."""
     config, given = getattr(scheduler, "config", None), getattr(scheduler, "betas", None)
     if config is None or given is None:
         name = type(scheduler).__name__
         raise TypeError(f"scheduler must be a scheduler of diffusers that has betas; got {name}")
     for name, allowed in _SCHEDULER_ONLY.items():
+        if learns and name == "variance_type":
+            allowed = [*allowed, "learned_range"]
         if config.get(name, allowed[0]) not in allowed:
             needs = " or ".join(map(repr, allowed))
             given = f"the scheduler's {name}={config[name]!r}"
@@ -303,6 +306,8 @@ def unet_to_diffusers(
     network = getattr(network, "_orig_mod", network)  # without torch.compile's wrapper
     for name, value, kind in (("unet", network, UNet), ("schedule", schedule, NoiseSchedule)):
         check_kind(name, value, kind)
+    if type(network) not in (UNet, PeerUNet):
+        raise TypeError(f"unet must be a UNet or a PeerUNet; got {type(network).__name__}")
     if objective not in _PREDICTIONS:
         problem = "cannot be expressed by a scheduler of diffusers"
         raise ValueError(f"objective={objective!r} {problem}")
@@ -318,6 +323,8 @@ def unet_to_diffusers(
     model.load_state_dict(tensors, assign=True)
     options = _schedule_to_diffusers(schedule) | {"prediction_type": _PREDICTIONS[objective]}
     options["timestep_spacing"] = "linspace"  # the default of our samplers
+    if learns_variance(network):
+        options["variance_type"] = "learned_range"
     return model.train(network.training), library.DDPMScheduler(**options)
 
 # %% ../nbs/28_diffusers.ipynb #diffusers-folder
@@ -340,15 +347,15 @@ def _diffusers_folder(name):
 _BAD_FILES = (SafetensorError, LookupError, TypeError, RuntimeError, ArithmeticError, ValueError)
 
 
-def _read_diffusers(library, folder, size):
-    """Load a UNet2DModel, and the scheduler beside it if there is one, from a local folder."""
+def _read_diffusers(library, folder, size, with_scheduler):
+    """Load a UNet2DModel from a local folder, and the scheduler beside it if it is wanted."""
     root = folder / "unet" if (folder / "unet").is_dir() else folder
     places = [p for p in (folder / "scheduler", root) if (p / "scheduler_config.json").is_file()]
     try:
         _check_diffusers_files(library, root, size)
         options = {"use_safetensors": True, "output_loading_info": True}
         model, info = library.UNet2DModel.from_pretrained(root, **options)
-        scheduler = _read_scheduler(library, places[0]) if places else None
+        scheduler = _read_scheduler(library, places[0]) if places and with_scheduler else None
     except (*_BAD_FILES, OSError) as error:
         raise ValueError(f"{root} does not hold a UNet2DModel in safetensors: {error}") from None
     if wrong := {name: keys for name, keys in info.items() if keys}:
@@ -395,14 +402,16 @@ def unet_from_diffusers(
     library = _import_diffusers()
     model, found = model_or_path, None
     if isinstance(model_or_path, str | os.PathLike):
-        model, found = _read_diffusers(library, _diffusers_folder(model_or_path), image_size)
+        folder = _diffusers_folder(model_or_path)
+        model, found = _read_diffusers(library, folder, image_size, scheduler is None)
     elif isinstance(model_or_path, library.DiffusionPipeline):
         model, found = getattr(model_or_path, "unet", None), model_or_path.scheduler
     if not isinstance(model, library.UNet2DModel):
         allowed = "a UNet2DModel, a pipeline with one, or a path"
         raise TypeError(f"model_or_path must be {allowed}; got {type(model).__name__}")
     scheduler = scheduler or found or library.DDPMScheduler()
-    schedule = _schedule_from_diffusers(scheduler)
+    learns = model.config.out_channels == 2 * model.config.in_channels
+    schedule = _schedule_from_diffusers(scheduler, learns)
     theirs = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     kind, options = _network_from_diffusers(model.config, image_size)
     unet, ours = plan_module(kind, options, len(theirs)), {}
@@ -421,6 +430,9 @@ def options_from_scheduler(
     scheduler,  # a scheduler of diffusers
 ) -> dict:
     """Return the options with which `sample_ddpm` walks as a scheduler says."""
+    if (kind := type(scheduler).__name__) != "DDPMScheduler":
+        wanted = "a DDPMScheduler, which walks as sample_ddpm does"
+        raise TypeError(f"scheduler must be {wanted}; got {kind}")
     c = scheduler.config
     options = {"clip_x_0": bool(c.get("clip_sample", False))}
     refused = {

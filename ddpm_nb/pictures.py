@@ -433,7 +433,7 @@ def _read_found(kind, files, packed, folder, train):
             raise RuntimeError(f"{folder / file} {reason}")
     place = {"raw_folder": str(folder)}
     if unpacked:
-        place["base_folder"] = str(folder)
+        place["base_folder"] = ""  # the files lie in the root itself
     kind = type(kind.__name__, (kind,), place)  # torchvision's class, told where the files lie
     # to "download" verified packed files is to unpack them
     return kind(str(folder), train=train, download=not unpacked)
@@ -460,8 +460,11 @@ def _download(kind, root, inner):
         try:
             os.replace(Path(part) / inner, root / inner)
         except OSError:
-            if not (root / inner).is_dir():  # else another process was faster, with the same files
+            if not (root / inner).is_dir():
                 raise
+            for file in (Path(part) / inner).iterdir():  # another process, or something beside
+                if not (root / inner / file.name).exists():
+                    os.replace(file, root / inner / file.name)
 
 # %% ../nbs/23_pictures.ipynb #load-torchvision
 def load_torchvision(
@@ -471,6 +474,8 @@ def load_torchvision(
     root=None,  # folder with the files; "data" without
 ) -> ImageDataset:
     """Load a set that torchvision knows, from files below `root`, or download it."""
+    check_choice("name", name, tuple(TORCHVISION))
+    check_choice("split", split, ("train", "test"))
     root = Path("data" if root is None else root).expanduser()
     kind, files, packed, inner = _layout(name)
     places = (root / inner, root / inner.name, root)

@@ -30,7 +30,7 @@ from torch.utils.data import TensorDataset
 from .checks import check_floating, check_images, check_model
 from .conditioning import ClassUNet
 from .data import _image_of, _spared_streams, mix_seeds
-from .files import CARD_FILE, CONFIG_FILE
+from .files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from .files import read_json, read_sealed, replaced_file, save_parts
 from .files import write_json, write_sealed
 from .forward import NoiseSchedule
@@ -203,7 +203,7 @@ def load_checkpoint(
     for path in sorted(Path(folder).glob("step-*.json"), reverse=True):
         try:
             return read_checkpoint(path)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:  # a disk's other errors may pass
             problem = f"checkpoint {path.stem} is damaged ({error}); trying the one before"
             warnings.warn(problem, stacklevel=2)
     raise FileNotFoundError(f"there is no intact checkpoint in {folder}")
@@ -299,8 +299,9 @@ def refuse_other_run(
     out = Path(out)
     steps = [path.name for path in (out / CHECKPOINTS).glob("step-*.json")]
     holds = steps or any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
-    if not holds and (out / CARD_FILE).exists():
-        problem = f"holds a {CARD_FILE} that is no run's and would be replaced"
+    others = [name for name in (CARD_FILE, WEIGHTS_FILE, LOG_FILE) if (out / name).exists()]
+    if not holds and others:
+        problem = f"holds a {others[0]} that is no run's and would be replaced"
         raise FileExistsError(f"out={str(out)!r} {problem}; choose another folder")
     if holds and not resume:
         remedy = "resume it (resume=True), or choose another folder"
@@ -343,14 +344,18 @@ def held_out_loss(
 ) -> float:
     """Return the loss of the averaged network, with the same steps and noise each time."""
     images, model = images.to(trainer.device), trainer.ema.model
-    if labels is not None:
-        model = partial(model, labels=labels.to(trainer.device))
     generator = torch.Generator(images.device).manual_seed(0)
     eps = torch.randn(images.shape, generator=generator, device=images.device)
     t = torch.arange(len(images), device=images.device) * trainer.schedule.n_steps // len(images)
+    losses = []
     with torch.inference_mode():
-        loss = trainer.loss(model, trainer.schedule, images, t=t, eps=eps)
-    return loss.item()
+        for part in torch.arange(len(images), device=images.device).split(256):  # as memory takes
+            told = model
+            if labels is not None:
+                told = partial(model, labels=labels.to(trainer.device)[part])
+            given = {"t": t[part], "eps": eps[part], "reduction": "none"}
+            losses.append(trainer.loss(told, trainer.schedule, images[part], **given))
+    return torch.cat(losses).mean().item()
 
 # %% ../nbs/24_runs.ipynb #checkpoints
 class Checkpoints(Watcher):

@@ -76,8 +76,7 @@ def respaced_steps(
 ) -> list[int]:
     """Choose the code indices to visit, evenly spaced from T-1 down (one step: T-1 only)."""
     check_choice("spacing", spacing, ("linspace", "trailing"))
-    kept = n_steps if n_kept is None else n_kept
-    n_kept = check_int("n_steps (how many to keep)", kept, 1, n_steps)
+    n_kept = check_int("n_steps", n_steps if n_kept is None else n_kept, 1, n_steps)
     if spacing == "linspace":
         kept = torch.linspace(n_steps - 1, 0, n_kept, dtype=torch.float64).round()
     else:

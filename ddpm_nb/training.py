@@ -278,11 +278,11 @@ def _add_gradients(trainer, x_0, t, eps, labels):
     parts = [values.chunk(config.n_accumulate) for values in (x_0, t, eps, *told)]
     for i, (x, t_part, noise, *told) in enumerate(zip(*parts, strict=True), 1):
         predict = partial(_predict, trainer, told)
-        loss = trainer.loss(predict, trainer.schedule, x, t=t_part, eps=noise, reduction="none")
-        losses.append(loss.detach())
         is_last = i == config.n_accumulate  # then the gradients of all processes are averaged
         with nullcontext() if is_last else trainer.processes.hold_back(trainer.model):
+            loss = trainer.loss(predict, trainer.schedule, x, t=t_part, eps=noise, reduction="none")
             trainer.scaler.scale(loss.mean() / config.n_accumulate).backward()
+        losses.append(loss.detach())
     return torch.cat(losses)
 
 # %% ../nbs/09_training.ipynb #predict
