@@ -1114,16 +1114,27 @@ def _own_pictures(args, kept, options):
         raise ValueError("--held-out must be above 0: the run was trained on the other pictures")
     if not wanted:  # another folder: all of it is new
         return _first(load_dataset(options["dataset"], **_where(options)), args.n)
+    if is_same:
+        _refuse_other_pictures(args.run, options | {"held_out": was})
     rest, held = _load(options | {"held_out": wanted})
-    n = len(rest) + len(held)
-    trained = n - _count(was, n)
-    if is_same and kept.get("n_images", trained) != trained:
-        found = f"{options['root']} has {n} pictures now, others than the run divided"
-        raise ValueError(f"{found}: what was held out cannot be found again; pass --root")
     if is_same and len(held) > _count(was, len(rest) + len(held)):
         problem = f"must be at most {was}, what the run held out; got {wanted}"
         raise ValueError(f"--held-out {problem}")
     return _first(held, args.n)
+
+# %% ../nbs/30_command_line.ipynb #refuse-other-pictures
+def _refuse_other_pictures(run, options):
+    """Refuse a folder that is not as a run divided it: any picture may have been trained on."""
+    from ddpm_nb.files import read_json
+    from ddpm_nb.runs import CHECKPOINTS, _comparable, describe_data
+
+    today = describe_data(_load(options)[0])  # what the run would be trained on
+    for path in sorted(Path(run, CHECKPOINTS).glob("step-*.json"))[-1:]:
+        was, now = _comparable(read_json(path, max_bytes=2**26)["data"], today)
+        if any(was[name] != now[name] for name in was.keys() & now.keys()):
+            problem = "are not those that the run divided"
+            remedy = "what was held out cannot be found again; pass --root with other pictures"
+            raise ValueError(f"the pictures in {options['root']} {problem}: {remedy}")
 
 # %% ../nbs/30_command_line.ipynb #find-held-out
 def _find_held_out(args, model):

@@ -20,6 +20,7 @@ from ddpm_nb import cli
 from ddpm_nb.cli import default_options, main, read_options
 from ddpm_nb.data import load_dataset, mix_seeds
 from ddpm_nb.evaluation import bits_per_dim
+from ddpm_nb.files import write_json
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import SHIPPED, describe_model, load_pretrained
 from ddpm_nb.pipeline import TextToImage
@@ -606,3 +607,42 @@ def test_the_level_of_white_reaches_the_pictures(tmp_path, monkeypatch, capsys):
     assert float(load_dataset("folder", **cli._where(data))[1][0].max()) == 1
     older = {name: value for name, value in data.items() if name != "white_level"}
     assert cli._where(older)["white_level"] is None
+
+
+def test_pictures_to_begin_with_are_read_as_those_to_train_on(tmp_path):
+    grey, colour = {"in_channels": 1, "image_size": 4}, {"in_channels": 3, "image_size": 4}
+    Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(tmp_path / "deep.png")
+    assert float(cli._read_square("--image", tmp_path / "deep.png", grey).abs().max()) < 0.01  # not clipped to white
+    clear = np.zeros((8, 8, 4), np.uint8)
+    clear[:4, :, 3] = 255
+    Image.fromarray(clear).save(tmp_path / "clear.png")  # black above, and below nothing, which lies on white
+    assert cli._read_square("--image", tmp_path / "clear.png", colour)[0, 0, :, 0].tolist() == [-1, -1, 1, 1]
+    turned = Image.Exif()
+    turned[274] = 3  # upside down
+    Image.fromarray(np.repeat(np.array([0, 255], np.uint8), 32).reshape(8, 8)).save(tmp_path / "turned.png", exif=turned)
+    assert cli._read_square("--image", tmp_path / "turned.png", grey)[0, 0, :, 0].tolist() == [1, 1, -1, -1]
+
+
+def test_a_huge_picture_does_not_end_the_look_at_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name, size in (("a", 64), ("b", 8), ("c", 8)):
+        Image.new("L", (size, size)).save(tmp_path / f"{name}.png")
+    assert cli._look_at_pictures(tmp_path, 32) == {"image_size": 8, "grey": True}
+    Image.new("I;16B", (8, 8)).save(tmp_path / "d.tiff")
+    assert cli._look_at_pictures(tmp_path, 32)["grey"]
+
+
+def test_words_of_the_shell_after_training_on_captions_and_resuming(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("pics").mkdir()
+    for i in range(8):
+        Image.new("L", (8, 8), 30 * i).save(f"pics/{i}.png")
+        Path(f"pics/{i}.txt").write_text("a dark one" if i < 4 else "a light one")
+    monkeypatch.setattr("ddpm_nb.texts.train_text", lambda *args, **options: None)
+    assert main(["train-text", "--root", "pics", "--out", "shapes"]) == 0
+    assert "--model ./shapes --out" in capsys.readouterr().out
+    Path("run").mkdir()
+    write_json(Path("run") / "text.json", {"config": TextConfig().to_dict()})
+    assert main(["train-text", "--root", "pics", "--out", "run", "--resume", "--iterations", "7"]) == 1
+    assert "--iterations was 10000 and is 7; leave it out" in capsys.readouterr().err
+    assert main(["train-text", "--root", "pics", "--out", "run", "--resume"]) == 0

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import ddpm_nb.convert as convert
 from conftest import refuses
+from ddpm_nb.conditioning import ClassUNet
 from ddpm_nb.convert import options_from_scheduler, unet_from_diffusers, unet_to_diffusers
 from ddpm_nb.forward import NoiseSchedule
 from ddpm_nb.hub import NoisePredictor, PeerUNet, load_pretrained, save_pretrained
@@ -619,3 +620,18 @@ def test_without_a_network_the_error_says_so(tmp_path, monkeypatch):
         unet_from_diffusers("owner/name")
 
 
+
+
+def test_what_diffusers_would_not_walk_or_hear_is_refused_by_name():
+    refuses(lambda: options_from_scheduler(diffusers.DDIMScheduler()), "scheduler must be a DDPMScheduler", "got DDIMScheduler", error=TypeError)
+    classes = ClassUNet(10, **SMALL)
+    refuses(lambda: unet_to_diffusers(classes, make_schedule("cosine", 50)), "unet must be a UNet or a PeerUNet; got ClassUNet", error=TypeError)
+
+
+def test_a_learned_variance_is_walked_by_diffusers():
+    ours = randomize(UNet(**SMALL | {"in_channels": 3, "out_channels": 6}))
+    peer, scheduler = unet_to_diffusers(ours, make_schedule("cosine", 50))
+    x = torch.randn(1, 3, ours.image_size, ours.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        step = scheduler.step(peer(x, 7).sample, 7, x, generator=torch.Generator().manual_seed(0))
+    assert step.prev_sample.shape == x.shape and scheduler.config.variance_type == "learned_range"

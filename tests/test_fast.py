@@ -5,8 +5,10 @@ import shutil
 import pytest
 import torch
 
+from ddpm_nb.elbo import output_to_eps
 from ddpm_nb.fast import optimize_for_sampling
-from ddpm_nb.gaussian import seeded_init
+from ddpm_nb.gaussian import seeded, seeded_init
+from ddpm_nb.hub import NoisePredictor
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.unet import make_unet
@@ -42,6 +44,18 @@ def test_optimized_network_gives_the_same_answers(digits_unet, dtype, tolerance,
     assert all(torch.equal(before[name], value) for name, value in digits_unet.state_dict().items())
     exact = digits_unet.eval()(x.float(), t)
     assert relative(answer, exact) <= tolerance and (tolerance == 0) == torch.equal(answer.float(), exact)
+
+
+@pytest.mark.parametrize("objective", ["v", "x_0"])
+def test_the_conversion_to_noise_is_not_rounded(digits_unet, objective):
+    schedule = make_schedule("cosine", 1000)
+    model = NoisePredictor(digits_unet.eval(), schedule, objective)
+    fast, rounded = optimize_for_sampling(model, torch.bfloat16), optimize_for_sampling(digits_unet, torch.bfloat16)
+    x, t = torch.randn(4, 1, 8, 8, generator=seeded(0)), torch.tensor([0, 500, 900, 995])
+    assert torch.equal(fast(x, t), output_to_eps(schedule, objective, x, t, rounded(x, t)))
+    assert model.schedule.betas.dtype == torch.float32
+    exact = optimize_for_sampling(model)(x, t)
+    assert torch.equal(exact, model(x, t)) and not exact.requires_grad
 
 
 def test_optimized_network_is_a_copy(digits_unet):

@@ -565,3 +565,15 @@ def test_loading_leaves_the_compiler_of_pytorch_alone(code):
         check=True,
     )
     assert told.stdout.split() == ["torch"]
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path, monkeypatch):
+    """Many thousand names of classes are more than other JSON files may have."""
+    pair = tmp_path / "a.json", tmp_path / "a.safetensors"
+    facts = {"classes": [f"{i:09}" for i in range(100_000)]}
+    write_sealed(*pair, facts, {"x": torch.zeros(1)})
+    assert read_sealed(*pair)[0]["classes"] == facts["classes"]
+    before = pair[0].read_bytes()
+    monkeypatch.setattr(files, "MAX_FACTS", 2**20)
+    refuses(lambda: write_sealed(*pair, facts, {"x": torch.ones(1)}), "facts must fit in 1048576 bytes of JSON")
+    assert pair[0].read_bytes() == before

@@ -313,7 +313,7 @@ def test_the_size_comes_from_the_pictures(size, mode, device, expected):
 
 
 @pytest.mark.parametrize("n", [1, 5000])
-@pytest.mark.parametrize("size", [8, 20, 32, 64])
+@pytest.mark.parametrize("size", [8, 20, 32, 36, 64])
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_what_suits_can_be_built_and_is_no_larger_than_the_folder(n, size, device):
     chosen = suit(n, size, device)
@@ -442,6 +442,17 @@ def test_pictures_that_were_trained_on_are_not_measured(capsys):
     draw_pictures("others", 6, (8, 8), "L")
     assert "on 6 test images" in ok("evaluate", "--run", "run", "--root", "others", capsys=capsys)
     assert "on 3 test images" in ok("evaluate", "--run", "run", "--root", "others", "--held-out", "0.5", capsys=capsys)
+
+
+def test_pictures_that_were_trained_on_are_never_called_held_out(capsys):
+    flat_run("0.25")
+    assert "--held-out must be above 0" in refused("evaluate", "--run", "run", "--held-out", "0", capsys=capsys)
+    draw_pictures("others", 1, (8, 8), "L")
+    next(Path("others").iterdir()).rename("pics/more.png")  # one more picture divides them all anew
+    told = refused("evaluate", "--run", "run", capsys=capsys)
+    assert "are not those that the run divided: what was held out cannot be found again; pass --root" in told
+    Path("pics/more.png").unlink()
+    assert "on 5 test images" in ok("evaluate", "--run", "run", capsys=capsys)
 
 
 def test_no_more_is_measured_than_was_held_out(capsys):

@@ -23,6 +23,7 @@ from PIL import Image
 from torchvision import datasets
 
 from conftest import refuses
+from ddpm_nb import pictures
 from ddpm_nb.data import ImageDataset, load_dataset, load_images, train_batches
 from ddpm_nb.pictures import (
     FolderDataset,
@@ -151,6 +152,28 @@ def test_cifar(tmp_path, monkeypatch, no_network, inner):
     assert data.flip and data.n_levels == 256 and data.classes[3] == "kind 3" and data.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
     assert data.levels.equal(torch.as_tensor(pixels[:10]).reshape(10, 3, 32, 32)) and test.levels.shape == (2, 3, 32, 32)
     assert load_dataset("cifar10", root=tmp_path, image_size=16).flip and not no_network
+
+
+@pytest.mark.parametrize("root", ["data", None])
+def test_cifar_in_a_relative_folder(tmp_path, monkeypatch, no_network, root):
+    pixels = write_cifar(monkeypatch, tmp_path / "data" / "cifar-10-batches-py")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_dataset("cifar10", root=root).levels) == len(pixels) - 2 and not no_network
+
+
+@pytest.mark.parametrize("split", ["val", "Train", None])
+def test_sets_of_torchvision_have_two_parts(split):
+    refuses(lambda: load_torchvision("mnist", split=split), "split must be one of 'train', 'test'")
+    refuses(lambda: load_torchvision("svhn"), "name must be one of 'mnist', 'fashion-mnist', 'cifar10'")
+
+
+def test_a_download_completes_what_is_there(tmp_path, monkeypatch):
+    def fetch(part, download):
+        write(Path(part) / "set", {"a": b"new", "b": b"new"})
+
+    write(tmp_path / "set", {"a": b"old", ".DS_Store": b"x"})
+    pictures._download(fetch, tmp_path, Path("set"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == {"a": b"old", "b": b"new", ".DS_Store": b"x"}
 
 
 def test_a_pickle_with_another_checksum_is_not_opened(tmp_path, monkeypatch, no_network):

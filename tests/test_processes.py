@@ -1,5 +1,7 @@
 """The processes as the trainer sees them: shares, refusals; `test_scaling.py` starts real ones."""
 
+from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +44,23 @@ def make_trainer_noise_after(x):
     trainer = make_trainer()
     trainer.step(x)
     return trainer.noise.get_state()
+
+
+def test_gradients_of_the_first_parts_are_held_back_from_the_forward_pass_on():
+    """PyTorch decides in the forward pass whether the backward pass will average over the processes."""
+    held, seen = [], []
+
+    class Holding(OneProcess):
+        @contextmanager
+        def hold_back(self, model):
+            held.append(model)
+            yield
+            held.pop()
+
+    trainer = Trainer(tiny_unet(), make_schedule("cosine", 20), replace(QUICK, n_accumulate=4), Holding())
+    trainer.network.register_forward_pre_hook(lambda module, inputs: seen.append(bool(held)))
+    trainer.step(make_data("tensor")[:8])
+    assert seen == [True, True, True, False] and not held
 
 
 def test_dropout_differs_between_processes():

@@ -140,6 +140,12 @@ def test_a_card_that_is_no_runs_is_not_replaced(network, schedule, images, tmp_p
     refuses(lambda: start("."), "out='.' holds a README.md that is no run's", "choose another folder", error=FileExistsError)
     refuses(lambda: start(""), "out must be the folder of the run; got ''")
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"] and (tmp_path / "README.md").read_text() == "my project"
+    for name in ("model.safetensors", "log.jsonl"):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).write_text("mine")
+        refuses(lambda n=name: start("mine"), f"holds a {name} that is no run's", error=FileExistsError)
+        assert (tmp_path / "mine" / name).read_text() == "mine"
+        (tmp_path / "mine" / name).unlink()
 
 
 def test_inpainting_of_no_image_names_the_images(network, schedule, images):

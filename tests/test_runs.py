@@ -331,6 +331,18 @@ def test_best_is_the_lowest_score(tmp_path, scores, keep, kept):
     assert load_checkpoint(tmp_path)[0]["x"] == 3
 
 
+def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, {"x": torch.tensor([step])}, {"step": step, "score": None}, 2)
+
+    def read(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(runs, "read_checkpoint", read)
+    with pytest.raises(PermissionError):  # an older one would be gone on with, and the newer removed
+        load_checkpoint(tmp_path)
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -687,6 +699,16 @@ def test_tensorboard_changes_nothing_and_survives_resuming(tmp_path, undisturbed
 
 
 # --- held-out loss ---
+
+
+def test_held_out_loss_takes_no_more_images_at_once_than_memory_does():
+    trainer, x, seen = make_trainer(), make_data("tensor")[:10].repeat(60, 1, 1, 1), []
+    trainer.ema.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    whole = held_out_loss(trainer, x)
+    assert seen == [256, 256, 88]
+    with torch.no_grad():
+        expected = simple_loss(trainer.ema.model, trainer.schedule, x, **held_out_draw(x))
+    assert whole == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_held_out_loss_is_a_fixed_function_of_the_average():
