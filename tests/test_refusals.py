@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import warnings
 from contextlib import nullcontext
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from conftest import refuses
+from ddpm_nb import checks
 from ddpm_nb.bound import vlb_terms
 from ddpm_nb.captions import fit_tokenizer, write_captions
 from ddpm_nb.clip import TextEncoder
@@ -35,6 +37,7 @@ from ddpm_nb.gaussian import GaussianMixture
 from ddpm_nb.hub import load_pretrained, save_pretrained
 from ddpm_nb.improved import hybrid_loss
 from ddpm_nb.pipeline import TextToImage
+from ddpm_nb.plots import show_images
 from ddpm_nb.runs import train
 from ddpm_nb.sampling import (
     ddim_invert,
@@ -403,3 +406,15 @@ def test_the_sealed_folder_of_a_run_says_the_class_of_a_compiled_network(tmp_pat
     unet = torch.compile(UNet(8, 1, 16, (1,), 1, norm_groups=8), backend="eager")
     train(unet, schedule, images, TrainConfig(1, 4), out=tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["parts"]["model"]["class"] == "UNet"
+
+
+def test_nan_is_refused_where_nobody_looked_before(monkeypatch):
+    """On a GPU `check_floating` looks at no values, and no comparison with NaN is true."""
+    monkeypatch.setattr(checks, "has_values", lambda x: False)
+    for bad in (math.nan, math.inf, -math.inf):
+        refuses(lambda bad=bad: checks.check_range("x", torch.tensor([0.5, bad])), "x must be finite")
+
+
+def test_no_image_is_not_drawn():
+    refuses(lambda: show_images(torch.zeros(0, 1, 8, 8)), "x must hold at least one image; got shape (0, 1, 8, 8)")
+    refuses(lambda: show_images(torch.zeros(2, 1, 8, 8), n_cols=0), "n_cols must be at least 1; got 0")
