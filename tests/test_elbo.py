@@ -132,7 +132,7 @@ def test_levels_of_the_even_schedule_are_even():
         exact = 1 - 1 / (1 + mpmath.exp(-20))
     assert abs(float(log_snr_schedule(5, 20, -1).betas[0]) / float(exact) - 1) < 1e-14
     refuses(lambda: log_snr_schedule(0), "n_steps must be")
-    refuses(lambda: log_snr_schedule(5, -10, 8), "last must be finite and in [-inf, -10.0); got 8")
+    refuses(lambda: log_snr_schedule(5, -10, 8), "last must be finite and in (-inf, -10.0); got 8")
     refuses(lambda: log_snr_schedule(5, last=8.0), "last must be")
     refuses(lambda: log_snr_schedule(5, first=math.inf), "first must be")
     refuses(lambda: log_snr_schedule(2, last=-100), "betas must be in (0, 1)")

@@ -31,5 +31,5 @@ def test_terms_lead_to_the_chapters_that_explain_them():
         assert int(re.search(r"/(\d\d)_", path)[1]) == int(number), term
         chapter = (GLOSSARY.parent.parent / path).read_text(encoding="utf-8").casefold()
         words = re.findall(r"\w{4,}|[A-Z]\w+", term)
-        beginnings = [re.escape(re.sub("(ation|ion|ing|e|s)$", "", word.casefold())) for word in words]
+        beginnings = [re.sub("(ation|ion|ing|e|s)$", "", word.casefold()).replace("is", "i[sz]") for word in words]
         assert any(re.search(rf"\b{word}", chapter) for word in beginnings), f"{term} is not in {path}"
