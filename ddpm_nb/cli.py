@@ -214,8 +214,8 @@ def _add_generate(parser):
     text = "a shipped pipeline (digits, mnist or shapes) or a folder of one (default: mnist)"
     add("--model", default="mnist", help=text)
     add("--n", type=int, default=16, help="number of pictures (default: 16)")
-    text = "how closely to follow the sentence, 0 to 20 (default: 4)"
-    add("--guidance", type=float, default=4.0, help=text)
+    text = "how closely to follow the sentence, 0 to 20 (default: 2)"
+    add("--guidance", type=float, default=2.0, help=text)
     add("--negative", help="a sentence to keep away from")
     text = "a square picture to begin with; it is scaled to the model's size"
     add("--image", metavar="FILE", help=text)

@@ -96,7 +96,10 @@ def guided(
     def predict(x_t, t):
         doubled = x_t.repeat(2, 1, 1, 1), t.repeat(2), both
         without, given = call_model(model, *doubled).chunk(2)
-        return without + scale * (given - without)
+        pushed, channels = without + scale * (given - without), x_t.shape[1]
+        if given.shape == x_t.shape:
+            return pushed
+        return torch.cat([pushed[:, :channels], given[:, channels:]], 1)  # a variance is as given
 
     return predict
 

@@ -113,6 +113,7 @@ def split_output(
         needed = f"a model that returns {doubled}, the noise and v"
         raise ValueError(f"variance='learned' needs {needed}; got {tuple(output.shape)}")
     eps_hat, v = output.chunk(2, dim=1)
+    # v says where the log-variance lies: at -1 it is that of "posterior", at 1 that of "beta"
     low = extract(schedule.posterior_log_variance, t, x_t.ndim)
     high = extract(schedule.betas.log(), t, x_t.ndim)
     return eps_hat, low + (v + 1) / 2 * (high - low)

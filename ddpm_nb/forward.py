@@ -110,7 +110,9 @@ class NoiseSchedule(nn.Module):
         """Refuse the variances of another schedule, and compute the coefficients from these."""
         own = self.exact_betas
         betas = state_dict.get(f"{prefix}betas", own).cpu()
-        rtol = max(torch.finfo(b.dtype).eps for b in (betas, self.betas))
+        # float64 that was float32 before keeps its rounding
+        types = (betas.dtype, self.betas.dtype, torch.float32)
+        rtol = max(torch.finfo(dtype).eps for dtype in types)
         if betas.shape != own.shape or not torch.allclose(betas.double(), own, rtol, 0):
             raise ValueError(f"{prefix}betas must be those of {self}; the state holds others")
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -7,6 +7,7 @@ __all__ = ['GENERATOR_LOSSES', 'optimal_discriminator', 'generator_loss', 'discr
            'r1_penalty', 'gan_step', 'GANResult', 'train_gan', 'sample_gan']
 
 # %% ../nbs/17_gan.ipynb #import-math-from-dataclasses-imp
+import copy
 import math
 from dataclasses import dataclass
 
@@ -162,7 +163,7 @@ class GANResult:
     """Hold what the training of a GAN leaves behind."""
 
     generator: Generator  # with averaged weights, frozen, in evaluation mode
-    discriminator: Discriminator  # as it was at the end, frozen
+    discriminator: Discriminator  # a copy of what it was at the end, frozen
     losses: Tensor  # (n_iterations, 2) of the discriminator, without penalty, and of the generator
 
 # %% ../nbs/17_gan.ipynb #train-gan
@@ -197,7 +198,7 @@ def train_gan(
         ema.update(model)
         if callback is not None:
             callback(i + 1, model)
-    judge = discriminator.eval().requires_grad_(False)
+    judge = copy.deepcopy(discriminator).eval().requires_grad_(False)
     return GANResult(ema.model, judge, torch.stack(losses).cpu())
 
 # %% ../nbs/17_gan.ipynb #sample-gan

@@ -118,7 +118,9 @@ def normal_kl(
 def _log_cdf(x):
     """Compute log Phi(x) with a gradient that is accurate in the lower tail."""
     low = x < -1
+    # each formula is kept from arguments where its value or gradient could be infinite
     tail, body = torch.where(low, x, -1.0), torch.where(low, 0.0, x)
+    # Phi(x) = erfc(-x / sqrt 2) / 2 = exp(-x^2 / 2) erfcx(-x / sqrt 2) / 2: a sum of three logs
     tail = torch.special.erfcx(-tail / math.sqrt(2)).log() - tail.square() / 2 - math.log(2)
     return torch.where(low, tail, torch.log1p(-torch.erfc(body / math.sqrt(2)) / 2))
 

@@ -139,7 +139,7 @@ def generate(
     self: TextToImage,
     prompt=None,  # a sentence or a list of them; None: any picture
     n: int = 1,  # pictures for each sentence
-    guidance: float = 4.0,  # 1: as trained; above: closer to the text, less varied; in [0, 20]
+    guidance: float = 2.0,  # 1: as trained; above: closer to the text, less varied; in [0, 20]
     *,
     negative=None,  # a sentence to keep away from, or one for each sentence
     image: Tensor | None = None,  # (1 or n times the sentences, C, H, W) in [-1, 1], to begin with
@@ -214,7 +214,7 @@ def interpolate(
     first: str,  # the sentence of the first picture
     second: str,  # the sentence of the last
     n: int = 8,  # pictures, at least 2
-    guidance: float = 4.0,  # as for `generate`
+    guidance: float = 2.0,  # as for `generate`
     *,
     n_steps: int = 50,  # steps of the chain, 1..T
     generator: torch.Generator | None = None,  # source of the one noise

@@ -15,6 +15,7 @@ from .checks import check_int, check_mask, check_model, check_number, check_rang
 from .checks import check_same_shape
 from .elbo import STEP_VARIANCES, split_output
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
+from .forward import schedule_coefficients
 from .gaussian import randn
 from .training import show_progress
 
@@ -235,6 +236,7 @@ def sample_dpm_solver(
     check_model(model, schedule)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     levels = [-1, *reversed(kept)]  # rising; -1 is the clean image
+    log_snr = schedule_coefficients(schedule.exact_betas)["log_snr"].tolist()
     x_0_last = None  # the guess of the step before
 
     def step(x, i, eps_hat):
@@ -246,7 +248,7 @@ def sample_dpm_solver(
             return x_0_hat, x_0_hat
         target = x_0_hat
         if x_0_last is not None:
-            before, here, after = (schedule.log_snr[levels[k]] for k in (i + 2, i + 1, i))
+            before, here, after = (log_snr[levels[k]] for k in (i + 2, i + 1, i))
             target = x_0_hat + (after - here) / (2 * (here - before)) * (x_0_hat - x_0_last)
         x_0_last = x_0_hat
         return _toward(schedule, x, levels[i + 1], levels[i], target), x_0_hat

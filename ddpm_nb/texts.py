@@ -846,7 +846,7 @@ class SampleSheets(Watcher):
         pipeline = self.make(trainer.ema.model)
         pipeline.save_pretrained(self.out, overwrite=True)
         n_steps = min(25, pipeline.schedule.n_steps)
-        options = {"guidance": 3.0, "n_steps": n_steps, "generator": seeded(0)}
+        options = {"n_steps": n_steps, "generator": seeded(0)}
         pictures = pipeline.generate(self.prompts, 8, **options)
         (self.out / "samples").mkdir(exist_ok=True)
         with replaced_file(self.out / "samples" / f"step-{trainer.n_steps:08d}.png") as file:
@@ -1101,7 +1101,7 @@ def word_maps(
     pipeline: TextToImage,  # the model
     prompts: list,  # N sentences, a picture for each
     *,
-    guidance: float = 3.0,  # of the pictures; maps are those of the given words
+    guidance: float = 2.0,  # of the pictures; maps are those of the given words
     n_steps: int = 30,  # steps of the walk, at least 4
     side: int | None = 8,  # layers whose maps have this side; all without
     generator: torch.Generator | None = None,  # source of the noise
@@ -1148,7 +1148,7 @@ def exchange_words(
     seeds: list,  # of the noise, one for each picture
     *,
     share: float = 0.6,  # of the walk in which the maps are kept, in [0, 1]; 0: never
-    guidance: float = 3.0,  # as in `TextToImage.generate`
+    guidance: float = 2.0,  # as in `TextToImage.generate`
     n_steps: int = 25,  # steps of the walk
 ) -> tuple[Tensor, Tensor]:
     """Draw pictures (N, C, H, W) of a prompt and of its edited form (Hertz et al. 2022, 3.2)."""

@@ -532,6 +532,16 @@ def test_guidance_extrapolates(scale):
     torch.testing.assert_close(out, (1 + w) * given - w * without)
 
 
+def test_guidance_pushes_the_noise_and_not_a_learned_variance():
+    both = lambda x, t, context: torch.cat([context.mean((1, 2)).view(-1, 1, 1, 1).expand_as(x), 0.3 * context[:, :1, :1, None].expand_as(x)], 1)
+    context, null, x, t = draw(3, 4, 2), draw(1, 4, 2, seed=1), draw(3, 1, 2, 2), torch.tensor([1, 2, 3])
+    given, without = both(x, t, context), both(x, t, null.expand(3, 4, 2))
+    out = guided(both, context, null, 4.0)(x, t)
+    assert out.shape == (3, 2, 2, 2)
+    torch.testing.assert_close(out[:, :1], (4 * given - 3 * without)[:, :1])
+    assert torch.equal(out[:, 1:], given[:, 1:])
+
+
 def test_one_call_is_two_calls():
     net, context, null, x, t = tiny(), draw(2, 5, 6), draw(1, 5, 6, seed=1), draw(2, 1, 8, 8), torch.tensor([3, 700])
     with torch.no_grad():

@@ -373,6 +373,8 @@ def test_state_holds_the_variances_and_refuses_others():
     assert list(schedule.state_dict()) == ["betas"]
     for dtype in (torch.float16, torch.float32, torch.float64):
         copy.deepcopy(schedule).load_state_dict(NoiseSchedule(linear(10), dtype=dtype).state_dict())
+    converted = copy.deepcopy(schedule).double()
+    assert not any(converted.load_state_dict(converted.state_dict()))
     for other in (linear(10) * 1.01, linear(11)):
         with pytest.raises(ValueError, match="betas must be those of NoiseSchedule"):
             schedule.load_state_dict(NoiseSchedule(other).state_dict())

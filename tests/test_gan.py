@@ -182,6 +182,15 @@ def test_training_returns_frozen_networks_and_a_history(digits):
     assert torch.allclose(weights(plain.generator), seen[-1][1])
 
 
+def test_the_callers_players_can_learn_again(digits):
+    players = players_of_digits()
+    first = train_gan(*players, digits, n_iterations=2)
+    before = [weights(player) for player in (*players, first.discriminator)]
+    train_gan(*players, digits, n_iterations=2)
+    changed = [not torch.equal(weights(player), old) for player, old in zip((*players, first.discriminator), before, strict=True)]
+    assert changed == [True, True, False]  # both players; not what the first training returned
+
+
 def test_training_needs_no_square_of_a_power_of_two():
     images = torch.rand(9, 3, 5, 5, generator=seeded(0)) * 2 - 1
     players = Generator(5, in_channels=3, hidden=8), Discriminator(5, in_channels=3, hidden=8)

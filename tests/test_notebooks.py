@@ -47,6 +47,21 @@ def test_new_chapter_keeps_the_rules(folder, tmp_path):
         folder("new", "3", "other")
 
 
+def test_outputs_of_changed_cells_go(folder):
+    nb = nbformat.read(folder.notebook, as_version=4)
+    printed = [nbformat.v4.new_output("stream", text="printed")]
+    code = [cell for cell in nb.cells if cell.cell_type == "code"]
+    for cell in code:
+        cell.outputs = printed
+    nbformat.write(nb, folder.notebook)
+    change(folder.script, "assert True", "assert 1 + 1 == 2")
+    change(folder.script, "# ## Summary", "# ## Summary in words")
+    folder("sync", "30")
+    cells = [cell for cell in nbformat.read(folder.notebook, as_version=4).cells if cell.cell_type == "code"]
+    assert [bool(cell.outputs) for cell in cells] == [cell.source != "assert 1 + 1 == 2" for cell in cells]
+    assert sum(bool(cell.outputs) for cell in cells) == len(code) - 1
+
+
 def test_edit_is_synced_and_outputs_stay(folder):
     nb = nbformat.read(folder.notebook, as_version=4)
     nb.cells[6].outputs = [nbformat.v4.new_output("stream", text="kept")]

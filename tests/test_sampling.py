@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from conftest import refuses
 from ddpm_nb.bound import optimal_denoiser
 from ddpm_nb.forward import predict_x_0, q_posterior
-from ddpm_nb.gaussian import GaussianMixture, seeded
+from ddpm_nb.gaussian import GaussianMixture, randn, seeded
 from ddpm_nb.sampling import (
     ddim_invert,
     ddim_step,
@@ -412,6 +412,16 @@ def test_order_of_convergence_to_the_exact_flow(sampler, order, std):
         sampler(optimal, schedule, (1, 1), n_steps=n_steps, x_T=x_T, clip_x_0=False, callback=note)
         errors.append(abs(ends[-2] - (m[0] + 1.3 * v[0].sqrt()).item()))
     assert abs(math.log2(errors[0] / errors[1]) - order) < 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_second_order_works_with_a_schedule_in_half_precision(dtype):
+    """Neighbouring steps have one log-SNR in bfloat16: a quotient of their differences would be infinite."""
+    exact, half = (make_schedule("cosine", 1000, dtype=kind) for kind in (torch.float64, dtype))
+    model, x_T = (lambda x, t: 0.1 * x), randn((2, 1, 4, 4), generator=seeded(0))
+    for n_steps in (20, 1000):
+        x, wanted = (sample_dpm_solver(model, s, x_T.shape, n_steps=n_steps, x_T=x_T.to(s.betas)) for s in (half, exact))
+        assert x.isfinite().all() and (x.double() - wanted).abs().mean() < 0.1
 
 
 def test_inversion_is_undone_to_first_order():

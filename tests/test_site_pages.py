@@ -190,6 +190,22 @@ def test_a_long_line_goes_on_further_in_and_is_copied_as_it_was(tmp_path):
 
 
 @browser
+def test_the_edge_of_what_scrolls_is_clear_at_its_end(tmp_path):
+    page = "<table><tr><td>" + "<td>".join(["a-long-word"] * 40) + "</table>"
+    script = """
+    const table = document.querySelector("table"), faded = () => getComputedStyle(table).maskImage !== "none";
+    const seen = [table.classList.contains("scrolls"), faded()];
+    for (const left of [9999, 0]) {
+      table.scrollLeft = left;
+      table.dispatchEvent(new Event("scroll"));
+      seen.push(faded());
+    }
+    return seen;
+    """
+    assert run_page(page, script, tmp_path, "--window-size=800,600") == [True, True, False, True]
+
+
+@browser
 def test_a_picture_keeps_its_distance_from_the_words_below(tmp_path):
     image = f"<img src='{(STATIC / 'landing-sentence.png').as_uri()}' style='width: 100%'>"
     page = (

@@ -92,11 +92,11 @@ def flows():
 
 
 def relatives():
-    """Chapter 17, of a VAE's bound and of a GAN's balance."""
+    """Chapters 16 and 17, of a VAE's bound and of a GAN's balance."""
     study = read("relatives")
     of = {name: [row[name] for row in study["bounds"]] for name in study["bounds"][0]}
-    yield "bound: the VAE beats DDPM", 17, "", *over_seeds(of["DDPM"], of["VAE"])
-    yield "bound: DDPM, stopped early, beats the VAE", 17, "", *over_seeds(of["VAE"], of["DDPM, stopped"])
+    yield "bound: the VAE beats DDPM", 16, "", *over_seeds(of["DDPM"], of["VAE"])
+    yield "bound: DDPM, stopped early, beats the VAE", 16, "", *over_seeds(of["VAE"], of["DDPM, stopped"])
     found = {name: [row["frechet"] for row in rows] for name, rows in study["balance"].items()}
     for name, words in (("10 : 1", "ten steps of the generator for one"), ("minimax", "the minimax loss"), ("no penalty", "no penalty")):
         yield f"GAN, Fréchet distance: {words} is worse", 17, study["samples"], *over_seeds(found[name], found["1 : 1"])

@@ -4,7 +4,8 @@ Usage: python tools/exercises.py [--out FOLDER] [NAME ...]
        python tools/exercises.py --plans       the table of book/teachers.md, with hours counted anew
 NAME is the beginning of a notebook's name; all notebooks without. `make exercises` writes into _exercises/, which git ignores.
 
-Of a solution's code its imports and assertions stay; the words and all other statements go. A cell to fill names what its checks use.
+Of a solution's code its imports and assertions stay, with the loops around them; the words and all other statements go. A cell to
+fill names what its checks use. A notebook that somebody has worked in is not overwritten, unless --force says so.
 """
 
 import argparse
@@ -31,12 +32,39 @@ PLANS = {  # plan -> the chapters of each meeting
 
 
 def judges(statement):
-    """Tell whether a statement judges: an assertion, a call that raises if something is not so, or an `if` over nothing but these."""
-    if isinstance(statement, ast.If):  # such as `if dataset == "digits":`
-        return all(map(judges, statement.body + statement.orelse))
+    """Tell whether a statement judges: an assertion or a call that raises if something is not so."""
     call = statement.value if isinstance(statement, ast.Expr) else None
     called = ast.unparse(call.func).split(".")[-1] if isinstance(call, ast.Call) else ""
     return isinstance(statement, ast.Assert) or called in JUDGES
+
+
+def parts_of(statement):
+    """Return the statements inside an `if` or a loop; none for any other."""
+    return statement.body + statement.orelse if isinstance(statement, ast.If | ast.For) else []
+
+
+def split(statements):
+    """Tell the statements that judge, however deep they stand in `if` and loops, from those that do the work."""
+    kept = [s for s in statements if judges(s)]
+    gone = [s for s in statements if not judges(s) and not parts_of(s)]
+    for statement in statements:
+        inner_kept, inner_gone = split(parts_of(statement))
+        kept, gone = kept + inner_kept, gone + inner_gone
+    return kept, gone
+
+
+def checks_of(code, statements, indent=""):
+    """Return the lines of the statements that judge, each in the `if` and loops around it; `...` stands for work that is gone."""
+    lines = []
+    for statement in statements:
+        inner = parts_of(statement)
+        if judges(statement):
+            lines.append(indent + ast.get_source_segment(code, statement))
+        elif split(inner)[0]:
+            head = code.splitlines()[statement.lineno - 1 : inner[0].lineno - 1]
+            todo = [] if all(judges(s) or parts_of(s) for s in inner) else [f"{indent}    ...  # your code"]
+            lines += [*head, *todo, *checks_of(code, inner, indent + "    ")]
+    return lines
 
 
 def names_in(statements, context):
@@ -51,13 +79,13 @@ def to_fill(code):
     """Turn the code of a solution into a cell to fill: imports, a line that says what is asked for, the checks."""
     statements = ast.parse(code).body
     imports = [s for s in statements if isinstance(s, ast.Import | ast.ImportFrom)]
-    checks = [s for s in statements if judges(s)]
-    gone = [s for s in statements if s not in imports and s not in checks]
+    rest = [s for s in statements if s not in imports]
+    checks, gone = split(rest)
     made = set(names_in(gone, ast.Store))
     wanted = [name for name in dict.fromkeys(names_in(checks, ast.Load)) if name in made]
     asked = f"# Your code. The checks below use {', '.join(wanted)}." if wanted else "# Your code."
-    parts = ["\n".join(ast.get_source_segment(code, s) for s in chosen) for chosen in (imports, checks)]
-    return "\n\n".join(part for part in (parts[0], f"{asked}\n...", parts[1]) if part)
+    imported = "\n".join(ast.get_source_segment(code, s) for s in imports)
+    return "\n\n".join(part for part in (imported, f"{asked}\n...", "\n".join(checks_of(code, rest))) if part)
 
 
 def without_solutions(notebook):
@@ -78,17 +106,30 @@ def without_solutions(notebook):
     return notebook | {"cells": cells}
 
 
-def write(out, names=()):
+def sources(text):
+    """Return what stands in the cells of a notebook, given as the text of its file; None where it is no notebook."""
+    try:
+        return ["".join(cell["source"]) for cell in json.loads(text)["cells"]]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def write(out, names=(), *, force=False):
     """Write the notebooks whose names begin with one of those given, or all; return how many cells there are to fill."""
-    out.mkdir(parents=True, exist_ok=True)
-    n = 0
+    written = {}
     for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
-        if names and not path.name.startswith(tuple(names)):
-            continue
-        notebook = without_solutions(json.loads(path.read_text(encoding="utf-8")))
-        n += sum("exercise" in cell["metadata"].get("tags", []) for cell in notebook["cells"])
-        (out / path.name).write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return n
+        if not names or path.name.startswith(tuple(names)):
+            written[out / path.name] = without_solutions(json.loads(path.read_text(encoding="utf-8")))
+    if not written:
+        sys.exit(f"no notebook begins with {' or '.join(names)}")
+    texts = {path: json.dumps(notebook, indent=1, ensure_ascii=False) + "\n" for path, notebook in written.items()}
+    differ = [p.name for p, text in texts.items() if p.exists() and sources(p.read_text(encoding="utf-8")) != sources(text)]
+    if differ and not force:
+        sys.exit(f"{out} holds {', '.join(differ)} with other cells than would be written: name another --out, or --force to lose them")
+    out.mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    return sum("exercise" in cell["metadata"].get("tags", []) for notebook in written.values() for cell in notebook["cells"])
 
 
 def table(root=ROOT):
@@ -109,11 +150,12 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--out", type=Path, default=ROOT / "_exercises")
     parser.add_argument("--plans", action="store_true")
+    parser.add_argument("--force", action="store_true", help="overwrite notebooks that somebody has worked in")
     args = parser.parse_args()
     if args.plans:
         print(table())
     else:
-        print(f"{args.out}: {write(args.out, args.names)} cells to fill")
+        print(f"{args.out}: {write(args.out, args.names, force=args.force)} cells to fill")
 
 
 if __name__ == "__main__":

@@ -171,14 +171,23 @@ def to_text(path):
     agree(path)
 
 
+def drop_outputs_of_changed_cells(nb, old):
+    """Empty the outputs of cells whose code is not in the old notebook: they were printed by other code."""
+    unchanged = {cell.source.strip() for cell in old.cells}
+    for cell in nb.cells:
+        if cell.cell_type == "code" and cell.source.strip() not in unchanged:
+            cell.outputs = []
+
+
 def from_text(path):
-    """Read a script back into its notebook, keeping the outputs and ids of unchanged cells."""
+    """Read a script back into its notebook, keeping the ids of known and the outputs of unchanged cells."""
     nb, target = jupytext.read(path, fmt="py:percent"), NBS / f"{path.stem}.ipynb"
     nb.nbformat, nb.nbformat_minor, known = 4, 5, set()
     if target.exists():
         old = nbformat.read(target, as_version=4)
         known = {cell.id for cell in old.cells}
         nb = combine_inputs_with_outputs(nb, old, fmt="py:percent")
+        drop_outputs_of_changed_cells(nb, old)
     nb.metadata = KERNEL
     name_cells(nb, known)
     for cell in nb.cells:

@@ -132,12 +132,22 @@ function watchOutputs() {
   }
 }
 
+// at its end, what scrolls has nothing more to show, and its edge is clear
+function watchEnds() {
+  const look = ({ target }) => {
+    if (!target.classList?.contains("scrolls")) return;
+    target.classList.toggle("at-end", target.scrollLeft + target.clientWidth >= target.scrollWidth - 1);
+  };
+  document.addEventListener("scroll", look, { capture: true, passive: true }); // this event does not rise
+}
+
 // ---------------------------------------------------------------- all
 
 function watch() {
   watchFigures();
   watchOutputs();
   watchInline();
+  watchEnds();
   const fit = box => (box.matches("table") ? fitTable(box) : fitFormula(box));
   const typeset = new MutationObserver(changes => {
     const boxes = new Set(changes.map(change => change.target.closest("div.math, table")));
