@@ -122,7 +122,7 @@ def save_sentences(pipeline):
     axes.figure.savefig(PICTURES / "sentences.png", dpi=110, bbox_inches="tight")
     plt.close(axes.figure)
     words = [f"a bold {word} leaning right" for word in WORDS]
-    save_card("stable-diffusion", pipeline.generate(words, n=1, generator=seeded(6)))
+    save_card("stable-diffusion", pipeline.generate(words, n=1, guidance=4.0, generator=seeded(6)))
 
 
 def save_dissolving(model, schedule):

@@ -147,7 +147,7 @@ def judge(pipeline, rows, images, classifier, n):
 
 def measure_again(name, test, images, n):
     """Measure the pipeline that ships under a name and write it with the new figures on its card, which is returned."""
-    pipeline = TextToImage.from_pretrained(name)
+    pipeline = TextToImage.from_pretrained(PIPELINES / name)
     kept = {key: value for key, value in pipeline.card.items() if not any(word in key for word in JUDGED)}
     rows = attributes(pipeline.rule, images, test.labels)
     pipeline = replace(pipeline, card=kept | judge(pipeline, rows, images, load_classifier(name), n))

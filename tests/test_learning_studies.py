@@ -198,6 +198,13 @@ def test_a_pipeline_is_trained_measured_and_shipped_whole(tmp_path, monkeypatch,
     assert checkpoint.stat().st_mtime_ns == before
     again = pipelines.TextToImage.from_pretrained(tmp_path / "shipped" / "digits")
     assert torch.equal(again.generate("a seven", 2, n_steps=2, generator=seeded(0)), first)
+    monkeypatch.setattr(sys, "argv", ["x", "digits", "--measure-again", "--prompts", "4"])
+    pipelines.main()
+    measured = pipelines.TextToImage.from_pretrained(tmp_path / "shipped" / "digits")
+    assert torch.equal(measured.generate("a seven", 2, n_steps=2, generator=seeded(0)), first)
+    assert {f"{name}, share of 4 prompts" for name in names} <= set(measured.card) and not any("of 8 prompts" in key for key in measured.card)
+    kept = ("hardware", "iterations", "CPU minutes of training, unet", "CLIP zero-shot digit accuracy, test")
+    assert all(measured.card[key] == again.card[key] for key in kept) and measured.card["guidance"] == pipelines.USUAL
 
 
 def test_spread_is_one_for_real_pictures_and_less_for_one_alone(monkeypatch):
