@@ -28,7 +28,7 @@ function fitFormula(box) {
   const size = sizeOf(formula);
   formula.style.fontSize = `${size}%`;
   const ratio = formula.clientWidth / formula.scrollWidth;
-  if (ratio < 1) formula.style.fontSize = `${size * Math.max(SMALLEST, 0.98 * ratio)}%`;
+  if (ratio < 1) formula.style.fontSize = `${Math.max(100 * SMALLEST, 0.98 * ratio * size)}%`;
   markScrolls(formula, wider(formula));
 }
 
