@@ -115,8 +115,8 @@ def _share(text):
         raise argparse.ArgumentTypeError(f"must be {wanted}; got {text!r}") from None
 
 # %% ../nbs/30_command_line.ipynb #add-options
-def _add_options(add, names):
-    """Add options to a parser, each with its help and its default."""
+def _add_options(add, names, of_run=()):
+    """Add options to a parser, each with its help and its default, or with the run's own."""
     told = _DATA | _TRAINING | _MACHINE
     for name in names:
         default, text = told[name]
@@ -129,8 +129,10 @@ def _add_options(add, names):
             kind = {"type": type(default)}
         elif default is None and name not in _WHOLE:
             kind = {}
-        chosen = "; chosen for a folder" if name in _SUITED else ""
-        if default is not None and default is not False:
+        chosen = "; chosen for a folder or cifar10" if name in _SUITED else ""
+        if name in of_run:
+            text += " (default: the run's own)"
+        elif default is not None and default is not False:
             text += f" (default: {default}{chosen})"
         flags = list(dict.fromkeys([_flag(name), "--" + name.replace("_", "-")]))
         add(*flags, dest=name, help=text, default=argparse.SUPPRESS, **kind)
@@ -152,7 +154,8 @@ def _add_resume(parser):
     text = "how many to have in the end, to train for longer (default: as begun)"
     kind = {"dest": "n_iterations", "type": int, "default": argparse.SUPPRESS}
     parser.add_argument("--iterations", "--n-iterations", help=text, **kind)
-    _add_options(parser.add_argument, ("root", "device", "workers", "sample_every", "tensorboard"))
+    names = ("root", "device", "workers", "sample_every", "tensorboard")
+    _add_options(parser.add_argument, names, of_run=("root", "sample_every"))
 
 # %% ../nbs/30_command_line.ipynb #add-sample
 _RUN_HELP = "a run folder, or a shipped name such as 'digits' (a folder of that name is ./digits)"
@@ -520,10 +523,7 @@ def _part(data, places):
 # %% ../nbs/30_command_line.ipynb #load
 def _load(options):
     """Load the images to train on, and those held out, a data set too, or None."""
-    import torch
-
     from ddpm_nb.data import load_dataset
-    from ddpm_nb.gaussian import seeded
 
     data = load_dataset(options["dataset"], **_where(options))
     per_image = data[0][0].numel()
@@ -531,10 +531,19 @@ def _load(options):
         data = data.loaded()  # a byte for each value: at most 256 MB
     if not _is_flat(options):
         return data, _test_part(options, options["held_out"]) if options["held_out"] else None
-    n = _count(options["held_out"], len(data))
+    return _divide(data, options["held_out"])
+
+
+def _divide(data, held_out):
+    """Divide a data set: what is left to train on, and what a run holds out, or None."""
+    import torch
+
+    from ddpm_nb.gaussian import seeded
+
+    n = _count(held_out, len(data))
     if n >= len(data):
         allowed = f"less than all {len(data)} pictures"
-        raise ValueError(f"--held-out must be {allowed}; got {options['held_out']}")
+        raise ValueError(f"--held-out must be {allowed}; got {held_out}")
     order = torch.randperm(len(data), generator=seeded(0))  # of every run the same
     held, rest = _part(data, order[:n]), _part(data, order[n:].sort().values)
     return (rest, held) if n else (data, None)
@@ -552,13 +561,6 @@ def _test_part(options, n):
     from ddpm_nb.data import load_dataset
 
     return _first(load_dataset(options["dataset"], split="test", **_where(options)), n)
-
-
-def _images_of(data):
-    """Return the images (N, C, H, W) of a small data set, each scaled to [-1, 1]."""
-    import torch
-
-    return torch.stack([data[i][0] for i in range(len(data))])
 
 # %% ../nbs/30_command_line.ipynb #check-conditional
 def _check_conditional(options, data):
@@ -666,10 +668,11 @@ def _print_beside_bar(text):
 # %% ../nbs/30_command_line.ipynb #run-train
 def _run_train(args):
     """Train a model as the options say."""
-    from ddpm_nb.runs import read_settings, refuse_other_run
+    from ddpm_nb.runs import refuse_other_run
     from ddpm_nb.schedules import make_schedule
 
     given = read_options(args.config) if args.config else {}
+    given = {name: value for name, value in given.items() if value is not None}  # null: not said
     given |= {name: value for name, value in vars(args).items() if name != "config"}
     options = default_options() | given
     missing = ["--" + name for name in ("dataset", "out") if options[name] is None]
@@ -677,14 +680,14 @@ def _run_train(args):
         needed = " and ".join(missing)
         make_parser().error(f"train needs {needed}, as an option or in --config")
     _check_options(options)
-    if hasattr(args, "label_dropout") and options["conditional"] == "none":
-        raise ValueError("--label-dropout is for runs that are told classes: --conditional class")
     make_schedule(options["schedule"], options["n_steps"])
     refuse_other_run(options["out"], options["resume"])  # before anything is downloaded
     if options["resume"] and (Path(options["out"]) / "train.json").exists():
-        config, kept = read_settings(options["out"])
+        config, kept = _read_own_run(options["out"])
         _refuse_changes(given, default_options() | asdict(config) | kept, options["out"])
         return _go_on(options["out"], given)
+    if hasattr(args, "label_dropout") and options["conditional"] == "none":
+        raise ValueError("--label-dropout is for runs that are told classes: --conditional class")
     device = pick_device(options["device"])
     chosen = {}
     if options["dataset"] == "folder":
@@ -727,11 +730,20 @@ def _run_resume(args):
     _go_on(args.out, vars(args))
 
 
-def _go_on(out, given):
-    """Go on with the run in a folder, perhaps with other options of the machine, or for longer."""
+def _read_own_run(out):
+    """Read the settings of a run that this command began, and what it says about its data."""
     from ddpm_nb.runs import read_settings
 
     config, kept = read_settings(out)
+    if not {"dataset", "root"} <= kept.keys():
+        problem = "was begun from Python and does not say where its data are"
+        raise ValueError(f"the run in {out} {problem}: go on with it there")
+    return config, kept
+
+
+def _go_on(out, given):
+    """Go on with the run in a folder, perhaps with other options of the machine, or for longer."""
+    config, kept = _read_own_run(out)
     where = {} if "root" in given else {"root": _find_root(kept, out)}
     options = default_options() | asdict(config) | kept | where | given | {"resume": True}
     _check_options(options)
@@ -765,7 +777,7 @@ def _train(options, data, held_out, chosen=None):
     wanted = {name: options[name] for name in ("out", "tensorboard", "resume")}
     wanted |= {"n_workers": options["workers"], "held_out": None}
     if held_out is not None:
-        images = _images_of(held_out)
+        images = held_out.images()
         told = config.conditional == "class"
         wanted["held_out"] = (images, held_out.labels) if told else images
     drawing = _Drawing(options)
@@ -851,6 +863,17 @@ def _say(text, processes):
     if processes.is_main:
         print(text, flush=True)
 
+# %% ../nbs/30_command_line.ipynb #load-sized
+def _load_sized(run, device):
+    """Load a model and its schedule; refuse one that does not say how large its images are."""
+    from ddpm_nb.hub import load_pretrained
+
+    model, schedule = load_pretrained(run, device=device)
+    if "image_size" not in model.config:
+        problem = "does not say how large its images are"
+        raise ValueError(f"{run} {problem}: draw with it and measure it from Python")
+    return model, schedule
+
 # %% ../nbs/30_command_line.ipynb #run-sample
 def _run_sample(args):
     """Draw images from a model as the options say."""
@@ -859,13 +882,12 @@ def _run_sample(args):
     from ddpm_nb.checks import check_int
     from ddpm_nb.conditioning import guided
     from ddpm_nb.fast import optimize_for_sampling
-    from ddpm_nb.hub import load_pretrained
     from ddpm_nb.improved import learns_variance
     from ddpm_nb.sampling import sample_ddim, sample_ddpm, sample_dpm_solver
     from ddpm_nb.training import pick_precision
 
     device, out = _check_drawing(args)
-    model, schedule = load_pretrained(args.run, device=device)
+    model, schedule = _load_sized(args.run, device)
     shape = (model.config["in_channels"], *[model.config["image_size"]] * 2)
     samplers = {"ddim": (sample_ddim, 50), "dpm-solver": (sample_dpm_solver, 20)}
     sample, n_steps = samplers.get(args.sampler, (sample_ddpm, schedule.n_steps))
@@ -944,10 +966,13 @@ def _told_always(run):
 def _run_train_text(args):
     """Train a text-to-image pipeline in three stages, or go on with one."""
     from ddpm_nb.pipeline import PIPELINES
+    from ddpm_nb.runs import refuse_other_run
     from ddpm_nb.texts import STAGES, TEXT_FILE, CaptionedFolder, train_text
 
+    refuse_other_run(Path(args.out) / STAGES[0], args.resume)  # before all pictures are read
     found = _look_at_pictures(args.root, 32)  # larger ones are made smaller
-    size, grey = args.image_size or found["image_size"], args.grey or found["grey"]
+    size = found["image_size"] if args.image_size is None else args.image_size
+    grey = args.grey or found["grey"]
     data = CaptionedFolder(args.root, size, grey=grey, problems=args.problems)
     kept = Path(args.out) / TEXT_FILE
     goes_on = args.resume and kept.exists() and args.config is None
@@ -1016,21 +1041,24 @@ def _run_generate(args):
 def _read_square(flag, file, config):
     """Read a picture as (1, C, H, H) in [-1, 1], scaled to the size of a pipeline."""
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     from ddpm_nb.pictures import FORMATS, _to_mode
 
     try:
         with Image.open(file, formats=FORMATS) as picture:
-            picture = ImageOps.exif_transpose(picture)
-            width, height = picture.size
-            if width != height:
-                raise ValueError(f"{flag} must be a square picture; {file} has {width} x {height}")
-            picture = _to_mode(picture, "L" if config["in_channels"] == 1 else "RGB", 65535)
-            size = config["image_size"]
-            picture = picture.resize((size, size), Image.Resampling.BOX)
-    except UnidentifiedImageError:
-        raise ValueError(f"{flag} must be a picture; {file} is none that can be read") from None
+            picture = ImageOps.exif_transpose(picture)  # which reads all of it
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # a damaged file can raise almost anything
+        problem = f"{file} is none that can be read ({error})"
+        raise ValueError(f"{flag} must be a picture; {problem}") from None
+    width, height = picture.size
+    if width != height:
+        raise ValueError(f"{flag} must be a square picture; {file} has {width} x {height}")
+    size = config["image_size"]
+    picture = _to_mode(picture, "L" if config["in_channels"] == 1 else "RGB", 65535)
+    picture = picture.resize((size, size), Image.Resampling.BOX)
     levels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return levels.reshape(1, size, size, -1).permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -1085,68 +1113,72 @@ def _save_picture(x, out, scale=None):
         Image.fromarray(sheet.squeeze()).save(file)
 
 # %% ../nbs/30_command_line.ipynb #data-of
-def _data_of(run, root):
-    """Return what a run says about its data, found again unless a root is given; {} of a model."""
+def _data_of(run, root, dataset):
+    """Return what a run says about its data, found again unless a root is given; {} if nothing."""
     from ddpm_nb.files import find_model
     from ddpm_nb.hub import SHIPPED
     from ddpm_nb.runs import read_settings
 
     folder = find_model(run, SHIPPED)
-    if not (folder / "train.json").exists():
+    kept = read_settings(folder)[1] if (folder / "train.json").exists() else {}
+    wanted = (dataset,) if dataset else _CHOICES["dataset"]
+    if kept.get("dataset") not in wanted or "root" not in kept:
         return {}
-    kept = read_settings(folder)[1]
     return kept | {"root": root or _find_root(kept, folder)}
 
 # %% ../nbs/30_command_line.ipynb #own-pictures
 def _own_pictures(args, kept, options):
     """Load pictures of a folder without parts that the model was not trained on, a data set."""
-    from ddpm_nb.data import load_dataset
-
-    own = kept.get("dataset") == "folder"
-    places = [Path(args.run, place) for place in kept.get("roots", [])] if own else []
-    is_same = any(os.path.realpath(options["root"]) == os.path.realpath(p) for p in places)
+    own, root = kept.get("dataset") == "folder", options["root"]
     was = kept.get("held_out", 0) if own else 0
-    wanted = args.held_out if args.held_out is not None else was
-    if is_same and not was:
+    places = [Path(args.run, place) for place in kept.get("roots", [])] if own else []
+    is_there = any(os.path.realpath(root) == os.path.realpath(place) for place in places)
+    data = _load(options | {"held_out": 0})[0]
+    is_same = _is_divided(args.run, data, was) if own else False  # wherever the folder is now
+    if is_same is None:
+        is_same = is_there
+    if was and is_there and not is_same:
+        problem = "are not those that the run divided"
+        remedy = "what was held out cannot be found again; pass --root with other pictures"
+        raise ValueError(f"the pictures in {root} {problem}: {remedy}")
+    if (is_there or is_same) and not was:
         remedy = "pass --root with other pictures, or train with --held-out 0.1"
-        raise ValueError(f"the run was trained on all pictures in {options['root']}: {remedy}")
+        raise ValueError(f"the run was trained on all pictures in {root}: {remedy}")
+    wanted = args.held_out if args.held_out is not None else (was if is_same else 0)
     if is_same and not wanted:
         raise ValueError("--held-out must be above 0: the run was trained on the other pictures")
-    if not wanted:  # another folder: all of it is new
-        return _first(load_dataset(options["dataset"], **_where(options)), args.n)
-    if is_same:
-        _refuse_other_pictures(args.run, options | {"held_out": was})
-    rest, held = _load(options | {"held_out": wanted})
-    if is_same and len(held) > _count(was, len(rest) + len(held)):
+    if is_same and _count(wanted, len(data)) > _count(was, len(data)):
         problem = f"must be at most {was}, what the run held out; got {wanted}"
         raise ValueError(f"--held-out {problem}")
-    return _first(held, args.n)
+    return _first(_divide(data, wanted)[1] if wanted else data, args.n)
 
-# %% ../nbs/30_command_line.ipynb #refuse-other-pictures
-def _refuse_other_pictures(run, options):
-    """Refuse a folder that is not as a run divided it: any picture may have been trained on."""
+# %% ../nbs/30_command_line.ipynb #is-divided
+def _is_divided(run, data, held_out):
+    """Tell whether a run was trained on these pictures but for those held out; None: unknown."""
     from ddpm_nb.files import read_json
     from ddpm_nb.runs import CHECKPOINTS, _comparable, describe_data
 
-    today = describe_data(_load(options)[0])  # what the run would be trained on
-    for path in sorted(Path(run, CHECKPOINTS).glob("step-*.json"))[-1:]:
-        was, now = _comparable(read_json(path, max_bytes=2**26)["data"], today)
-        if any(was[name] != now[name] for name in was.keys() & now.keys()):
-            problem = "are not those that the run divided"
-            remedy = "what was held out cannot be found again; pass --root with other pictures"
-            raise ValueError(f"the pictures in {options['root']} {problem}: {remedy}")
+    path = max(Path(run, CHECKPOINTS).glob("step-*.json"), default=None)
+    kept = read_json(path, max_bytes=2**26).get("data") if path else None
+    if not kept:  # an older run
+        return None
+    if _count(held_out, len(data)) >= len(data):
+        return False
+    was, now = _comparable(kept, describe_data(_divide(data, held_out)[0]))
+    return all(was[name] == now[name] for name in was.keys() & now.keys())
 
 # %% ../nbs/30_command_line.ipynb #find-held-out
 def _find_held_out(args, model):
     """Return held-out images, a data set, and its name."""
     from ddpm_nb.hub import describe_model
 
-    kept = _data_of(args.run, args.root)
+    kept = _data_of(args.run, args.root, args.dataset)
     name = args.dataset or kept.get("dataset") or describe_model(args.run)["card"].get("data")
     if name not in _CHOICES["dataset"]:
         problem = "does not say what it was trained on"
         raise ValueError(f"the card of {args.run} {problem}; pass --dataset")
-    options = default_options() | {"grey": model.config["in_channels"] == 1}
+    grey = name == "folder" and model.config["in_channels"] == 1
+    options = default_options() | {"grey": grey}
     if name == kept.get("dataset"):
         options |= kept
     given = {"dataset": name, "root": args.root, "unreadable": args.unreadable}
@@ -1196,7 +1228,6 @@ def _run_evaluate(args):
     from ddpm_nb.checks import check_int
     from ddpm_nb.evaluation import bits_per_dim
     from ddpm_nb.files import write_json
-    from ddpm_nb.hub import load_pretrained
     from ddpm_nb.improved import learns_variance
 
     device = pick_device(args.device)
@@ -1205,9 +1236,9 @@ def _run_evaluate(args):
     check_int("--seed", args.seed, 0, 2**64 - 1)
     if out is not None:
         _check_folder(out)
-    model, schedule = load_pretrained(args.run, device=device)
+    model, schedule = _load_sized(args.run, device)
     held, name = _find_held_out(args, model)
-    images, labels = _images_of(held), _labels_to_measure(args, model, held)
+    images, labels = held.images(), _labels_to_measure(args, model, held)
     network, options = getattr(model, "network", model), {"variance": "posterior"}
     if learns_variance(network) and getattr(model, "objective", "eps") == "eps":
         model, options = network, {"variance": "learned"}
@@ -1326,7 +1357,7 @@ _VERBS = {
 def main(
     argv=None,  # words after the command's name; those of the shell without
 ) -> int:
-    """Run `ddpm-nb`; return 0: done, 1: failed, 2: bad options, 130 or 143: asked to stop."""
+    """Run `ddpm-nb`; return 0: done, 1: failed, 130 or 143: stopped. Bad options exit with 2."""
     # a program that calls `main` with words of its own is not to be ended
     with _stops_at_once() if argv is None else contextlib.nullcontext():
         args = make_parser().parse_args(argv)
@@ -1336,7 +1367,8 @@ def main(
     trains = command in ("train", "resume")
     options = default_options() if trains else {name for name in vars(args) if name != "prompt"}
     flags = {name: _flag(name) for name in options}
-    flags |= {"n_workers": "--workers"} if trains else {"n_steps": "--steps"}
+    others = {"n_steps": "--steps", "n_iterations": "--iterations"}
+    flags |= {"n_workers": "--workers"} if trains else others
 
     def tell(message):
         text = shell_words(str(message), flags)

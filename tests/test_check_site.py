@@ -3,6 +3,7 @@
 import json
 import os
 
+import check_site
 import pytest
 from check_site import SEARCHED, Page, check, first_picture_fault
 
@@ -142,6 +143,14 @@ def test_search_that_finds_another_page_first_is_found(site):
     path.write_text(f"Search.setIndex({json.dumps(index)})")
     found = [fault.split("'")[1] for fault in site()]
     assert found == ["elbo", "noise schedule", "u-net"]
+
+
+def test_a_file_that_all_pages_load_is_weighed_once(site):
+    (site.root / "_static" / "shared.js").write_text("x = 1;")
+    for name in ("a", "b"):
+        (site.root / f"{name}.html").write_text("<html><head><script src='_static/shared.js'></script></head></html>")
+    site()
+    assert check_site.packed.cache_info().hits > 0
 
 
 def test_head_and_weight_of_a_page_of_a_whole_site(site):

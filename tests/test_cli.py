@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,13 +24,16 @@ from ddpm_nb.data import load_dataset, mix_seeds
 from ddpm_nb.evaluation import bits_per_dim
 from ddpm_nb.files import write_json
 from ddpm_nb.gaussian import seeded
-from ddpm_nb.hub import SHIPPED, describe_model, load_pretrained
+from ddpm_nb.hub import SHIPPED, describe_model, load_pretrained, save_pretrained
 from ddpm_nb.pipeline import TextToImage
 from ddpm_nb.plots import tile
 from ddpm_nb.runs import read_settings
+from ddpm_nb.runs import train as run_training
 from ddpm_nb.sampling import sample_ddim
+from ddpm_nb.schedules import make_schedule
 from ddpm_nb.texts import TextConfig, draw_shapes
 from ddpm_nb.training import TrainConfig
+from ddpm_nb.unet import ResNetBaseline, make_unet
 
 ROOT = Path(__file__).parent.parent
 
@@ -646,3 +651,147 @@ def test_words_of_the_shell_after_training_on_captions_and_resuming(tmp_path, mo
     assert main(["train-text", "--root", "pics", "--out", "run", "--resume", "--iterations", "7"]) == 1
     assert "--iterations was 10000 and is 7; leave it out" in capsys.readouterr().err
     assert main(["train-text", "--root", "pics", "--out", "run", "--resume"]) == 0
+
+
+def failed(words, capsys):
+    """Run the command, which must fail in a line; return what it says."""
+    capsys.readouterr()
+    assert main(words.split()) == 1
+    return capsys.readouterr().err
+
+
+def succeeded(words, capsys):
+    """Run the command, which must succeed; return what it prints."""
+    capsys.readouterr()
+    assert main(words.split()) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def save_noise(folder, numbers, size=8):
+    """Fill a folder with grey pictures of noise."""
+    Path(folder).mkdir(exist_ok=True)
+    for i in numbers:
+        levels = torch.randint(256, (size, size), dtype=torch.uint8, generator=seeded(i)).numpy()
+        Image.fromarray(levels).save(f"{folder}/{i:02d}.png")
+
+
+SHORT = "train --dataset folder --root pics --out run --device cpu --iterations 2 --n-steps 10"
+MEASURE = "evaluate --device cpu --run"
+
+
+def test_a_grey_model_is_measured_on_any_bundled_set(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "on 2 test images of digits" in succeeded(f"{MEASURE} digits --n 2", capsys)
+    fashion = load_dataset("digits", split="test").resized(28)
+    monkeypatch.setattr("ddpm_nb.data.load_dataset", lambda name, **_: fashion)
+    monkeypatch.setattr("ddpm_nb.evaluation.bits_per_dim", lambda *_, **__: SimpleNamespace(mean=1.0, stderr=0.1, n_images=2))
+    assert "on 2 test images of fashion-mnist" in succeeded(f"{MEASURE} mnist --dataset fashion-mnist --n 2", capsys)
+
+
+def test_pictures_of_a_run_are_known_wherever_they_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_noise("pics", range(20))
+    save_noise("others", range(50, 90))
+    save_noise("few", range(50, 54))
+    assert main([*SHORT.split(), "--held-out", "0.25"]) == 0
+    shutil.copytree("pics", "copy")
+    assert "--held-out must be at most 0.25" in failed(f"{MEASURE} run --root copy --held-out 0.9", capsys)
+    assert "on 5 test images" in succeeded(f"{MEASURE} run --root copy", capsys)
+    assert "on 40 test images" in succeeded(f"{MEASURE} run --root others", capsys)
+    assert main([*SHORT.split(), "--held-out", "6", "--out", "more"]) == 0
+    assert "on 4 test images" in succeeded(f"{MEASURE} more --root few", capsys)  # fewer than were held out
+    assert main([*SHORT.split(), "--out", "whole"]) == 0
+    Path("pics").rename("moved")
+    assert "was trained on all pictures in moved" in failed(f"{MEASURE} whole --root moved", capsys)
+    for path in Path("whole/checkpoints").glob("step-*.json"):  # as an older version wrote it
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "data"}))
+    assert "on 4 test images" in succeeded(f"{MEASURE} whole --root few", capsys)
+
+
+def test_a_run_that_python_began_is_left_to_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = TrainConfig(2, batch_size=8, precision="float32")
+    data = load_dataset("digits")
+    run_training(make_unet("digits"), make_schedule("cosine", 20), data, config, out="run", progress=False)
+    for words in ("resume --out run", "resume --out run --root .", "train --dataset digits --out run --resume"):
+        assert "the run in run was begun from Python and does not say where its data are" in failed(words, capsys)
+    assert "on 2 test images of digits" in succeeded(f"{MEASURE} run --dataset digits --n 2", capsys)
+    assert "pass --dataset" in failed(f"{MEASURE} run", capsys)
+
+
+def test_pictures_that_are_not_measured_need_not_be_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_noise("pics", range(8))
+    assert main([*SHORT.split(), "--batch-size", "4"]) == 0
+    Path("pics").rename("moved")
+    assert "on 2 test images of digits" in succeeded(f"{MEASURE} run --dataset digits --n 2", capsys)
+
+
+@pytest.mark.parametrize("verb", ["sample --out x.png", "evaluate"])
+def test_a_model_without_a_size_is_refused_in_words(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_pretrained("r", ResNetBaseline(1, 8, 1), make_schedule("cosine", 20))
+    assert "./r does not say how large its images are" in failed(f"{verb} --run ./r", capsys)
+
+
+def test_null_in_a_file_of_options_says_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUICK, "--out", "old"]) == 0
+    assert json.loads(Path("old/train.json").read_text())["data"]["network"] is None
+    save_noise("pics", range(8), size=12)
+    built = []
+    monkeypatch.setattr(cli, "_train", lambda options, *_, **__: built.append(options))
+    succeeded("train --config old/train.json --dataset folder --root pics --out run", capsys)
+    assert (built[0]["network"], built[0]["image_size"], built[0]["batch_size"]) == ("digits", 12, 8)
+
+
+def test_label_dropout_is_asked_of_the_run_that_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = f"{' '.join(QUICK)} --out run --label-dropout 0.1"
+    assert "--label-dropout is for runs that are told classes" in failed(words, capsys)
+    assert main([*words.split(), "--conditional", "class"]) == 0
+    assert "is finished" in succeeded("train --dataset digits --out run --label-dropout 0.1 --resume", capsys)
+
+
+@pytest.mark.parametrize("fault", ["torn", "broken", "huge"])
+def test_a_picture_that_cannot_be_read_is_named(fault, tmp_path, monkeypatch):
+    path, size = tmp_path / "x.png", 64
+    save_noise(tmp_path, [0], size)
+    whole = (tmp_path / "00.png").read_bytes()
+    broken = whole.replace(b"IDAT", b"I\0AT")
+    path.write_bytes({"torn": whole[: len(whole) // 2], "broken": broken, "huge": whole}[fault])
+    if fault == "huge":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"^--mask must be a picture; .*x\.png is none that can be read"):
+        cli._read_square("--mask", path, {"in_channels": 1, "image_size": 4})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--image-size 0", "--image-size must be"),
+        ("--iterations 0", "--iterations must be at least 1; got 0"),
+        ("--out old", "holds a run"),
+    ],
+)
+def test_train_text_refuses_in_the_words_of_the_shell(words, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_noise("pics", range(8))
+    for i in range(8):
+        Path(f"pics/{i:02d}.txt").write_text("a dark one")
+    Path("old/clip").mkdir(parents=True)
+    (Path("old/clip") / "train.json").write_text("{}")
+    if words == "--out old":
+        monkeypatch.setattr("ddpm_nb.texts.CaptionedFolder", lambda *_, **__: pytest.fail("pictures were read"))
+    assert told in failed(f"train-text --root pics --out run {words}", capsys)
+
+
+def test_defaults_in_the_help_are_those_that_hold(capsys):
+    with pytest.raises(SystemExit):
+        main(["resume", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("(default: the run's own)") == 2 and "(default: data)" not in told
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "chosen for a folder or cifar10)" in " ".join(capsys.readouterr().out.split())

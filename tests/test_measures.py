@@ -1,10 +1,14 @@
 """The measures count what they say, on a planted notebook."""
 
+import ast
 import json
+from pathlib import Path
 
 import measures
 import pytest
 import rules
+
+import ddpm_nb
 
 CODE = '''#| export
 def visible(x):
@@ -91,6 +95,12 @@ def test_methods_and_patches_have_the_purpose_of_their_name(tmp_path):
     path.write_text(json.dumps({"cells": cells}))
     row = measures.measure_purposes(rules.read_notebook(path))
     assert (row["subject"], row["disk"]) == (3, 5)
+
+
+def test_every_name_with_a_purpose_exists():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in Path(ddpm_nb.__file__).parent.glob("*.py")]
+    there = {node.name for tree in trees for node in ast.walk(tree) if hasattr(node, "name")}
+    assert [name for name in measures.TAGS if name.split(".")[-1] not in there] == []
 
 
 def test_report_holds_three_tables(chapter):

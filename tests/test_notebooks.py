@@ -1,6 +1,7 @@
 """The notebook tool loses no edit, names cells after what they define and begins a chapter."""
 
 import sys
+from pathlib import Path
 
 import address
 import nbformat
@@ -60,6 +61,47 @@ def test_outputs_of_changed_cells_go(folder):
     cells = [cell for cell in nbformat.read(folder.notebook, as_version=4).cells if cell.cell_type == "code"]
     assert [bool(cell.outputs) for cell in cells] == [cell.source != "assert 1 + 1 == 2" for cell in cells]
     assert sum(bool(cell.outputs) for cell in cells) == len(code) - 1
+
+
+def test_a_sync_names_what_it_emptied(folder, capsys):
+    nb = nbformat.read(folder.notebook, as_version=4)
+    nb.cells[6].outputs = [nbformat.v4.new_output("stream", text="printed")]
+    nbformat.write(nb, folder.notebook)
+    change(folder.script, "# ## Summary", "# ## In short")
+    folder("sync")
+    assert "outputs" not in capsys.readouterr().out
+    change(folder.script, "assert True", "assert 1 + 1 == 2")
+    folder("sync")
+    assert "30_trial: 1 changed cells have no outputs now, and what stands below them may be old: run 30" in capsys.readouterr().out
+
+
+def test_a_chapter_that_is_gone_does_not_come_back(folder):
+    folder.notebook.rename(folder.notebook.with_name("31_trial.ipynb"))
+    with pytest.raises(SystemExit, match=r"30_trial\.ipynb is gone: remove _text/30_trial\.py, or `sync --force 30_trial`"):
+        folder("sync")
+    assert not folder.notebook.exists()
+    change(folder.script, "A question.", "Another question.")
+    with pytest.raises(SystemExit, match=r"number 30 is taken by 30_trial\.py"):
+        folder("new", "30", "trial")
+    assert "Another question." in folder.script.read_text()
+    folder("sync", "--force", "30")
+    assert "Another question." in folder.notebook.read_text()
+
+
+def test_what_ran_before_a_failure_is_clean(folder, monkeypatch):
+    folder("new", "31", "other")
+    cleaned = []
+    monkeypatch.setattr(notebooks, "nbdev", lambda *words: cleaned.append(Path(words[-1]).stem))
+
+    def execute(path):
+        if path.stem == "31_other":
+            raise RuntimeError("a cell failed")
+        cleaned.append("executed")
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    with pytest.raises(RuntimeError, match="a cell failed"):
+        folder("execute")
+    assert cleaned == ["executed", "30_trial"]
 
 
 def test_edit_is_synced_and_outputs_stay(folder):

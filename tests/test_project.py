@@ -249,6 +249,16 @@ def test_what_is_read_can_be_run():
     none([*rules.hidden_cells(BOOK), *rules.pytest_in_cells(BOOK), *rules.exercise_faults(BOOK)])
 
 
+def test_formulas_and_exercises_of_the_text():
+    texts = [(path, path.read_text(encoding="utf-8")) for path in (ROOT / "book").glob("*.md")]
+    pages = [rules.Notebook(path, (rules.Cell("markdown", "", (), text, (), ()),)) for path, text in texts]
+    none([*rules.broken_formulas(BOOK + pages), *rules.numbered_exercises(BOOK + pages)])
+
+
+def test_no_rule_is_forgotten():
+    none(line for lines in rules.offenders(BOOK).values() for line in lines)
+
+
 def test_names_are_shown_and_defined_once():
     none([*rules.unshown(BOOK), *rules.defined_twice(BOOK)])
 

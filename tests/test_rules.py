@@ -106,6 +106,12 @@ def test_open_solution_and_bold_exercises_are_found(tmp_path):
     assert any("book's directive" in line for line in faults(notebook(tmp_path, bold)))
 
 
+def test_a_name_that_no_notebook_has_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["rules.py", "77"])
+    with pytest.raises(SystemExit, match="no notebook begins with 77"):
+        rules.main()
+
+
 def test_labels_of_exercises_are_unique_in_the_book(tmp_path):
     first, second = (notebook(tmp_path, SOUND, name) for name in ("02_a", "03_b"))
     assert len(list(rules.exercise_faults([first, second]))) == 1

@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import check_site
 import look
@@ -21,8 +23,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
 
 import figures
 import finish
+import glossary_index
+from nbdev_directives import package_files
 
 STATIC = Path(finish.__file__).resolve().parent.parent / "_static"
+ROOT = STATIC.parent.parent
 browser = pytest.mark.skipif(look.find_browser() is None, reason="needs Chromium")
 
 HEAD = (
@@ -206,6 +211,61 @@ def test_the_edge_of_what_scrolls_is_clear_at_its_end(tmp_path):
 
 
 @browser
+def test_the_edge_fades_again_when_more_is_hidden(tmp_path):
+    page = "<table><tr><td>" + "<td>".join(["a-long-word"] * 40) + "</table>"
+    script = """
+    const table = document.querySelector("table"), faded = () => getComputedStyle(table).maskImage !== "none";
+    table.scrollLeft = 9999;
+    table.dispatchEvent(new Event("scroll"));
+    const seen = [faded()];
+    table.style.maxWidth = "300px";  // as after the turn of a phone
+    table.scrollLeft -= 50;
+    fitTable(table);
+    return [...seen, faded()];
+    """
+    assert run_page(page, script, tmp_path, "--window-size=800,600") == [False, True]
+
+
+@browser
+def test_a_displayed_formula_keeps_the_size_that_mathjax_gave_it(tmp_path):
+    page = '<div class="math"><mjx-container display="true" style="display: block; overflow-x: auto; font-size: 110%">{}</mjx-container></div>'
+    words = f'<span style="white-space: nowrap">{"x + " * 60}</span>'
+    script = """
+    return [...document.querySelectorAll("div.math")].map(box => {
+      fitFormula(box);
+      fitFormula(box);
+      return box.firstElementChild.style.fontSize;
+    });
+    """
+    short, long = run_page(page.format("x") + page.format(words), script, tmp_path, "--window-size=800,600")
+    assert short == "110%" and 65 <= float(long.removesuffix("%")) < 110
+
+
+def test_a_browser_that_dies_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(look, "chromium", lambda *_, **__: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(RuntimeError, match="the browser ended with 3"):
+        look.measure(tmp_path, [], [800], timeout=30)
+
+
+@pytest.mark.parametrize("pattern", tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["ddpm_nb"])
+def test_outputs_depend_on_all_that_the_package_ships(pattern):
+    shipped = set((ROOT / "ddpm_nb").glob(pattern))
+    listed = package_files(ROOT)
+    assert shipped and shipped <= set(listed)
+    assert ROOT / "ddpm_nb/__init__.py" in listed and not [p for p in listed if p.suffix == ".pyc"]
+
+
+def test_every_page_waits_for_its_first_term():
+    noted = []
+    transform = glossary_index.IndexTerms.__new__(glossary_index.IndexTerms)
+    transform.document = publish_doctree("words")
+    env = SimpleNamespace(srcdir=ROOT, docname="nbs/none", note_dependency=noted.append)
+    transform.document.settings.env = env
+    transform.apply()
+    assert noted == [glossary_index.GLOSSARY]
+
+
+@browser
 def test_a_picture_keeps_its_distance_from_the_words_below(tmp_path):
     image = f"<img src='{(STATIC / 'landing-sentence.png').as_uri()}' style='width: 100%'>"
     page = (
@@ -343,7 +403,8 @@ def test_columns_keep_their_lines_and_long_formulas_fit_a_phone(tmp_path):
 
 @browser
 def test_pages_are_printed_in_order_with_numbers_outline_and_links(tmp_path, capsys):
-    (tmp_path / "nbs").mkdir()
+    tmp_path /= "a book"
+    (tmp_path / "nbs").mkdir(parents=True)
     (tmp_path / "book").mkdir()
     links = '<a href="#x">here</a> <a href="../book/intro.html#y">there</a> <a href="../book/intro.html">page</a> '
     links += '<a href="https://example.org/intro.html">away</a>'

@@ -71,6 +71,19 @@ for n in (1, 2):
     assert exercises.to_fill("for n in (1, 2):\n    print(n)") == "# Your code.\n..."
 
 
+@pytest.mark.parametrize("kept", ["with no_grad():\n    assert x", "while x:\n    assert x"])
+def test_checks_in_other_blocks_stay(kept):
+    assert exercises.to_fill(f"x = 1\n{kept}").endswith(f"...\n\n{kept}")
+
+
+def test_a_loop_in_one_line_shows_no_work():
+    assert exercises.to_fill("for x in y: z = 1; assert z").endswith("...\n\nfor x in y:\n    ...  # your code\n    assert z")
+
+
+def test_both_ways_of_an_if_are_never_mixed():
+    assert "assert" not in exercises.to_fill("if a:\n    assert p\nelse:\n    assert q")
+
+
 def test_what_somebody_filled_in_is_not_overwritten(tmp_path):
     exercises.write(tmp_path, ["01", "02"])
     exercises.write(tmp_path, ["01", "02"])  # nothing was changed: written again

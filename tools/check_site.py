@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
@@ -118,13 +118,19 @@ def head_faults(page):
         yield "loads MathJax and has no mathematics"
 
 
+@lru_cache
+def packed(path):
+    """Return how many bytes of a file go over the wire."""
+    return len(gzip.compress(path.read_bytes()))
+
+
 def weight_fault(page):
     """Return, as a list, that a page without its pictures is too heavy over the wire (compressed)."""
     local = [
         a.partition("?")[0] for a in page.loads() if a.partition("?")[0].endswith((".js", ".css"))
     ]
     files = {(page.path.parent / address).resolve() for address in local} | {page.path}
-    weight = sum(len(gzip.compress(path.read_bytes())) for path in files if path.is_file())
+    weight = sum(packed(path) for path in files if path.is_file())
     limit = HEAVIEST["math" if page.soup.select_one(".math") else "plain"]
     return [f"weighs {weight:,} bytes; {limit:,} are allowed"] * (weight > limit)
 
@@ -289,6 +295,7 @@ def search_faults(root):
 def check(root):
     """List the faults of the site in a folder."""
     root = Path(root).resolve()
+    packed.cache_clear()  # files may have changed since the last check
     # The theme leaves templates, which are no pages, among the static files.
     pages = {
         path: Page(path)

@@ -39,17 +39,22 @@ def judges(statement):
 
 
 def parts_of(statement):
-    """Return the statements inside an `if` or a loop; none for any other."""
-    return statement.body + statement.orelse if isinstance(statement, ast.If | ast.For) else []
+    """Return the statements inside an `if`, a loop or a `with`; none for any other, nor where there is an `else`."""
+    holds = isinstance(statement, ast.If | ast.For | ast.While | ast.With)
+    return statement.body if holds and not getattr(statement, "orelse", []) else []
 
 
 def split(statements):
     """Tell the statements that judge, however deep they stand in `if` and loops, from those that do the work."""
-    kept = [s for s in statements if judges(s)]
-    gone = [s for s in statements if not judges(s) and not parts_of(s)]
+    kept, gone = [], []
     for statement in statements:
-        inner_kept, inner_gone = split(parts_of(statement))
-        kept, gone = kept + inner_kept, gone + inner_gone
+        if parts_of(statement):
+            inner_kept, inner_gone = split(parts_of(statement))
+            kept, gone = kept + inner_kept, gone + inner_gone
+        elif judges(statement):
+            kept.append(statement)
+        else:
+            gone.append(statement)
     return kept, gone
 
 
@@ -61,7 +66,9 @@ def checks_of(code, statements, indent=""):
         if judges(statement):
             lines.append(indent + ast.get_source_segment(code, statement))
         elif split(inner)[0]:
-            head = code.splitlines()[statement.lineno - 1 : inner[0].lineno - 1]
+            written = code.splitlines()
+            head = written[statement.lineno - 1 : inner[0].lineno - 1]
+            head = head or [written[statement.lineno - 1][: inner[0].col_offset].rstrip()]  # all in one line
             todo = [] if all(judges(s) or parts_of(s) for s in inner) else [f"{indent}    ...  # your code"]
             lines += [*head, *todo, *checks_of(code, inner, indent + "    ")]
     return lines

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,7 +40,7 @@ async function judge(inside) {
   const script = inside.document.createElement("script");
   script.src = "/axe.min.js";
   inside.document.head.append(script);
-  await new Promise(done => script.onload = done);
+  await new Promise((done, fail) => { script.onload = done; script.onerror = () => fail("axe-core cannot be read"); });
   const { violations } = await inside.axe.run(inside.document, { resultTypes: ["violations"] });
   return violations.map(({ id, impact, nodes }) => [impact, id, nodes.length, nodes[0].html.slice(0, 120)]);
 }
@@ -158,12 +159,17 @@ def measure(site, pages, widths, dark=False, access=False, timeout=1200):
         command = chromium(size, "--remote-debugging-port=0", address, profile=profile)
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            if not Pages.done.wait(timeout):
-                raise TimeoutError(f"the browser did not answer within {timeout} s")
+            ends = time.monotonic() + timeout
+            while not Pages.done.wait(1):
+                if browser.poll() is not None:
+                    raise RuntimeError(f"the browser ended with {browser.returncode} before it had answered")
+                if time.monotonic() > ends:
+                    raise TimeoutError(f"the browser did not answer within {timeout} s")
         finally:
             browser.terminate()
             browser.wait()
             server.shutdown()
+            server.server_close()
     return Pages.found
 
 

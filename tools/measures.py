@@ -34,23 +34,22 @@ import rules
 # Methods are written Class.method; a class that is named covers its methods.
 PURPOSES = {
     "disk": """
-        trainer_state _global_states load_trainer_state _load_random save_checkpoint
-        _remove_old _score read_checkpoint load_checkpoint TrainLog log_line _last_good
-        _append read_log prepare_run refuse_other_run read_settings Run _write_model
-        _start_run _resume_run _remove_newer _open _close _run _settings _layout _read_found
-        _download_manners _download _load_torchvision _from_torchvision _to_mode
-        _refuse_bomb _read_levels _list_images _raise _find_classes _find_unreadable _report
-        _scan_folder FolderDataset _existing_folder _read_or_name _load_folder
-        _batches_from_files _Bytes _OnDisk _load TextToImage.from_pretrained to_parts
-        TextToImage.save_pretrained _from_parts save_classifier load_classifier _find_classifier
-        _read_classifier
+        trainer_state load_trainer_state save_checkpoint _remove_old _score read_checkpoint
+        load_checkpoint TrainLog _last_good _append read_log prepare_run refuse_other_run
+        read_settings _write_settings _write_model _remove_newer Checkpoints StageCheckpoints
+        _layout _read_found _download_manners _download load_torchvision _from_torchvision
+        _to_mode read_picture list_pictures _find_classes _report _read_all _scan
+        FolderDataset _existing_folder load_folder _from_dataset _Pairs _load
+        read_metadata _read_jsonl _read_csv _read_texts _read_part _settings
+        TextToImage.from_pretrained to_parts TextToImage.save_pretrained _from_parts
+        save_classifier load_classifier
     """,
     "process": """
-        pick_precision make_accelerator _refuse_shards _seed_process _own_random Interrupted
-        stop_signals OneProcess seed_dropout own_streams _asked_to_stop _interrupted _call _add_gradient mix_seeds
+        pick_precision Interrupted StopSignals OneProcess seed_dropout _own_streams _spared_streams
+        _global_streams _load_streams _interrupted _add_gradients mix_seeds
     """,
     "cpu form": """
-        join_weights join_projections _attend_joined joined_upsample joined_attention upsample_joined attend_columns
+        join_weights join_projections upsample_joined attend_columns
         attend_by_products attend_joined is_plain _faster_upsample _faster_attention
         faster_on_cpu _compiled optimize_for_sampling keep_freed_memory
     """,
@@ -59,7 +58,7 @@ PURPOSES = {
         check_data _check_fit
     """,
     "check": """
-        _refuse_shards _Order inpaint.refuse
+        _refuse_shards
     """,
 }
 # What a chapter is about counts as its subject, whatever it is elsewhere.

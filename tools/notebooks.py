@@ -6,7 +6,7 @@ Usage: python tools/notebooks.py text|sync|run|execute [--force] [NAME ...]
 
 text     write notebooks as scripts; refused where a script has edits that were not synced
 sync     read scripts back, export the package and clean; refused where a notebook has changed since
-         its script was written. Outputs of unchanged cells stay
+         its script was written or is gone. Outputs of unchanged cells stay, those of changed ones go
 run      sync, then run the notebooks and store their outputs
 execute  run the notebooks as they are and store their outputs
 new      begin a chapter: its notebook and its script
@@ -34,6 +34,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, TEXT = ROOT / "nbs", ROOT / "_text"
+SKIPPED = re.compile(r"(#\|.*\n)*#\|\s*eval:\s*false")  # cells that no run executes
 KERNEL = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 # What a kernel runs before the first cell: an assertion that fails shows both sides.
 EXPLAIN = f"""def _install():
@@ -144,8 +145,12 @@ def agree(path):
 def refusal(path, command):
     """Say why a command would lose an edit of a notebook or its script; None if it would not."""
     script = TEXT / f"{path.stem}.py"
-    if not script.exists() or not path.exists():
+    if not script.exists():
         return None
+    if not path.exists():
+        way_out = f"remove _text/{script.name}, or `sync --force {path.stem}` writes it again"
+        known = command == "sync" and path.stem in agreed()
+        return f"{path.name} is gone: {way_out}" if known else None
     notebook, written = digests(path)
     noted, name = agreed().get(path.stem), f"_text/{script.name}"
     if command == "text" and written not in (notebook, noted):
@@ -172,22 +177,24 @@ def to_text(path):
 
 
 def drop_outputs_of_changed_cells(nb, old):
-    """Empty the outputs of cells whose code is not in the old notebook: they were printed by other code."""
-    unchanged = {cell.source.strip() for cell in old.cells}
+    """Empty the outputs of cells whose code is not in the old notebook, which other code printed; return how many had some."""
+    unchanged, n = {cell.source.strip() for cell in old.cells}, 0
     for cell in nb.cells:
         if cell.cell_type == "code" and cell.source.strip() not in unchanged:
+            n += bool(cell.get("outputs"))
             cell.outputs = []
+    return n
 
 
 def from_text(path):
-    """Read a script back into its notebook, keeping the ids of known and the outputs of unchanged cells."""
-    nb, target = jupytext.read(path, fmt="py:percent"), NBS / f"{path.stem}.ipynb"
+    """Read a script back into its notebook, keeping the ids of known and the outputs of unchanged cells; return how many lost theirs."""
+    nb, target, n_lost = jupytext.read(path, fmt="py:percent"), NBS / f"{path.stem}.ipynb", 0
     nb.nbformat, nb.nbformat_minor, known = 4, 5, set()
     if target.exists():
         old = nbformat.read(target, as_version=4)
         known = {cell.id for cell in old.cells}
         nb = combine_inputs_with_outputs(nb, old, fmt="py:percent")
-        drop_outputs_of_changed_cells(nb, old)
+        n_lost = drop_outputs_of_changed_cells(nb, old)
     nb.metadata = KERNEL
     name_cells(nb, known)
     for cell in nb.cells:
@@ -196,13 +203,14 @@ def from_text(path):
             cell.setdefault("execution_count", None)
     nbformat.write(nb, target)
     agree(target)
+    return n_lost
 
 
 def begin(number, name):
     """Begin a chapter: write a script with the cells that every chapter has, and its notebook."""
     if not re.fullmatch(r"\d\d", number) or not re.fullmatch(r"[a-z]\w*", name):
         sys.exit("new takes a number of two digits and a name: new 30 consistency")
-    taken = [path.name for path in NBS.glob(f"{number}_*.ipynb")]
+    taken = [path.name for path in (*NBS.glob(f"{number}_*.ipynb"), *TEXT.glob(f"{number}_*.py"))]
     if taken:
         sys.exit(f"number {number} is taken by {taken[0]}")
     cells = [
@@ -236,7 +244,7 @@ def execute(path, folder=NBS):
     with client.setup_kernel():
         client.kc.execute(EXPLAIN, silent=True, store_history=False)
         for i, cell in enumerate(nb.cells):
-            if not re.match(r"(#\|.*\n)*#\|\s*eval:\s*false", cell.source):
+            if not SKIPPED.match(cell.source):
                 client.execute_cell(cell, i)
     nbformat.write(nb, path)
     print(f"{path.name}: executed in {time.perf_counter() - started:.0f} s", flush=True)
@@ -259,6 +267,11 @@ def selected(folder, suffix, names):
 def nbdev(command, *args):
     """Run one of nbdev's commands in the project."""
     subprocess.run([str(Path(sys.executable).parent / command), *args], cwd=ROOT, check=True)
+
+
+def clean(path):
+    """Remove execution counts and metadata from a notebook."""
+    nbdev("nbdev_clean", "--fname", str(path))
 
 
 def export():
@@ -295,13 +308,19 @@ def main():
         paths = selected(TEXT, ".py", args.names)
         stop_if_refused(paths, "sync", args.force)
         for path in paths:
-            from_text(path)
+            n_lost = from_text(path)
+            if n_lost and args.command == "sync":
+                told = "changed cells have no outputs now, and what stands below them may be old"
+                print(f"{path.stem}: {n_lost} {told}: run {path.stem[:2]}")
         export()
     paths = selected(NBS, ".ipynb", args.names)
-    for path in paths if args.command in ("run", "execute") else []:
-        execute(path)
-    for path in paths:
-        nbdev("nbdev_clean", "--fname", str(path))
+    if args.command in ("sync", "run"):
+        for path in paths:
+            clean(path)
+    if args.command in ("run", "execute"):
+        for path in paths:
+            execute(path)
+            clean(path)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ def print_page(path, out, timeout=PATIENCE):
 
 def lead_inside(writer, site, starts):
     """Lead the links from page to page of the book to where these begin in the file; return how many."""
-    n_links, first = 0, {f"{Path(site).resolve().as_uri()}/{page}.html": n for page, n in starts.items()}
+    root, n_links = unquote(Path(site).resolve().as_uri()), 0
+    first = {f"{root}/{page}.html": n for page, n in starts.items()}
     for sheet in writer.pages:
         for link in sheet.get("/Annots", ()):
             action = link.get_object().get("/A", {})

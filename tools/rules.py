@@ -456,6 +456,8 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME")
     names = parser.parse_args().names
     book = read_book(names=names)
+    if not book:
+        sys.exit(f"no notebook begins with {' or '.join(names)}")
     found = offenders(book)
     found["links"] = list(dead_links(book, [] if names else sorted((ROOT / "book").glob("*.md"))))
     if not names:

@@ -9,20 +9,18 @@ beside it, the kernels of PyTorch and MKL that ask the processor themselves. Dou
 """
 
 import os
-import re
 import sys
 import time
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from notebooks import NBS, selected
+from notebooks import NBS, SKIPPED, selected
 
 LONGEST_CELL, LONGEST_NOTEBOOK = 120, 240  # seconds that a slow machine may take
 SETTINGS = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 NO_BFLOAT16 = """import torch.cpu
 torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False"""
-SKIPPED = re.compile(r"(#\|.*\n)*#\|\s*eval:\s*false")
 
 
 def run(path):

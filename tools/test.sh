@@ -33,6 +33,7 @@ notebooks_clean() {
 }
 
 committed_book() {
+    rm -rf _build/committed/_build/html  # the page of a chapter that was renamed would stay
     BOOK_EXECUTE=off jupyter-book build . --path-output _build/committed --quiet -W --keep-going
 }
 
@@ -42,6 +43,7 @@ address() {
 }
 
 build_wheel() {
+    rm -rf build  # setuptools would add the modules that were renamed
     python -m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir "$work" .
     python -m zipfile -e "$work"/*.whl "$work/wheel"
     grep -q "Args:" "$work/wheel/ddpm_nb/forward.py" || { echo "the wheel's docstrings lack the texts of parameters"; return 1; }

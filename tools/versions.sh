@@ -12,6 +12,7 @@ if [ -z "$uv" ]; then
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+rm -rf build  # setuptools would add the modules that were renamed
 "$uv" build --quiet --wheel --out-dir "$work" .
 for python in ${PYTHONS:-3.11}; do
     here=.venv-$name-$python

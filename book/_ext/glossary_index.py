@@ -53,13 +53,13 @@ class IndexTerms(SphinxTransform):
 
     def apply(self, **kwargs):
         """Put an index entry before each section that explains a term."""
+        self.env.note_dependency(GLOSSARY)  # a page without terms may get one
         terms = terms_of(self.env.srcdir).get(self.env.docname)
         sections = [
             s for s in self.document.findall(nodes.section) if isinstance(s[0], nodes.title)
         ]
         if not terms or not sections:
             return
-        self.env.note_dependency(GLOSSARY)
         for term in terms:
             named = [s for s in sections if plain(term) in plain(s[0].astext())]
             target = (named or sections)[0]["ids"][0]

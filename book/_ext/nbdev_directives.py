@@ -41,10 +41,10 @@ def tags_of(directives):
 
 
 def package_files(root):
-    """List what a notebook's outputs depend on besides the notebook: the package's modules and weights."""
+    """List what a notebook's outputs depend on besides the notebook: the package's modules, models and measured tables."""
     package = Path(root, "ddpm_nb")
-    weights = (p for p in package.glob("weights/**/*") if p.is_file())
-    return sorted([*package.rglob("[!_]*.py"), *weights])
+    files = (p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return sorted(p for p in files if p.name != "_modidx.py")  # nbdev's own index, which nothing reads
 
 
 @lru_cache

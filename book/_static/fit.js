@@ -7,28 +7,41 @@ const PHONE = 576; // pixels
 
 const wider = box => box.scrollWidth > box.clientWidth + 1;
 
+// at its end, what scrolls has nothing more to show, and its edge is clear
+const markEnd = box => box.classList.toggle("at-end", box.scrollLeft + box.clientWidth >= box.scrollWidth - 1);
+
+function markScrolls(box, scrolls) {
+  box.classList.toggle("scrolls", scrolls);
+  markEnd(box);
+}
+
+const drawnSize = new WeakMap(); // formula -> its size in per cent, as MathJax sets it
+
+function sizeOf(formula) {
+  if (!drawnSize.has(formula)) drawnSize.set(formula, parseFloat(formula.style.fontSize) || 100);
+  return drawnSize.get(formula);
+}
+
 function fitFormula(box) {
   const formula = box.querySelector("mjx-container[display=true]");
   if (!formula) return;
-  formula.style.fontSize = "";
+  const size = sizeOf(formula);
+  formula.style.fontSize = `${size}%`;
   const ratio = formula.clientWidth / formula.scrollWidth;
-  if (ratio < 1) formula.style.fontSize = `${100 * Math.max(SMALLEST, 0.98 * ratio)}%`;
-  formula.classList.toggle("scrolls", wider(formula));
+  if (ratio < 1) formula.style.fontSize = `${Math.max(100 * SMALLEST, 0.98 * ratio * size)}%`;
+  markScrolls(formula, wider(formula));
 }
-
-const drawnSize = new WeakMap(); // formula in a line -> its size in per cent
 
 function fitInline(formula) {
   const line = formula.closest("p, li, dd, td, figcaption, h1, h2, h3, h4, div");
   if (!line || !line.clientWidth) return;
-  if (!drawnSize.has(formula)) drawnSize.set(formula, parseFloat(formula.style.fontSize) || 100);
-  const size = drawnSize.get(formula), box = formula.parentElement;
+  const size = sizeOf(formula), box = formula.parentElement;
   formula.style.fontSize = `${size}%`;
   box.classList.remove("scrolls");
   const ratio = line.clientWidth / formula.getBoundingClientRect().width;
   if (ratio >= 1) return;
   formula.style.fontSize = `${size * Math.max(SMALLEST, 0.96 * ratio)}%`;
-  box.classList.toggle("scrolls", formula.getBoundingClientRect().width > line.clientWidth);
+  markScrolls(box, formula.getBoundingClientRect().width > line.clientWidth);
 }
 
 // a formula in a line can be wider than a phone; all of them are looked at again when the screen turns
@@ -50,7 +63,7 @@ function watchInline() {
 function fitTable(table) {
   table.classList.remove("stacked", "small", "scrolls");
   if (wider(table)) table.classList.add(window.innerWidth <= PHONE ? "stacked" : "small");
-  table.classList.toggle("scrolls", wider(table));
+  markScrolls(table, wider(table));
 }
 
 // lines with gaps inside, one below the other, are a table
@@ -61,7 +74,7 @@ function fitOutput(box) {
   const { fontSize, paddingLeft } = getComputedStyle(box), margins = 2 * parseFloat(paddingLeft);
   const ratio = (box.clientWidth - margins) / (box.scrollWidth - margins);
   if (ratio < 1) box.style.fontSize = `${parseFloat(fontSize) * Math.max(SMALLEST_OUTPUT, 0.99 * ratio)}px`;
-  box.classList.toggle("scrolls", wider(box));
+  markScrolls(box, wider(box));
 }
 
 // a heading with a formula, in words
@@ -132,12 +145,8 @@ function watchOutputs() {
   }
 }
 
-// at its end, what scrolls has nothing more to show, and its edge is clear
 function watchEnds() {
-  const look = ({ target }) => {
-    if (!target.classList?.contains("scrolls")) return;
-    target.classList.toggle("at-end", target.scrollLeft + target.clientWidth >= target.scrollWidth - 1);
-  };
+  const look = ({ target }) => { if (target.classList?.contains("scrolls")) markEnd(target); };
   document.addEventListener("scroll", look, { capture: true, passive: true }); // this event does not rise
 }
 
