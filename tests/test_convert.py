@@ -533,7 +533,7 @@ def test_pipelines_and_folders_of_every_layout_load(peer, pipeline_folder, tmp_p
 
 
 def test_a_schedule_comes_to_where_its_network_is():
-    peer = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=8).to("meta")
+    peer = diffusers.UNet2DModel(**BASE).to("meta")
     assert unet_from_diffusers(peer)[1].betas.device.type == "meta"
 
 
