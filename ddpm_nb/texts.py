@@ -1038,9 +1038,12 @@ def _tokenize(captions, config, tokenizer=None):
 # %% ../nbs/29_own_captions.ipynb #some-prompts
 def _some_prompts(captions, tokenizer):
     """Return the first captions that the encoder takes whole, at most eight, for the sheets."""
-    different, kept = dict.fromkeys(each[0] for each in captions), []
+    different, kept = list(dict.fromkeys(each[0] for each in captions)), []
+    if isinstance(tokenizer, PieceTokenizer):  # what is too long is cut in training
+        counts = zip(different, count_tokens(tokenizer, different), strict=True)
+        different = [text for text, n in counts if n <= tokenizer.length]
     for text in different:
-        with suppress(ValueError):  # too long: it is cut in training
+        with suppress(ValueError):  # it contradicts itself
             kept += check_prompts(text, tokenizer)
         if len(kept) == 8:
             break
