@@ -10,6 +10,7 @@ __all__ = ['ATTRIBUTE_NAMES', 'WORDS', 'TEMPLATES', 'PADDING', 'UNKNOWN', 'BEGIN
 # %% ../nbs/18_captions.ipynb #import-difflib-import-math-impor
 import difflib
 import re
+import unicodedata
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -214,7 +215,12 @@ def split_words(
     text: str,  # any text
 ) -> list[str]:
     """Cut a text into its words, in lower case and without punctuation."""
-    return re.findall(r"\w+", text.lower())
+    kept = ""
+    for c in unicodedata.normalize("NFC", text.lower()):
+        # accents and vowel signs belong to the letter before them
+        is_mark = unicodedata.category(c)[0] == "M" and kept[-1:].strip()
+        kept += c if c.isalnum() or c == "_" or is_mark else " "
+    return kept.split()
 
 # %% ../nbs/18_captions.ipynb #read-captions
 # the last word of a phrase is enough to know it: "right" means (2, 2), slant and leaning right
@@ -229,6 +235,7 @@ def read_captions(
     captions: list[str],  # N sentences
 ) -> Tensor:
     """Read word numbers (N, 4) back from sentences; -1 where a sentence does not say."""
+    _check_texts(captions)
     rows = []
     for caption in captions:
         row, said = [-1] * len(ATTRIBUTE_NAMES), {}
@@ -290,7 +297,8 @@ class Tokenizer:
 
     def unknown_words(self, text: str) -> list[str]:
         """Return the words of a text that the vocabulary lacks, in their order."""
-        return [word for word in split_words(text) if word not in self.words]
+        known = {*self.words}
+        return [word for word in split_words(text) if word not in known]
 
     def to_dict(self) -> dict:
         """Return the tokenizer as plain values for JSON."""
@@ -317,10 +325,14 @@ def fit_tokenizer(
     length: int = 10,  # tokens in a row
 ) -> Tokenizer:
     """Collect the words of the captions in alphabetical order."""
+    _check_texts(captions)
     words = sorted({word for caption in captions for word in split_words(caption)})
     return Tokenizer(tuple(words), check_int("length", length, 2))
 
 # %% ../nbs/18_captions.ipynb #check-prompts
+_OF_DIGITS = {"an", *split_words(" ".join([*TEMPLATES, *sum(WORDS.values(), ())]))}
+
+# %% ../nbs/18_captions.ipynb #check-prompts-2
 def check_prompts(
     prompts,  # a text, or a list of texts
     tokenizer: Tokenizer,  # the vocabulary
@@ -339,7 +351,8 @@ def check_prompts(
     if unknown:
         known = ", ".join(tokenizer.words)
         raise ValueError(f"prompts hold unknown words: {'; '.join(unknown)}; known are {known}")
-    if isinstance(tokenizer, Tokenizer):  # other captions may say "two" and "one" at once
+    # other captions may say "two" and "one" at once
+    if isinstance(tokenizer, Tokenizer) and _OF_DIGITS.issuperset(tokenizer.words):
         read_captions(prompts)  # refuses contradictions
     tokenizer.encode(prompts)  # refuses what is too long
     return prompts

@@ -22,7 +22,7 @@ from ddpm_nb.captions import (
     check_prompts,
     write_captions,
 )
-from .checks import check_int, check_square_images, has_values
+from .checks import check_images, check_int, check_square_images, has_values
 from .data import mix_seeds
 from .gaussian import seeded
 from .training import TrainConfig, descend
@@ -125,6 +125,8 @@ class ImageEncoder(nn.Module):
         self.config |= {"channels": channels, "dim": dim}
         for name, value in self.config.items():
             check_int(name, value, 4 if name == "image_size" else 1)
+        if channels % 8:
+            raise ValueError(f"channels must be divisible by 8; got {channels}")
         wide, layers = 2 * channels, []
         shapes = ((in_channels, channels, 1), (channels, wide, 2), (wide, wide, 2))
         for n_in, n_out, stride in shapes:
@@ -279,6 +281,7 @@ def similarities(
     batch_size: int = 500,  # images at once
 ) -> Tensor:
     """Return the cosine of every image with every prompt, (N, M)."""
+    check_images("images", images, may_spill=True)
     prompts = check_prompts(prompts, tokenizer)
     device = clip.log_scale.device
     texts = clip.encode_texts(tokenizer.encode(prompts).to(device))
@@ -310,4 +313,4 @@ def recall_at(
     if not bool(answered.any()):
         raise ValueError("fits must have a right candidate for at least one query; it has none")
     best = scores[answered].topk(k, dim=1).indices
-    return float(fits[answered].gather(1, best).any(1).double().mean())
+    return float(fits[answered].gather(1, best).any(1).cpu().double().mean())

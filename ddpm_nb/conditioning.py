@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .captions import PADDING, CaptionRule, attributes
-from .checks import call_model, check_floating, check_generator, check_int
-from .checks import check_number
+from .checks import call_model, check_floating, check_generator, check_images
+from .checks import check_int, check_number
 from .clip import TextEncoder
+from .data import mix_seeds
 from .elbo import simple_loss
 from .evaluation import DigitClassifier
 from .forward import NoiseSchedule
 from .gaussian import seeded
 from .training import EMA, TrainConfig, descend, pick_precision
+from .training import _own_streams
 from .unet import Level, SelfAttention, UNet, group_norm, zero_init
 
 # %% ../nbs/20_text_conditioning.ipynb #classunet
@@ -60,10 +62,11 @@ class ClassUNet(UNet):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the noise in images `x` at steps `t` (B,), given classes (B,); or none."""
+        time = self.embed_time(x, t)
         if labels is None:
-            labels = torch.full_like(t, self.n_classes)
+            labels = torch.full(t.shape, self.n_classes, device=t.device)
         _check_labels(labels, t, self.n_classes)
-        return self.walk(x, F.silu(self.embed_time(x, t) + self.classes(labels)))
+        return self.walk(x, F.silu(time + self.classes(labels)))
 
 # %% ../nbs/20_text_conditioning.ipynb #check-labels
 def _check_labels(labels, t, n_classes):
@@ -94,7 +97,7 @@ def guided(
     both = torch.cat([null, context])
 
     def predict(x_t, t):
-        doubled = x_t.repeat(2, 1, 1, 1), t.repeat(2), both
+        doubled = torch.cat([x_t, x_t]), t.repeat(2), both
         without, given = call_model(model, *doubled).chunk(2)
         pushed, channels = without + scale * (given - without), x_t.shape[1]
         if given.shape == x_t.shape:
@@ -137,6 +140,7 @@ def of_class(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a model(x_t, t) -> eps_hat that draws images of a class, for every sampler."""
     network = getattr(model, "network", model)
+    network = getattr(network, "_orig_mod", network)  # without torch.compile's wrapper
     n_classes = getattr(network, "config", {}).get("n_classes")
     if n_classes is None:
         raise TypeError(f"model must be told classes; {type(network).__name__} is not")
@@ -323,7 +327,8 @@ def drop_context(
     null = _check_null(null_context, context)
     device = context.device if generator is None else generator.device
     dropped = torch.rand(len(context), generator=generator, device=device) < probability
-    return torch.where(dropped.to(context.device)[:, None, None], null, context)
+    dropped = dropped.to(context.device).view(-1, *[1] * (context.ndim - 1))
+    return torch.where(dropped, null, context)
 
 # %% ../nbs/20_text_conditioning.ipynb #conditional-loss
 def conditional_loss(
@@ -358,14 +363,16 @@ def train_conditional(
     _check_captioned(x_0, tokens, config, drop)
     device, schedule, tokens = x_0.device, schedule.to(x_0.device), tokens.to(x_0.device)
     precision, g = pick_precision(config.precision, device), seeded(config.seed, device)
-    ema = EMA(model.train(), config.ema_decay)
+    ema = EMA(model.train().requires_grad_(True), config.ema_decay)
 
     def loss_of(i):
         draw = (config.batch_size,)
         chosen = torch.randint(len(tokens), draw, generator=g, device=g.device)
         which = torch.randint(tokens.shape[1], draw, generator=g, device=g.device)  # caption
         words = encode_words(text_encoder, tokens[chosen, which])
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        low = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+        with low, _own_streams(device):
+            torch.manual_seed(mix_seeds(config.seed, i, 0, 1))  # dropout's
             return conditional_loss(model, schedule, x_0[chosen], *words, drop=drop, generator=g)
 
     for i, loss in descend(model, config, loss_of):
@@ -388,9 +395,11 @@ def _check_captioned(x_0, tokens, config, drop):
     if not whole or tokens.ndim != 3 or len(tokens) != len(x_0):
         allowed = f"({len(x_0)}, K, L), K captions for each image, and dtype torch.int64"
         raise ValueError(f"tokens must have shape {allowed}; got {given}")
-    used = (config.objective, config.weighting, config.n_accumulate)
-    if config.precision == "float16" or used != ("eps", "simple", 1):
-        allowed = "objective='eps', weighting='simple', n_accumulate=1 and not precision='float16'"
+    used = (config.objective, config.weighting, config.variance, config.conditional)
+    used += (config.n_accumulate, config.precision == "float16")
+    if used != ("eps", "simple", "fixed", "none", 1, False):
+        allowed = "objective='eps', weighting='simple', variance='fixed', conditional='none', "
+        allowed += "n_accumulate=1 and not precision='float16'"
         raise ValueError(f"config must have {allowed}")
 
 # %% ../nbs/20_text_conditioning.ipynb #score-attributes-2
@@ -401,7 +410,8 @@ def score_attributes(
     rule: CaptionRule,  # judges the rest, as it did when it wrote the captions
 ) -> Tensor:
     """Tell which attributes of generated images are as asked; (N, 3 or 4) bool."""
-    shape = (len(check_floating("images", images)), 3 if rule.size is None else 4)
+    check_images("images", images, may_spill=True)
+    shape = (len(images), 3 if rule.size is None else 4)
     if not isinstance(wanted, Tensor) or wanted.shape != shape:
         given = tuple(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
         known = f"{shape}, the attributes that the rule knows for each image"

@@ -311,6 +311,8 @@ def unet_to_diffusers(
     if objective not in _PREDICTIONS:
         problem = "cannot be expressed by a scheduler of diffusers"
         raise ValueError(f"objective={objective!r} {problem}")
+    if wrapped and not unet.schedule.exact_betas.cpu().equal(schedule.exact_betas.cpu()):
+        raise ValueError("schedule must be the one with which the model predicts the noise")
     library = _import_diffusers()
     with torch.device("meta"):
         model = library.UNet2DModel(**_options_to_diffusers(network))
@@ -411,7 +413,7 @@ def unet_from_diffusers(
         raise TypeError(f"model_or_path must be {allowed}; got {type(model).__name__}")
     scheduler = scheduler or found or library.DDPMScheduler()
     learns = model.config.out_channels == 2 * model.config.in_channels
-    schedule = _schedule_from_diffusers(scheduler, learns)
+    schedule = _schedule_from_diffusers(scheduler, learns).to(model.device)
     theirs = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     kind, options = _network_from_diffusers(model.config, image_size)
     unet, ours = plan_module(kind, options, len(theirs)), {}

@@ -424,7 +424,6 @@ class Pretrained:
         """Load a model in evaluation mode; refuse files that were changed or do not fit."""
         path = find_model(name_or_path, cls.shipped)
         networks, tensors, config = load_parts(path, cls.kinds, extra=cls.extra, device=device)
-        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         try:
             return cls.from_parts(networks, tensors, config["facts"], config["card"])
         except (*_BAD_CONTENT, AttributeError) as error:

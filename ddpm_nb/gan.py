@@ -188,9 +188,9 @@ def train_gan(
     check_int("generator_steps", generator_steps)
     check_number("gamma", gamma, 0)
     check_choice("kind", kind, GENERATOR_LOSSES)
+    players = (model.train().requires_grad_(True), discriminator.train().requires_grad_(True))
     g, losses, ema = seeded(seed, images.device), [], EMA(model, ema_decay)
     options = {"gamma": gamma, "kind": kind, "generator_steps": generator_steps, "generator": g}
-    players = (model, discriminator)
     optimizers = [torch.optim.Adam(p.parameters(), lr, (0.5, 0.99)) for p in players]
     for i in range(n_iterations):
         chosen = torch.randint(len(images), (batch_size,), generator=g, device=g.device)

@@ -167,7 +167,8 @@ def fit_latent_scale(
 @torch.no_grad()
 def _fit_scale(autoencoder, images, generator=None, batch_size=500):
     """Fit the scale to images that were checked."""
-    z = _raw_latents(autoencoder, images, generator, batch_size).double()
+    z = _raw_latents(autoencoder, images, generator, batch_size)
+    z = z.cpu().double()  # Apple's GPUs have no float64
     std = z.std((0, 2, 3), correction=0, keepdim=True)
     autoencoder.latent_mean.copy_(z.mean((0, 2, 3), keepdim=True))
     autoencoder.latent_std.copy_(std.clamp(min=1e-6))  # a constant channel stays finite
@@ -245,7 +246,7 @@ def train_autoencoder(
         parts.update(found)
         return loss
 
-    for i, _ in descend(autoencoder.train(), config, loss_of):
+    for i, _ in descend(autoencoder.train().requires_grad_(True), config, loss_of):
         if callback is not None:
             callback(i, dict(parts))
     return _fit_scale(autoencoder.eval().requires_grad_(False), images)

@@ -127,7 +127,9 @@ def _from_parts(cls, networks, tensors, facts, card) -> TextToImage:
     """Build a pipeline of what a folder holds."""
     networks["tokenizer"] = Tokenizer.from_dict(facts["tokenizer"])
     networks["rule"] = None if facts["rule"] is None else CaptionRule.from_dict(facts["rule"])
-    return cls(**networks, schedule=NoiseSchedule(tensors["schedule.betas"]), card=card)
+    schedule = NoiseSchedule(tensors["schedule.betas"])  # made on the CPU
+    place = next(networks["unet"].parameters()).device
+    return cls(**networks, schedule=schedule.to(place), card=card)
 
 
 TextToImage.shipped, TextToImage.extra = PIPELINES, ("schedule.betas",)

@@ -31,13 +31,15 @@ from torch.nn import functional as F
 
 # %% ../nbs/29_own_captions.ipynb #from-ddpm-nb-captions-import-beg
 from .captions import BEGIN, MARKS, PADDING, UNKNOWN, check_prompts, split_words
-from .checks import check_batch, check_choice, check_device, check_floating
-from .checks import check_generator, check_int, check_number, check_square_images
+from .captions import _check_texts
+from .checks import check_batch, check_choice, check_device, check_generator
+from .checks import check_images, check_int, check_number, check_square_images
 from .clip import MAX_LOG_SCALE, TextEncoder, contrastive_loss, make_clip
 from .conditioning import CrossAttention, TextUNet, attention_maps, encode_words
 from .data import scale_levels
 from .elbo import simple_loss
-from .files import CARD_FILE, CONFIG_FILE, read_json, replaced_file, write_json
+from .files import CARD_FILE, CONFIG_FILE, MAX_FACTS, WEIGHTS_FILE, read_json
+from .files import _check_card, replaced_file, write_json
 from .gaussian import randn, seeded, seeded_init
 from .latent import Autoencoder, autoencoder_loss, fit_latent_scale, to_latents
 from .pictures import FolderDataset, list_pictures
@@ -241,7 +243,7 @@ def read_shapes(
     images: Tensor,  # (N, 3, H, H); what sticks out of [-1, 1] is clipped
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the area of each colour (N, 6), its kind (N, 6), and its centre (N, 6, 2), pixels."""
-    side = check_floating("images", images).shape[-1]
+    side = check_images("images", images, may_spill=True).shape[-1]
     check_batch("images", images, (3, side, side))
     parts = [_read_part(part) for part in images.split(64)] or [_read_part(images)]
     areas, kinds, centres = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -572,6 +574,7 @@ def fit_pieces(
     min_count: int = 2,  # merge pairs of neighbours that occur at least so often
 ) -> PieceTokenizer:
     """Build a tokenizer from captions: learn merges, and keep the pieces that they end in."""
+    _check_texts(captions)
     check_int("n_merges", n_merges, 0)
     check_int("min_count", min_count)
     counts = Counter(word for caption in captions for word in split_words(caption))
@@ -618,6 +621,8 @@ class TextConfig:
     unet: TrainConfig = _UNET  # stage 3
 
     def __post_init__(self):
+        for name in ("channel_mults", "attn_resolutions"):  # JSON has lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_config(self)
 
     def to_dict(self) -> dict:
@@ -652,12 +657,23 @@ def _check_config(config):
     check_int("n_alike", config.n_alike, 1)
     check_number("max_weight", config.max_weight, 1)
     check_int("clip.batch_size", config.clip.batch_size, 2)
+    for name, factor in (("dim", 4), ("unet_channels", 8), ("autoencoder_channels", 4)):
+        if check_int(name, getattr(config, name)) % factor:
+            given = getattr(config, name)
+            raise ValueError(f"{name} must be a multiple of {factor}; got {given}")
     for stage in STAGES:
-        c = getattr(config, stage)
-        used = (c.objective, c.weighting, c.variance, c.n_accumulate, c.precision == "float16")
-        if used != ("eps", "simple", "fixed", 1, False):
-            needed = "objective='eps', weighting='simple', variance='fixed', n_accumulate=1"
-            raise ValueError(f"{stage} must have {needed} and not precision='float16'")
+        _check_stage(stage, getattr(config, stage))
+
+# %% ../nbs/29_own_captions.ipynb #check-stage
+def _check_stage(name, settings):
+    """Refuse settings that would do nothing, or that no stage can use."""
+    needed = {"objective": "eps", "weighting": "simple", "variance": "fixed"}
+    needed |= {"conditional": "none", "n_accumulate": 1}
+    if any(getattr(settings, key) != value for key, value in needed.items()):
+        told = ", ".join(f"{key}={value!r}" for key, value in needed.items())
+        raise ValueError(f"{name} must have {told}")
+    kinds = ("auto", "float32", *(["bfloat16"] if name == "unet" else []))
+    check_choice(f"{name}.precision", settings.precision, kinds)
 
 # %% ../nbs/29_own_captions.ipynb #pairs
 @dataclass(frozen=True, eq=False)
@@ -717,7 +733,8 @@ class PairLoss(StageLoss):
         super().__init__(pairs)
         self.n_alike = n_alike
         words = pairs.tokens[:, 0].sort(1).values  # (N, L), without their order
-        group = torch.unique(words, dim=0, return_inverse=True)[1]  # (N,)
+        group = torch.unique(words.cpu(), dim=0, return_inverse=True)[1]  # (N,)
+        group = group.to(words.device)
         sizes = torch.bincount(group)
         self.members = group.argsort()  # pictures, one group after the other
         self.first = (sizes.cumsum(0) - sizes)[group]  # (N,) where the group of a picture begins
@@ -870,6 +887,7 @@ def train_text(
     out = Path(out)
     config = _settings(config, out, resume)
     levels, captions = _take(data)
+    facts = _facts(card, out, resume, len(levels))
     tokenizer, tokens = _tokenize(captions, config, tokenizer)
     pairs = Pairs(levels.to(device), tokens.to(device))
     networks = _build(config, pairs, tokenizer)
@@ -887,7 +905,6 @@ def train_text(
         autoencoder = run.train("autoencoder", networks["autoencoder"], loss)
     x_0 = _compress(autoencoder, pairs)
     denoiser = TextDenoiser(networks["unet"], copy.deepcopy(clip.text_encoder))
-    facts = {"name": "text to image", "pictures": len(pairs)} | (card or {})
 
     def make(network):
         return _put_together(config, tokenizer, network, autoencoder, facts, device)
@@ -910,8 +927,8 @@ class _Run:
     def train(self, stage, network, loss, *watchers):
         """Train a stage, or what is left of it; return the averaged network."""
         settings, folder = getattr(self.config, stage), self.out / stage
-        numbers = torch.arange(len(self.pairs), dtype=torch.float64)  # which pairs
-        numbers = numbers.to(self.pairs.levels.device)
+        place = self.pairs.levels.device
+        numbers = torch.arange(len(self.pairs), dtype=_exact(place), device=place)  # which pairs
         stop, schedule = StopSignals(), _schedule(self.config)
         keeper = StageCheckpoints(folder, self.pairs.to_bytes(), resume=True)
         watching = [TrainLog(folder / LOG_FILE), keeper, loss, stop, *watchers]
@@ -920,11 +937,24 @@ class _Run:
             call = partial(self.callback, stage)
         options = {"callback": call, "progress": self.progress, "range_check": False}
         found = fit(network, schedule, numbers, settings, watchers=watching, loss=loss, **options)
-        if stop.number and (len(found.losses) < settings.n_iterations or stage != STAGES[-1]):
+        number = stop.number or next(iter(stop.received), 0)  # after the last step none looked
+        if number and (len(found.losses) < settings.n_iterations or stage != STAGES[-1]):
             done = f"stage {stage} after iteration {len(found.losses)} of {settings.n_iterations}"
             text = f"stopped in {done}: saved; go on with resume=True"
-            raise Interrupted(text, stop.number)
+            raise Interrupted(text, number)
         return found.ema
+
+# %% ../nbs/29_own_captions.ipynb #exact
+def _exact(device):
+    """Return the type of exact numbers: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _facts(card, out, resume, n):
+    """Return the card of a model of n pictures: the given one, or what the run has so far."""
+    if card is None and resume and (out / CONFIG_FILE).exists():
+        card = read_json(out / CONFIG_FILE, max_bytes=MAX_FACTS)["card"]
+    return _check_card({"name": "text to image", "pictures": n} | (card or {}))
 
 # %% ../nbs/29_own_captions.ipynb #settings
 TEXT_FILE = "text.json"  # the settings of a run
@@ -933,11 +963,13 @@ TEXT_FILE = "text.json"  # the settings of a run
 def _settings(config, out, resume):
     """Return the settings: the given ones, or those that the run in `out` was started with."""
     holds = (out / TEXT_FILE).exists()
-    if not resume and (holds or (out / CONFIG_FILE).exists()):
+    if not resume and holds:
         remedy = "resume it (resume=True), or choose another folder"
         raise FileExistsError(f"out={str(out)!r} already holds a run; {remedy}")
-    if not holds and not (out / CONFIG_FILE).exists() and (out / CARD_FILE).exists():
-        problem = f"holds a {CARD_FILE} that is no run's and would be replaced"
+    files = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
+    others = [name for name in files if (out / name).exists() and not holds]
+    if others:
+        problem = f"holds a {others[0]} that is no run's and would be replaced"
         raise FileExistsError(f"out={str(out)!r} {problem}; choose another folder")
     if not holds:
         return config or TextConfig()
@@ -956,6 +988,8 @@ def _settings(config, out, resume):
 def _check_batches(config, pairs):
     """Refuse batches that are larger than the set, before the first stage is trained."""
     for stage in STAGES:
+        if stage == "autoencoder" and not config.n_downs:
+            continue
         size = getattr(config, stage).batch_size
         if size > len(pairs):
             allowed = f"at most the number of pictures, {len(pairs)}"
@@ -970,7 +1004,8 @@ def _take(data):
         wanted = "a CaptionedFolder, or a pair (images, captions)"
         raise TypeError(f"data must be {wanted}; got {type(data).__name__}")
     images, captions = data
-    check_square_images("images", images)
+    if check_square_images("images", images).shape[1] not in (1, 3):
+        raise ValueError(f"images must have 1 or 3 channels; got {images.shape[1]}")
     captions = [(text,) if isinstance(text, str) else tuple(text) for text in captions]
     if len(captions) != len(images):
         counts = f"{len(images)} pictures and {len(captions)} captions"
@@ -1003,9 +1038,12 @@ def _tokenize(captions, config, tokenizer=None):
 # %% ../nbs/29_own_captions.ipynb #some-prompts
 def _some_prompts(captions, tokenizer):
     """Return the first captions that the encoder takes whole, at most eight, for the sheets."""
-    different, kept = dict.fromkeys(each[0] for each in captions), []
+    different, kept = list(dict.fromkeys(each[0] for each in captions)), []
+    if isinstance(tokenizer, PieceTokenizer):  # what is too long is cut in training
+        counts = zip(different, count_tokens(tokenizer, different), strict=True)
+        different = [text for text, n in counts if n <= tokenizer.length]
     for text in different:
-        with suppress(ValueError):  # too long: it is cut in training
+        with suppress(ValueError):  # it contradicts itself
             kept += check_prompts(text, tokenizer)
         if len(kept) == 8:
             break
@@ -1017,7 +1055,7 @@ def _some_prompts(captions, tokenizer):
 def _rows_of_words(tokenizer, texts):
     """Return the tokens (N, L) of texts, or refuse words that the tokenizer lacks."""
     different = list(dict.fromkeys(texts))
-    missing = [word for text in different for word in tokenizer.unknown_words(text)]
+    missing = tokenizer.unknown_words(" ".join(different))
     if missing:
         found = ", ".join(sorted(set(missing))[:5])
         raise ValueError(f"tokenizer must know every word of the captions; it lacks {found}")
@@ -1082,7 +1120,8 @@ def _compress(autoencoder, pairs):
     """Return what the U-Net draws: the pictures, or their latents, scaled by those of some."""
     if autoencoder is None:
         return pairs.images(slice(None))
-    fit_latent_scale(autoencoder, pairs.images(slice(5000)))
+    some = slice(None, None, -(-len(pairs) // 5000))  # from all folders, at most 5,000
+    fit_latent_scale(autoencoder, pairs.images(some))
     parts = range(0, len(pairs), 500)
     return torch.cat([to_latents(autoencoder, pairs.images(slice(i, i + 500))) for i in parts])
 
@@ -1108,7 +1147,8 @@ def word_maps(
 ) -> tuple[Tensor, Tensor]:
     """Draw pictures (N, C, H, W), and maps (3, N, L, h, w) of their tokens over the walk."""
     check_device("text_encoder", pipeline.text_encoder, "the schedule's", pipeline.device)
-    tokens = pipeline.tokenizer.encode(check_prompts(prompts, pipeline.tokenizer))
+    prompts = check_prompts(prompts, pipeline.tokenizer)
+    tokens = pipeline.tokenizer.encode(prompts)
     context = encode_words(pipeline.text_encoder, tokens.to(pipeline.device))[0]
     kept = respaced_steps(pipeline.schedule.n_steps, check_int("n_steps", n_steps, 4))
     following = dict(pairwise(kept))
@@ -1122,7 +1162,7 @@ def word_maps(
             thirds[i].append(attention_maps(pipeline.unet, z, level, context, side=side))
 
     options = {"guidance": guidance, "n_steps": n_steps, "generator": generator}
-    pictures = pipeline.generate(list(prompts), callback=look, **options)
+    pictures = pipeline.generate(prompts, callback=look, **options)
     return pictures, torch.stack([torch.stack(maps).mean(0) for maps in thirds])
 
 # %% ../nbs/29_own_captions.ipynb #map-scores
@@ -1137,7 +1177,8 @@ def map_scores(
     scores = []
     for values, inside, outside in zip(maps, on, off, strict=True):
         difference = values[inside][:, None] - values[outside]
-        scores.append(((difference > 0).double() + (difference == 0).double() / 2).mean())
+        wins = (difference > 0) + (difference == 0).to(_exact(maps.device)) / 2
+        scores.append(wins.mean())
     return torch.stack(scores)
 
 # %% ../nbs/29_own_captions.ipynb #exchange-words

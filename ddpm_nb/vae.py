@@ -123,7 +123,7 @@ def train_vae(
         bound = vae_bound(vae, images[chosen], n_levels=n_levels, generator=g)
         return (bound.decoder + kl_weight * bound.kl).mean()
 
-    for i, _ in descend(vae.train(), config, loss_of):
+    for i, _ in descend(vae.train().requires_grad_(True), config, loss_of):
         if callback is not None:
             callback(i + 1, vae)
     return vae.eval().requires_grad_(False)

@@ -251,6 +251,30 @@ def test_prompts_are_refused_by_name(prompts, words):
     refuses(lambda: check_prompts(prompts, WORDS_OF_ALL), words)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी", ["हिन्दी"]),  # vowel signs stay with their letters
+        ("เด็กที่นี่", ["เด็กที่นี่"]),
+        ("Re\u0301sume\u0301, naïve", ["résumé", "naïve"]),  # decomposed or not, one word
+        ("snake_case 3 don't", ["snake_case", "3", "don", "t"]),
+        ("I ❤\ufe0f dogs \u0301", ["i", "dogs"]),  # a mark without a letter is no word
+    ],
+)
+def test_words_of_many_scripts(text, words):
+    assert split_words(text) == words
+
+
+def test_own_captions_are_not_judged_by_the_rule_of_the_digits():
+    own = fit_tokenizer(["one cat and two dogs"])
+    assert check_prompts("one cat and two dogs", own) == ["one cat and two dogs"]
+
+
+def test_a_text_alone_is_not_read_letter_by_letter():
+    for use in (fit_tokenizer, read_captions, lambda text: caption_fits(text, ALL)):
+        refuses(lambda use=use: use("a seven"), "captions must be a list of texts; got one text", error=TypeError)
+
+
 @pytest.mark.parametrize("prompts", [5, None, b"a seven", {"a": "seven"}, torch.zeros(3), {"a seven"}])
 def test_what_is_no_text_gets_a_sentence(prompts):
     words = ("prompts must be a text or a list of texts; got", f"of type {type(prompts).__name__}")

@@ -134,6 +134,8 @@ def test_encoders_refuse_bad_settings():
         TextEncoder(5, 3, dim=10)
     with pytest.raises(ValueError, match="image_size must be at least 4; got 3"):
         ImageEncoder(3)
+    with pytest.raises(ValueError, match="channels must be divisible by 8; got 12"):
+        ImageEncoder(8, channels=12)
     with pytest.raises(ValueError, match=r"images must have shape \(B, 1, 8, 8\); got \(2, 1, 7, 8\)"):
         ImageEncoder(8)(torch.zeros(2, 1, 7, 8))
 
@@ -283,6 +285,12 @@ def test_similarities_do_not_depend_on_the_batch(trained):
     assert torch.equal(zero_shot(trained[0], WORDS_OF_ALL, IMAGES[:50], prompts), whole.argmax(1))
     for prompts, words in (("a cat", "unknown words"), ("a thin bold one", "must not contradict itself")):
         refuses(lambda: similarities(trained[0], WORDS_OF_ALL, IMAGES[:2], prompts), words)  # noqa: B023
+
+
+def test_images_in_other_ranges_are_told(trained):
+    refuses(lambda: similarities(trained[0], WORDS_OF_ALL, (IMAGES[:5] + 1) * 127.5, ["a one"]), "images must be scaled to [-1, 1]")
+    with pytest.warns(UserWarning, match=r"are they in \[0, 1\]"):
+        zero_shot(trained[0], WORDS_OF_ALL, (IMAGES[:5] + 1) / 2, ["a one", "a two"])
 
 
 def test_recall_counts_queries_with_an_answer():

@@ -327,6 +327,20 @@ def test_a_network_of_others_is_told_a_class_but_not_guided():
     refuses(lambda: of_class(peer, 2, 3), "scale must be 1", "no row for no class")
 
 
+def test_a_class_network_without_classes_takes_the_steps_of_a_unet():
+    net, x = class_net(), draw(2, 1, 8, 8)
+    told = net(x, torch.tensor([3, 7]))
+    for t in (torch.tensor([3.0, 7.0]), torch.tensor([3, 7], dtype=torch.uint8)):
+        torch.testing.assert_close(net(x, t), told)
+    refuses(lambda: net(x, 5), "t must be a tensor of shape (2,)", error=(TypeError, ValueError))
+
+
+def test_a_compiled_class_network_is_guided():
+    net, x, t = class_net(), draw(2, 1, 8, 8), torch.tensor([3, 700])
+    compiled = torch.compile(net, backend="eager")
+    assert torch.equal(of_class(compiled, 2, 3.0)(x, t), of_class(net, 2, 3.0)(x, t))
+
+
 # Training on classes
 
 
@@ -474,6 +488,12 @@ def test_dropped_rows_are_dropped_as_a_whole():
     assert abs(float((kept == 0).double().mean()) - 0.2) < 5 * (0.2 * 0.8 / 20_000) ** 0.5
 
 
+def test_classes_are_dropped_one_by_one():
+    labels = torch.arange(3).repeat(100)
+    dropped = drop_context(labels, torch.tensor([3]), 0.5, generator=seeded(0))
+    assert dropped.shape == labels.shape and ((dropped == labels) | (dropped == 3)).all() and 3 in dropped
+
+
 def test_drop_none_and_all():
     context, null = draw(50, 4, 2), draw(1, 4, 2, seed=1)
     assert torch.equal(drop_context(context, null, 0), context)
@@ -549,6 +569,13 @@ def test_one_call_is_two_calls():
         torch.testing.assert_close(guided(net, context, null, 3)(x, t), without + 3 * (given - without), rtol=1e-4, atol=1e-5)
 
 
+def test_points_are_guided():
+    model = lambda x, t, labels: x * labels[:, None]
+    x, labels = draw(3, 2), torch.tensor([0, 1, 2])
+    expected = 3 * x + 2.0 * (x * labels[:, None] - 3 * x)
+    assert torch.equal(guided(model, labels, torch.tensor([3]), 2.0)(x, torch.tensor([5, 5, 5])), expected)
+
+
 def test_null_of_each_image():
     context, nulls, x, t = draw(3, 4, 2), draw(3, 4, 2, seed=1), draw(3, 1, 2, 2), torch.tensor([1, 2, 3])
     whole = guided(linear_model, context, nulls, 2)(x, t)
@@ -615,6 +642,23 @@ def test_training_repeats_itself():
     assert not any(p.requires_grad for p in first.parameters())
 
 
+def test_dropout_follows_the_seed_and_leaves_the_global_stream():
+    encoder, tokens = text_parts()
+    config = TrainConfig(n_iterations=3, batch_size=8, warmup=1, precision="float32")
+    found = []
+    for seed in (5, 6):
+        with seeded_init(1):
+            net = TextUNet(**TINY, dropout=0.5)
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        net = train_conditional(net, make_schedule("cosine", 50), draw(20, 1, 8, 8), tokens, encoder, config)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(net.sentence.weight.clone())
+    assert torch.equal(*found)
+    net = train_conditional(net, make_schedule("cosine", 50), draw(20, 1, 8, 8), tokens, encoder, config)  # a frozen one is trained on
+    assert not torch.equal(net.sentence.weight, found[0])
+
+
 def test_training_leaves_the_text_encoder_alone():
     encoder, tokens = text_parts()
     encoder.requires_grad_(True)
@@ -670,6 +714,8 @@ def test_training_refuses():
     refuses(train(objective="v"), "objective='eps'")
     refuses(train(n_accumulate=2), "n_accumulate=1")
     refuses(train(precision="float16"), "float16")
+    refuses(train(variance="learned"), "variance='fixed'")
+    refuses(train(conditional="class"), "conditional='none'")
     refuses(train(drop=1.5), "drop must be")
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
@@ -749,6 +795,7 @@ def test_scores_clip(judged):
     images, rows, rule, classifier = judged
     once, beyond = (score_attributes(factor * images[:50], rows[:50], classifier, rule) for factor in (1, 1.001))
     assert torch.equal(once, beyond)
+    refuses(lambda: score_attributes((images[:50] + 1) * 127.5, rows[:50], classifier, rule), "images must be scaled to [-1, 1]")
 
 
 def test_scores_refuse(judged):

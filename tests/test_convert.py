@@ -445,6 +445,11 @@ def test_what_a_network_predicts_survives_the_way_there_and_back(objective, thei
             torch.testing.assert_close(x_0, ours.clamp(-1, 1), atol=1e-4, rtol=1e-4)
 
 
+def test_a_network_that_predicts_v_is_exported_with_its_own_schedule(network, schedule):
+    model = NoisePredictor(network, schedule, "v")
+    refuses(lambda: unet_to_diffusers(model, make_schedule("cosine", 7)), "schedule must be the one with which the model predicts the noise")
+
+
 @pytest.mark.parametrize("objective", ["mu", "velocity"])
 def test_what_has_no_word_in_diffusers_is_refused_by_name(objective, network, schedule):
     model = NoisePredictor(network, schedule, objective)
@@ -525,6 +530,11 @@ def test_pipelines_and_folders_of_every_layout_load(peer, pipeline_folder, tmp_p
         assert torch.equal(unet_from_diffusers(source)[1].exact_betas, linear_betas(1000))
     given = diffusers.DDPMScheduler(10)
     assert torch.equal(unet_from_diffusers(pipeline_folder, scheduler=given)[1].exact_betas, linear_betas(10))
+
+
+def test_a_schedule_comes_to_where_its_network_is():
+    peer = diffusers.UNet2DModel(**BASE).to("meta")
+    assert unet_from_diffusers(peer)[1].betas.device.type == "meta"
 
 
 def test_old_names_of_the_attention_layers_load(peer, pipeline_folder):

@@ -191,6 +191,14 @@ def test_the_callers_players_can_learn_again(digits):
     assert changed == [True, True, False]  # both players; not what the first training returned
 
 
+def test_what_a_training_returned_can_learn_again(digits):
+    first = train_gan(*players_of_digits(), digits, n_iterations=1)
+    players = (first.generator, first.discriminator)
+    before = [weights(player) for player in players]
+    train_gan(*players, digits, n_iterations=1)
+    assert not any(torch.equal(weights(player), old) for player, old in zip(players, before, strict=True))
+
+
 def test_training_needs_no_square_of_a_power_of_two():
     images = torch.rand(9, 3, 5, 5, generator=seeded(0)) * 2 - 1
     players = Generator(5, in_channels=3, hidden=8), Discriminator(5, in_channels=3, hidden=8)

@@ -149,6 +149,12 @@ def test_training_repeats_itself_and_leaves_the_global_stream(digits):
     assert weights[0].equal(weights[1]) and not weights[0].allclose(weights[2])
 
 
+def test_a_trained_autoencoder_is_trained_on(digits):
+    model = train_autoencoder(fresh(), digits, n_iterations=1)
+    before = model.encoder[0].weight.clone()
+    assert not train_autoencoder(model, digits, n_iterations=1).encoder[0].weight.equal(before)
+
+
 def test_scaled_latents_have_mean_0_and_variance_1(trained, digits):
     z = to_latents(trained, digits).double()
     assert z.mean((0, 2, 3)).abs().max() < 1e-4 and (z.var((0, 2, 3)) - 1).abs().max() < 1e-3

@@ -272,6 +272,17 @@ def test_a_pipeline_comes_back_whole(pipeline, saved):
     pipeline.save_pretrained(saved, overwrite=True)
 
 
+def test_a_pipeline_is_loaded_to_a_device_as_a_whole(saved):
+    """The meta device stands for a GPU: networks and schedule must meet there."""
+    assert {part.type for part in _places(TextToImage.from_pretrained(saved, device="meta"))} == {"meta"}
+
+
+def _places(pipeline):
+    """Return where the parts of a pipeline lie."""
+    networks = pipeline.to_parts()[0].values()
+    return {pipeline.device, *(next(network.parameters()).device for network in networks)}
+
+
 def test_exchanged_and_damaged_parts_are_refused(pipeline, saved):
     config = json.loads((saved / CONFIG_FILE).read_text())
     weights = (saved / WEIGHTS_FILE).read_bytes()

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import ddpm_nb.texts as texts
 from conftest import refuses
 from ddpm_nb.captions import BEGIN, PADDING, UNKNOWN, Tokenizer, check_prompts
 from ddpm_nb.clip import contrastive_loss, make_clip
@@ -38,6 +39,7 @@ from ddpm_nb.texts import (
     PairLoss,
     Pairs,
     PieceTokenizer,
+    StageCheckpoints,
     TextConfig,
     TextDenoiser,
     all_scenes,
@@ -147,6 +149,7 @@ def test_a_third_colour_or_a_missing_one_is_a_wrong_picture(shapes):
     third[0, :, :5] = torch.where(bare[:5], spot, third[0, :, :5])
     assert not score_shapes(third, shapes.scenes[:1])[0, 0]
     assert not score_shapes(torch.full((1, 3, 32, 32), -1.0), shapes.scenes[:1]).any()
+    refuses(lambda: read_shapes((shapes.images[:2] + 1) * 127.5), "images must be scaled to [-1, 1]")
 
 
 def test_every_scene_occurs_once_and_none_is_on_both_sides():
@@ -337,6 +340,7 @@ def test_length_and_kept_form():
     refuses(lambda: tokenizer.encode("a"), "captions must be a list of texts", error=TypeError)
     refuses(lambda: fit_pieces(["!", ""]), "at least one word; got none")
     refuses(lambda: fit_pieces(["a"], 1), "length must be at least 2")
+    refuses(lambda: fit_pieces("a dog", 9), "captions must be a list of texts; got one text", error=TypeError)
     assert fit_pieces(["a " * 100] * 2).length == 77 and fit_pieces(["a"], 9).length == 9
     kept = json.loads(json.dumps(tokenizer.to_dict()))
     assert PieceTokenizer.from_dict(kept) == tokenizer == Tokenizer.from_dict(kept)
@@ -436,6 +440,45 @@ def test_a_signal_saves_and_says_how_to_go_on(few, whole, tmp_path):
     assert equal(train_text(few, tmp_path / "a", resume=True, progress=False), whole[1])
 
 
+def test_a_signal_after_the_last_step_of_a_stage_is_heard(few, tmp_path, monkeypatch):
+    plain = StageCheckpoints.checkpoint
+
+    def interrupt(keeper, trainer):
+        plain(keeper, trainer)
+        if trainer.n_steps == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(StageCheckpoints, "checkpoint", interrupt)
+    with pytest.raises(Interrupted, match="stage clip after iteration 4 of 4: saved"):
+        train_text(few, tmp_path / "a", SMALL, progress=False)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_model_that_is_no_run_is_not_replaced(name, resume, few, tmp_path):
+    (tmp_path / name).write_text("mine")
+    call = lambda: train_text(few, tmp_path, SMALL, resume=resume, progress=False)
+    refuses(call, f"holds a {name} that is no run's and would be replaced", error=FileExistsError)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_going_on_keeps_the_card(few, tmp_path):
+    config = replace(SMALL, clip=tiny(1), autoencoder=tiny(1), unet=tiny(1))
+    train_text(few, tmp_path, config, card={"licence": "CC BY"}, progress=False)
+    card = train_text(few, tmp_path, resume=True, progress=False).card
+    assert card == TextToImage.from_pretrained(tmp_path).card == {"name": "text to image", "pictures": 24, "licence": "CC BY"}
+    assert train_text(few, tmp_path, resume=True, card={"licence": "MIT"}, progress=False).card["licence"] == "MIT"
+
+
+def test_the_scale_of_latents_is_that_of_pictures_from_everywhere(monkeypatch):
+    levels, seen = torch.arange(12_001.0)[:, None, None, None] / 12_001, []
+    monkeypatch.setattr(texts, "fit_latent_scale", lambda network, images: seen.extend(images.flatten().tolist()))
+    monkeypatch.setattr(texts, "to_latents", lambda network, images: images)
+    assert texts._compress("a network", Pairs(levels, torch.zeros(12_001, 1, 2))).equal(levels)
+    assert 4000 <= len(seen) <= 5000 and seen[0] == 0 and seen[-1] > 0.999
+
+
 def test_pixels_and_several_captions_of_a_folder(few, tmp_path):
     root = tmp_path / "set"
     root.mkdir()
@@ -443,7 +486,8 @@ def test_pixels_and_several_captions_of_a_folder(few, tmp_path):
         Image.fromarray(pixels).save(root / f"{i}.png")
         (root / f"{i}.txt").write_text(f"{few[1][i]}\n{'a second one' if i % 2 else ''}\n")
     data = CaptionedFolder(root, 16)
-    config = replace(SMALL, n_downs=0, attn_resolutions=(8,))
+    unused = replace(SMALL.autoencoder, batch_size=64)  # more than there are pictures
+    config = replace(SMALL, n_downs=0, attn_resolutions=(8,), autoencoder=unused)
     pipeline = train_text(data, tmp_path / "run", config, prompts=["a second one"], device="cpu", progress=False)
     assert pipeline.autoencoder is None and pipeline.schedule.n_steps == 1000
     assert not (tmp_path / "run" / "autoencoder").exists()
@@ -457,6 +501,8 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, wh
     images, captions = few
     out = tmp_path / "run"
     call = lambda data=few, config=SMALL, **options: lambda: train_text(data, out, config, progress=False, **options)
+    refuses(call((torch.cat([images, images], 1), captions)), "images must have 1 or 3 channels; got 6")
+    refuses(call(card={"tags": ["a", "b"]}), "card must map names to strings")
     refuses(call(images), "data must be a CaptionedFolder, or a pair (images, captions); got Tensor", error=TypeError)
     refuses(call((images, captions[:3])), "a caption for each picture; got 24 pictures and 3 captions")
     refuses(call((images[..., :8], captions)), "images must be square")
@@ -478,6 +524,13 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, wh
     refuses(lambda: replace(SMALL, max_weight=0.5), "max_weight must be finite and in [1, inf)")
     refuses(lambda: replace(SMALL, clip=replace(SMALL.clip, batch_size=1)), "clip.batch_size must be at least 2")
     refuses(lambda: replace(SMALL, unet=replace(SMALL.unet, objective="v")), "unet must have objective='eps'")
+    refuses(lambda: replace(SMALL, unet=replace(SMALL.unet, conditional="class")), "conditional='none'")
+    refuses(lambda: replace(SMALL, unet=replace(SMALL.unet, precision="float16")), "unet.precision must be one of")
+    for stage in ("clip", "autoencoder"):  # where no arithmetic would be lower
+        settings = {stage: replace(SMALL.clip, precision="bfloat16")}
+        refuses(lambda settings=settings: replace(SMALL, **settings), f"{stage}.precision must be one of 'auto', 'float32'")
+    for name, factor in (("dim", 4), ("unet_channels", 8), ("autoencoder_channels", 4)):
+        refuses(lambda name=name: replace(SMALL, **{name: 10}), f"{name} must be a multiple of {factor}; got 10")
     refuses(lambda: train_text(few, whole[0], SMALL), "already holds a run; resume it", error=FileExistsError)
     refuses(lambda: train_text(few, whole[0], replace(SMALL, drop=0.2), resume=True), "config differs from the run", "in drop; leave it out")
     other = (images.flip(0), captions)
@@ -537,6 +590,8 @@ def test_words_of_the_digits_rule_mean_nothing_to_pieces(tmp_path):
 def test_settings_come_back_from_json():
     config = replace(SMALL, unet=replace(SMALL.unet, grad_clip=math.inf))
     assert TextConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+    config = replace(config, channel_mults=[1, 2], attn_resolutions=[8])  # lists are as good
+    assert TextConfig.from_dict(config.to_dict()) == config
 
 
 def test_the_losses_are_those_of_their_chapters(few):
@@ -598,8 +653,9 @@ def test_the_score_of_a_map_is_the_area_under_its_curve():
 def test_maps_are_those_of_the_words_on_the_walk(few, whole):
     pipeline, prompts = whole[1], few[1][:3]
     pictures, maps = word_maps(pipeline, prompts, n_steps=7, side=None, generator=seeded(0))
-    alone = pipeline.generate(prompts, guidance=3.0, n_steps=7, generator=seeded(0))
+    alone = pipeline.generate(prompts, guidance=2.0, n_steps=7, generator=seeded(0))
     assert pictures.equal(alone)  # looking changes nothing
+    assert word_maps(pipeline, prompts[0], n_steps=4, side=None)[1].shape[1] == 1  # a text alone is one sentence
     assert maps.shape == (3, 3, pipeline.tokenizer.length, 4, 4) and (maps.sum(2) - 1).abs().max() < 1e-4
     context = encode_words(pipeline.text_encoder, pipeline.tokenizer.encode(prompts))[0]
     kept, seen = respaced_steps(980, 7), []
@@ -607,7 +663,7 @@ def test_maps_are_those_of_the_words_on_the_walk(few, whole):
     def note(t, z, z_0_hat):
         seen.append(z)
 
-    pipeline.generate(prompts, guidance=3.0, n_steps=7, generator=seeded(0), callback=note)
+    pipeline.generate(prompts, guidance=2.0, n_steps=7, generator=seeded(0), callback=note)
     for third in range(3):  # six of the seven steps lead to a level at which the model can be asked
         own = []
         for i in (2 * third, 2 * third + 1):

@@ -156,6 +156,13 @@ def test_training_repeats_itself_and_leaves_the_global_stream_alone():
     assert not first.encoder[0].weight.equal(other.encoder[0].weight)
 
 
+def test_a_trained_vae_is_trained_on():
+    images, options = grey(40, 17, 1, 4, 4), {"n_levels": 17, "n_iterations": 2, "batch_size": 8}
+    vae = train_vae(make_vae(hidden=8, latent_dim=2), images, **options)
+    before = vae.encoder[0].weight.clone()
+    assert not train_vae(vae, images, **options).encoder[0].weight.equal(before)
+
+
 def test_training_lowers_the_bound_on_images_it_has_not_seen():
     train, test = load_dataset("digits").images(), load_dataset("digits", split="test").images()
     with seeded_init(0):
