@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_floating, check_images
-from .checks import check_int, check_range, check_timesteps, has_values
+from .checks import check_int, check_range, check_timesteps
 from .elbo import STEP_VARIANCES, check_clean_batch, decoder_log_likelihood
 from .elbo import prior_divergence, reverse_mean_variance
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
@@ -36,10 +36,11 @@ class VLBTerms:
         return self.prior + self.kl.sum(1) + self.decoder
 
 # %% ../nbs/05_bound.ipynb #vlb-terms
+@torch.no_grad()
 def vlb_terms(
     model,  # callable model(x_t, t) -> eps_hat (with "learned": and v)
     schedule: NoiseSchedule,  # the noise schedule
-    x_0: Tensor,  # (B, ...) clean images on the grid of n_levels levels of [-1, 1]
+    x_0: Tensor,  # (B, C, H, W) clean images on the grid of levels; (B, ...) where there is none
     *,
     n_levels: int | None = 256,  # grey levels; None: continuous data, L_0 is a density
     clip_x_0: bool = True,  # clip predicted images to [-1, 1]
@@ -53,13 +54,12 @@ def vlb_terms(
     source = {"generator": generator, "device": x_0.device, "dtype": x_0.dtype}
     options = {"n_levels": n_levels, "clip_x_0": clip_x_0, "variance": variance}
     losses, errors = [], []
-    for steps in torch.arange(schedule.n_steps).split(max(1, chunk_size // len(x_0))):
+    for steps in torch.arange(schedule.n_steps, device="cpu").split(max(1, chunk_size // len(x_0))):
         if eps is None:
             noise = torch.stack([randn(x_0.shape, **source) for _ in steps])
         else:
             noise = eps[steps]
-        with torch.no_grad():
-            loss, error = _step_losses(model, schedule, x_0, steps, noise, **options)
+        loss, error = _step_losses(model, schedule, x_0, steps, noise, **options)
         losses.append(loss)
         errors.append(error)
     per_dim = x_0[0].numel() * math.log(2)
@@ -91,17 +91,21 @@ def _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size):
     check_choice("variance", variance, STEP_VARIANCES)
     check_int("chunk_size", chunk_size)
     if n_levels is not None:
-        scale = (check_int("n_levels", n_levels, 2) - 1) / 2
-        level = (check_images("x_0", x_0) + 1) * scale  # 0 .. n_levels - 1
-        if has_values(level) and bool((level - level.round()).abs().max() > 0.01):
-            grid = f"the grid of n_levels={n_levels} levels of [-1, 1]"
-            raise ValueError(f"x_0 must lie on {grid}; it does not")
+        _check_levels("x_0", check_images("x_0", x_0), n_levels)
     elif clip_x_0:
         check_range("x_0", x_0)
     shape = (schedule.n_steps, *x_0.shape)
     if eps is not None and check_floating("eps", eps).shape != shape:
         got = tuple(eps.shape)
         raise ValueError(f"eps must have shape {shape}, one noise for each step; got {got}")
+
+
+def _check_levels(name, x, n_levels):
+    """Refuse images that are not on the grid of their grey levels."""
+    level = (x + 1) * ((check_int("n_levels", n_levels, 2) - 1) / 2)  # 0 .. n_levels - 1
+    if not level.is_meta and bool((level - level.round()).abs().max() > 0.01):
+        grid = f"the grid of n_levels={n_levels} levels of [-1, 1]"
+        raise ValueError(f"{name} must lie on {grid}; it does not")
 
 # %% ../nbs/05_bound.ipynb #optimal-denoiser
 def optimal_denoiser(
@@ -121,11 +125,12 @@ def optimal_denoiser(
         signal = extract(schedule.sqrt_alpha_bars, t, 3)  # (B, 1, 1)
         noise = extract(schedule.sqrt_one_minus_alpha_bars, t, 3)
         centred = x[:, None] - signal * mixture.means  # (B, K, d)
-        along = torch.einsum("bki,kij->bkj", centred, axes)  # in the eigenvectors' coordinates
+        own_axes = axes.to(centred.dtype)
+        along = torch.einsum("bki,kij->bkj", centred, own_axes)  # in the eigenvectors' coordinates
         precision = 1 / (signal.square() * spread + noise.square())
         log_density = 0.5 * (precision.log() - precision * along.square()).sum(2)
         r = (mixture.weights.log() + log_density).softmax(1)  # (B, K)
-        eps_hat = torch.einsum("bk,bkj,kij->bi", r, noise * precision * along, axes)
+        eps_hat = torch.einsum("bk,bkj,kij->bi", r, noise * precision * along, own_axes)
         return eps_hat.view_as(x_t).to(x_t.dtype)
 
     return model

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .checks import call_model, check_choice, check_floating, check_generator
 from .checks import check_int, check_number, check_same_shape
-from .forward import NoiseSchedule, extract, predict_eps, predict_x_0
+from .forward import NoiseSchedule, _pick, extract, predict_eps, predict_x_0
 from .forward import q_mean_variance, q_posterior, q_sample
 from .gaussian import GaussianMixture, discretized_gaussian_log_likelihood
 from .gaussian import normal_kl, randn
@@ -90,6 +90,8 @@ def vlb_weights(
     variance: str = "posterior",  # variance of the reverse steps: "posterior" or "beta"
 ) -> Tensor:
     """Compute lambda_t, the weight of ||eps - eps_hat||^2, in nats (DDPM, equation 12); (T,)."""
+    if schedule.betas.dtype.itemsize < 4:  # in 16 bits the squares vanish
+        schedule = NoiseSchedule(schedule.exact_betas).to(schedule.betas.device)
     variances = reverse_log_variance(schedule, variance).exp()
     signal_and_noise = schedule.alphas * schedule.one_minus_alpha_bars
     return schedule.betas.square() / (2 * variances * signal_and_noise)
@@ -180,8 +182,7 @@ def objective_target(
         return q_posterior(schedule, x_0, x_t, t)[0]
     if objective == "velocity":
         return eps - x_0
-    signal = extract(schedule.sqrt_alpha_bars, t, x_0.ndim)
-    noise = extract(schedule.sqrt_one_minus_alpha_bars, t, x_0.ndim)
+    signal, noise = _pick(schedule, x_0, t, "sqrt_alpha_bars", "sqrt_one_minus_alpha_bars")
     return signal * eps - noise * x_0
 
 # %% ../nbs/03_elbo.ipynb #output-to-eps
@@ -199,12 +200,10 @@ def output_to_eps(
         return output
     if objective == "x_0":
         return predict_eps(schedule, x_t, t, output)
-    noise = extract(schedule.sqrt_one_minus_alpha_bars, t, x_t.ndim)
+    signal, noise = _pick(schedule, x_t, t, "sqrt_alpha_bars", "sqrt_one_minus_alpha_bars")
     if objective == "mu":
-        alpha_t = extract(schedule.alphas, t, x_t.ndim)
-        beta_t = extract(schedule.betas, t, x_t.ndim)
+        alpha_t, beta_t = _pick(schedule, x_t, t, "alphas", "betas")
         return (x_t - alpha_t.sqrt() * output) * noise / beta_t
-    signal = extract(schedule.sqrt_alpha_bars, t, x_t.ndim)
     if objective == "v":
         return noise * x_t + signal * output
     return (x_t + signal * output) / (signal + noise)  # the velocity eps - x_0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .bound import VLBTerms, vlb_terms
+from .bound import VLBTerms, _check_levels, vlb_terms
 from .checks import call_model
 from .checks import check_floating, check_generator, check_images, check_int
 from .checks import check_model, check_number, check_square_images, split_generator
@@ -65,6 +65,8 @@ def bits_per_dim(
         next(bar)
         return call_model(model, x_t, t)
 
+    for x in batches:  # all, before the first is measured
+        _check_levels("images", x, n_levels)
     options = {"n_levels": n_levels, "variance": variance, "chunk_size": size}
     parts = []
     for x, own in zip(batches, sources, strict=True):
@@ -297,9 +299,16 @@ def kernel_distance(
 ) -> float:
     """Estimate the squared kernel distance without bias (Binkowski et al. 2018)."""
     a, b = _check_features(features_1, features_2)
-    own = [((x @ x.T) / x.shape[1] + 1) ** 3 for x in (a, b)]
-    within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in own)
-    return float(within - 2 * (((a @ b.T) / a.shape[1] + 1) ** 3).mean())
+    within = 0
+    for x in (a, b):
+        with_itself = ((x.square().sum(1) / x.shape[1] + 1) ** 3).sum()
+        within += (_kernel_sum(x, x) - with_itself) / (len(x) * (len(x) - 1))
+    return float(within - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
+
+
+def _kernel_sum(x, y):
+    """Add up the kernel over all pairs, a thousand rows at a time."""
+    return sum(((rows @ y.T / y.shape[1] + 1) ** 3).sum() for rows in x.split(1000))
 
 # %% ../nbs/11_evaluation.ipynb #distance-with-error
 def distance_with_error(
@@ -363,6 +372,7 @@ def verdict(
     error: float,  # standard error of the gap, 0 or above
 ) -> str:
     """Say whether a gap that is expected to be positive is: agrees, DISAGREES or undecided."""
+    check_number("gap", gap)
     check_number("error", error, 0)
     return "agrees" if gap > 2 * error else "DISAGREES" if gap < -2 * error else "undecided"
 
@@ -429,6 +439,7 @@ def nearest_neighbors(
     if samples.shape[1:] != images.shape[1:]:
         needed = f"the shape of samples, (M, {', '.join(map(str, samples.shape[1:]))})"
         raise ValueError(f"images must have {needed}; got {tuple(images.shape)}")
-    distances = torch.cdist(samples.flatten(1).double(), images.flatten(1).double())
-    nearest = distances.min(1)
-    return nearest.indices, nearest.values / math.sqrt(images[0].numel())
+    known, parts = images.flatten(1).double(), samples.flatten(1).split(500)
+    nearest = [torch.cdist(part.double(), known).min(1) for part in parts]
+    distance, index = (torch.cat(both) for both in zip(*nearest, strict=True))
+    return index, distance / math.sqrt(images[0].numel())

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from .checks import call_model, check_choice, check_floating, check_generator
-from .checks import check_int, check_number, check_same_shape
+from .checks import check_int, check_number, check_same_shape, check_timesteps
 from .elbo import check_clean_batch
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
 from .sampling import _start
+from .scores import _ask
 
 # %% ../nbs/15_flow_matching.ipynb #flow-matching-loss
 def flow_matching_loss(
@@ -64,12 +65,14 @@ def velocity_from_eps(
     clip_x_0: bool = False,  # clip the predicted image to [-1, 1]
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Build a velocity model(x, t), t in (0, 1], from a noise predictor, without training."""
+    signal, noise = schedule.sqrt_alpha_bars[-1], schedule.sqrt_one_minus_alpha_bars[-1]
+    least = float(signal) / (float(signal) + float(noise))  # 1 - t of the last level
 
     def velocity(x, t):
         t = _per_image("t", t, x, 1)
         level = _nearest_level(schedule, torch.logit(t.flatten()))
-        rest = (1 - t).clamp(min=float(1 - flow_times(schedule)[-1]))  # t = 1: the last level
-        eps_hat = call_model(model, x / (rest**2 + t**2).sqrt(), level)
+        rest = (1 - t).clamp(min=least)  # t = 1: the last level
+        eps_hat = _ask(model, x / (rest**2 + t**2).sqrt(), level)
         x_0_hat = (x - t * eps_hat) / rest
         if clip_x_0:
             x_0_hat = x_0_hat.clamp(-1, 1)
@@ -85,10 +88,11 @@ def eps_from_velocity(
     """Build a noise predictor model(x_t, t), t an index, from a velocity, without training."""
 
     def predict(x_t, t):
+        t = check_timesteps(t, schedule.n_steps, len(x_t))
         t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
         time = extract(flow_times(schedule), t, x_t.ndim).to(x_t)
         x = x_t * ((1 - time) ** 2 + time**2).sqrt()  # from the arc to the chord
-        return x + (1 - time) * call_model(model, x, time.flatten())
+        return x + (1 - time) * _ask(model, x, time.flatten())
 
     return predict
 
@@ -135,10 +139,10 @@ def _solve(slope, x, nodes, heun):
     with torch.no_grad():
         for here, after in pairwise(nodes):
             h = after - here  # negative
-            first = call_model(slope, x, x.new_full((len(x),), here))
+            first = _ask(slope, x, x.new_full((len(x),), here))
             step = h * first
             if heun and after > 0:
-                second = call_model(slope, x + step, x.new_full((len(x),), after))
+                second = _ask(slope, x + step, x.new_full((len(x),), after))
                 step = h * (first + second) / 2
             x = x + step
     return x
@@ -185,7 +189,7 @@ def straightness(
     with torch.no_grad():
         for i in range(n_steps):
             t = x.new_full((len(x),), 1 - i / n_steps)
-            speeds.append(call_model(model, x, t))
+            speeds.append(_ask(model, x, t))
             x = x - speeds[-1] / n_steps
     gaps = [(x_T - x - v).square().flatten(1).sum(1).mean() for v in speeds]
     return float(torch.stack(gaps).mean())
@@ -202,7 +206,7 @@ def edm_denoiser(
     def denoise(x, sigma):
         sigma = _per_image("sigma", sigma, x)
         level = _nearest_level(schedule, sigma.flatten().log())
-        eps_hat = call_model(model, x / (1 + sigma**2).sqrt(), level)
+        eps_hat = _ask(model, x / (1 + sigma**2).sqrt(), level)
         x_0_hat = x - sigma * eps_hat
         return x_0_hat.clamp(-1, 1) if clip_x_0 else x_0_hat
 
@@ -254,7 +258,7 @@ def sample_heun(
 
     def slope(x, sigma):
         shape = (-1, *[1] * (x.ndim - 1))
-        return (x - call_model(denoiser, x, sigma)) / sigma.view(shape)
+        return (x - _ask(denoiser, x, sigma)) / sigma.view(shape)
 
     x = _start(_place(denoiser, x_T, device), shape, x_T, generator) * float(sigmas[0])
     return _solve(slope, x, sigmas.tolist(), True)

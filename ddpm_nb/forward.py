@@ -19,11 +19,11 @@ def _check_betas(betas):
     """Return the variances as float64 on the CPU, or say what is wrong with them."""
     if not isinstance(betas, Tensor):
         try:
-            betas = torch.as_tensor(betas, dtype=torch.float64)
+            betas = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             allowed = "betas must be a tensor or a sequence of numbers"
             raise TypeError(f"{allowed}; got {betas!r}") from None
-    betas = check_floating("betas", betas.detach().cpu()).double()
+    betas = check_floating("betas", betas.detach().cpu()).to(torch.float64, copy=True)
     if betas.ndim != 1 or len(betas) == 0:
         raise ValueError(f"betas must have shape (T,) with T at least 1; got {tuple(betas.shape)}")
     if has_values(betas) and (betas.min() <= 0 or betas.max() >= 1):
@@ -94,8 +94,8 @@ class NoiseSchedule(nn.Module):
         dtype: torch.dtype = torch.float32,  # type of the buffers
     ):
         super().__init__()
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point type; got {dtype}")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point type; got {dtype!r}")
         coefficients = schedule_coefficients(betas)
         self.exact_betas, self.n_steps = coefficients["betas"], len(coefficients["betas"])
         for name, value in coefficients.items():
@@ -106,19 +106,35 @@ class NoiseSchedule(nn.Module):
         first, last = self.exact_betas[[0, -1]]
         return f"n_steps={self.n_steps}, betas={first:.3g}..{last:.3g}"
 
+    def _apply(self, fn, recurse=True):
+        """Convert or move the buffers; in another type, round the exact numbers anew."""
+        before = self.betas.dtype
+        super()._apply(fn, recurse)
+        if self.betas.dtype != before:
+            _renew(self)
+        return self
+
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Refuse the variances of another schedule, and compute the coefficients from these."""
-        own = self.exact_betas
-        betas = state_dict.get(f"{prefix}betas", own).cpu()
-        # float64 that was float32 before keeps its rounding
-        types = (betas.dtype, self.betas.dtype, torch.float32)
-        rtol = max(torch.finfo(dtype).eps for dtype in types)
-        if betas.shape != own.shape or not torch.allclose(betas.double(), own, rtol, 0):
-            raise ValueError(f"{prefix}betas must be those of {self}; the state holds others")
+        _check_state(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        for name, value in schedule_coefficients(own).items():
-            if name != "betas":  # they may be empty, after `to_empty` or on the device "meta"
-                self._buffers[name] = value.to(self.betas)
+        _renew(self)  # they may be empty, after `to_empty` or on the device "meta"
+
+# %% ../nbs/02_forward_process.ipynb #renew
+def _renew(schedule):
+    """Compute the buffers from the exact variances, in their type and on their device."""
+    for name, value in schedule_coefficients(schedule.exact_betas).items():
+        schedule._buffers[name] = value.to(schedule.betas)
+
+
+def _check_state(schedule, state, prefix):
+    """Refuse the variances of another schedule; those of this one may be rounded."""
+    own = schedule.exact_betas
+    betas = state.get(f"{prefix}betas", own).cpu()
+    # float64 that was float32 before keeps its rounding
+    rtol = max(torch.finfo(x).eps for x in (betas.dtype, schedule.betas.dtype, torch.float32))
+    if betas.shape != own.shape or not torch.allclose(betas.double(), own, rtol, 0):
+        raise ValueError(f"{prefix}betas must be those of {schedule}; the state holds others")
 
 # %% ../nbs/02_forward_process.ipynb #extract
 def extract(
@@ -129,6 +145,8 @@ def extract(
     """Pick the values at t, shaped (B, 1, ..., 1), or (1, ..., 1) for one index."""
     if isinstance(t, Tensor) and t.device.type != "cpu":  # indices on the CPU fit any device
         check_device("schedule", values, "the steps'", t.device)
+    if isinstance(t, Tensor):
+        t = t.long()  # bytes would be taken for a mask
     return values[t].reshape(-1, *[1] * (ndim - 1))
 
 

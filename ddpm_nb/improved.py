@@ -14,14 +14,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .bound import optimal_denoiser
+from .bound import _check_levels, optimal_denoiser
 from .checks import call_model, check_choice, check_device, check_generator
-from .checks import check_int, check_number
+from .checks import check_int, check_number, has_values
 from .elbo import OBJECTIVES, _draw_timesteps
 from .elbo import check_clean_batch, decoder_log_likelihood, drop_variance
 from .elbo import output_to_eps, reverse_mean_variance, vlb_weights
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
-from .gaussian import GaussianMixture, normal_kl, randn
+from .gaussian import GaussianMixture, _choose, normal_kl, randn
 
 # %% ../nbs/13_improved.ipynb #optimal-variances
 def optimal_variances(
@@ -45,7 +45,8 @@ def optimal_variances(
         best = extract(schedule.posterior_variance, t, 2) + share * doubt  # (B, d)
         low = extract(schedule.posterior_log_variance, t, 2)
         high = extract(schedule.betas.log(), t, 2)
-        v = 2 * (best.log() - low) / (high - low) - 1
+        gap = high - low  # 0 where both choices round to one number: then any v will do
+        v = torch.where(gap > 0, 2 * (best.log() - low) / gap - 1, 0.0)
         return torch.cat([eps_hat.detach(), v], 1).to(x_t.dtype)
 
     return model
@@ -95,6 +96,8 @@ def hybrid_loss(
     """Add the bound, through v alone, to the simple loss (Improved DDPM, equation 16)."""
     check_clean_batch(x_0)
     check_number("share", share, 0)
+    if n_levels is not None and has_values(x_0):
+        _check_levels("x_0", x_0, n_levels)
     check_generator(generator)
     check_choice("reduction", reduction, ("mean", "none"))
     if t is None:
@@ -117,8 +120,8 @@ def respaced_model(
     kept: list[int],  # code indices that the short chain keeps, in any order
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the same model for the short chain: its step i is the i-th kept step."""
-    rising = torch.tensor(sorted(kept))
-    return lambda x_t, i: model(x_t, rising.to(i.device)[i])
+    rising = torch.tensor(sorted(set(kept)))
+    return lambda x_t, i: model(x_t, rising.to(i.device)[i.long()])
 
 # %% ../nbs/13_improved.ipynb #losshistory
 class LossHistory:
@@ -147,7 +150,7 @@ class LossHistory:
     def draw(self, n: int, generator=None) -> tuple[Tensor, Tensor]:
         """Draw n steps, and the weights 1 / (T p_t) that keep the mean of a loss; (n,) each."""
         p = self.probabilities()
-        t = torch.multinomial(p, n, replacement=True, generator=generator)
+        t = _choose(p, check_int("n", n), generator)
         return t, (1 / (len(p) * p[t])).float()
 
     def update(self, t: Tensor, losses: Tensor):
@@ -204,7 +207,7 @@ def weighted_loss(
     x_t = q_sample(schedule, x_0, t, eps)
     output = call_model(model, x_t, t)
     eps_hat = output_to_eps(schedule, objective, x_t, t, output)
-    losses = weights[t] * (eps_hat - eps).square().flatten(1).mean(1)
+    losses = extract(weights, t, 1) * (eps_hat - eps).square().flatten(1).mean(1)
     return losses.mean() if reduction == "mean" else losses
 
 # %% ../nbs/13_improved.ipynb #zero-terminal-snr

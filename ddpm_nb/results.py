@@ -103,6 +103,7 @@ def measure_samples(
 ) -> tuple[dict, Tensor]:
     """Draw samples and measure them; return the row of a table, and the samples."""
     check_int("n_samples", n_samples, 10)
+    check_int("batch_size", batch_size)
     shape, g = yardstick.held_out.shape[1:], seeded(seed)
     sizes = [min(batch_size, n_samples - i) for i in range(0, n_samples, batch_size)]
     options = {"n_steps": n_steps, "eta": eta, "generator": g}

@@ -77,6 +77,7 @@ def respaced_steps(
 ) -> list[int]:
     """Choose the code indices to visit, evenly spaced from T-1 down (one step: T-1 only)."""
     check_choice("spacing", spacing, ("linspace", "trailing"))
+    n_steps = check_int("n_steps", n_steps)
     n_kept = check_int("n_steps", n_steps if n_kept is None else n_kept, 1, n_steps)
     if spacing == "linspace":
         kept = torch.linspace(n_steps - 1, 0, n_kept, dtype=torch.float64).round()
@@ -95,7 +96,7 @@ def respace(
     if len(kept) == schedule.n_steps:
         return schedule
     log_alpha_bars = torch.log1p(-schedule.exact_betas).cumsum(0)[kept]
-    betas = -torch.expm1(log_alpha_bars.diff(prepend=torch.zeros(1, dtype=torch.float64)))
+    betas = -torch.expm1(log_alpha_bars.diff(prepend=log_alpha_bars.new_zeros(1)))
     return NoiseSchedule(betas, dtype=schedule.betas.dtype).to(schedule.betas.device)
 
 # %% ../nbs/10_sampling.ipynb #walk
@@ -175,6 +176,7 @@ def ddim_step(
     """Jump from t to t_prev and return x_{t_prev} and the predicted x_0 (DDIM, equation 12)."""
     t = _check_index("t", t, schedule)
     t_prev = _check_index("t_prev", t_prev, schedule, low=-1)
+    eta = check_number("eta", eta, 0, 1)
     x_0_hat = predict_x_0(schedule, x_t, t, eps_hat)
     if clip_x_0:  # the noise must agree with the clipped image
         x_0_hat = x_0_hat.clamp(-1, 1)
@@ -302,6 +304,8 @@ def slerp(
     """Interpolate along the arc between a and b, which must not be opposite (Shoemake 1985)."""
     check_same_shape("b", check_floating("b", b), "a", check_floating("a", a))
     share = torch.as_tensor(share, dtype=a.dtype, device=a.device).reshape(-1, *[1] * (a.ndim - 1))
+    if len(share) not in (1, len(a)) or not bool(((share >= 0) & (share <= 1)).all()):
+        raise ValueError(f"share must be one number or ({len(a)},), in [0, 1]; got {share}")
     cosine = torch.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)
     angle = cosine.arccos().reshape(-1, *[1] * (a.ndim - 1)).clamp(min=1e-3)  # a line if they agree
     return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()

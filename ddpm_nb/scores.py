@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .checks import call_model, check_device, check_floating, check_generator
-from .checks import check_int, check_model, check_number, check_timesteps
+from .checks import check_int, check_model, check_number, check_same_shape
+from .checks import check_timesteps
 from .elbo import check_clean_batch
-from .forward import NoiseSchedule, extract
+from .forward import NoiseSchedule, extract, schedule_coefficients
 from .gaussian import randn
 from .sampling import _start
 from .training import show_progress
@@ -33,7 +34,14 @@ def score(
     check_device("schedule", schedule.betas, "the images'", x_t.device)
     t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
     noise = extract(schedule.sqrt_one_minus_alpha_bars, t, x_t.ndim)
-    return -call_model(model, x_t, t) / noise
+    return -_ask(model, x_t, t) / noise
+
+
+def _ask(model, x, *rest):
+    """Return the model's output, which must have the shape of its input."""
+    output = call_model(model, x, *rest)
+    check_same_shape("the model's output", output, "its input", x)
+    return output
 
 # %% ../nbs/14_score.ipynb #langevin
 def langevin(
@@ -68,6 +76,7 @@ def flow_velocity(
     return extract(schedule.one_minus_alpha_bars, t, x_t.ndim) * (x_t + s)
 
 # %% ../nbs/14_score.ipynb #sample-sde
+@torch.no_grad()
 def sample_sde(
     model,  # callable model(x_t, t) -> eps_hat
     schedule: NoiseSchedule,  # the noise schedule
@@ -85,8 +94,7 @@ def sample_sde(
     like = {"device": x.device, "dtype": x.dtype}
     for t in show_progress(range(schedule.n_steps)[::-1], "sampling", progress):
         beta = schedule.betas[t]
-        with torch.no_grad():
-            s = score(model, schedule, x, t)
+        s = score(model, schedule, x, t)
         x = x + 0.5 * beta * x + 0.5 * (1 + gamma**2) * beta * s
         if t > 0 and gamma > 0:  # the last step reports its mean
             x = x + gamma * beta.sqrt() * randn(x.shape, generator=generator, **like)
@@ -95,17 +103,17 @@ def sample_sde(
 # %% ../nbs/14_score.ipynb #velocity-and-divergence
 def _velocity_and_divergence(model, schedule, x, t, probes):
     """Return dx / d lambda and its divergence, by the probes or exactly without; (B, ...), (B,)."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        u = flow_velocity(model, schedule, x, t)
     d = x[0].numel()
     exact = probes is None
     if exact:  # the unit vectors, one after the other
         probes = torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:])
-    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    for i, e in enumerate(probes):
-        (row,) = torch.autograd.grad(u, x, e.expand_as(x), retain_graph=i < len(probes) - 1)
-        total += (row * e).flatten(1).sum(1)  # e^T (du/dx) e
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_()
+        u = flow_velocity(model, schedule, x, t)
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for i, e in enumerate(probes):
+            (row,) = torch.autograd.grad(u, x, e.expand_as(x), retain_graph=i < len(probes) - 1)
+            total += (row * e).flatten(1).sum(1)  # e^T (du/dx) e
     return u.detach(), total if exact else total / len(probes)
 
 # %% ../nbs/14_score.ipynb #flow-log-likelihood
@@ -123,7 +131,7 @@ def flow_log_likelihood(
     """Compute log p(x_0) of the probability flow in nats, (B,) float64 (Song et al. 2021)."""
     check_model(model, schedule)
     x, nodes, probes = _check_flow(schedule, x_0, n_steps, t, n_probes, generator)
-    clock, d = schedule.log_snr.double() / 2, x[0].numel()
+    clock, d = schedule_coefficients(schedule.exact_betas)["log_snr"] / 2, x[0].numel()
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     if t is None:  # from sigma = 0 to the first level
         rest, x = schedule.one_minus_alpha_bars[0], schedule.sqrt_alpha_bars[0] * x
@@ -148,9 +156,10 @@ def _check_flow(schedule, x_0, n_steps, t, n_probes, generator):
     last = schedule.n_steps - 1
     first = 0 if t is None else check_int("t", t, 0, last - 1)
     n_steps = check_int("n_steps", n_steps, 1, last - first)
-    clock = schedule.log_snr
-    wanted = torch.linspace(float(clock[first]), float(clock[-1]), n_steps + 1).to(clock)
-    nodes = (clock[first:] - wanted[:, None]).abs().argmin(1).unique() + first
+    rising = schedule_coefficients(schedule.exact_betas)["log_snr"][first:].flip(0)
+    wanted = torch.linspace(float(rising[-1]), float(rising[0]), n_steps + 1, dtype=rising.dtype)
+    # the nearest of the levels, found between the middles of neighbours
+    nodes = last - torch.bucketize(wanted, (rising[1:] + rising[:-1]) / 2).unique().flip(0)
     if n_probes is None:
         return x_0.detach(), nodes.tolist(), None
     options = {"generator": generator, "device": x_0.device}

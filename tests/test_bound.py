@@ -398,6 +398,26 @@ def test_output_of_another_shape_is_refused_and_not_broadcast():
         refuses(lambda m=model: vlb_terms(m, linear(5, torch.float32), IMAGES + 1, chunk_size=1), "eps_hat must have the shape of x_t")
 
 
+def test_the_bound_records_no_graph():
+    terms = vlb_terms(lambda x_t, t: x_t, linear(5, torch.float32), (IMAGES + 1).requires_grad_())
+    assert not any(part.requires_grad for part in (terms.total, terms.prior, terms.mse))
+
+
+def test_the_bound_with_given_noise_under_a_default_device():
+    schedule, eps = linear(5, torch.float32), torch.randn(5, *IMAGES.shape)
+    wanted = vlb_terms(lambda x_t, t: x_t, schedule, IMAGES + 1, eps=eps).total
+    with torch.device("meta"):
+        assert torch.equal(vlb_terms(lambda x_t, t: x_t, schedule, IMAGES + 1, eps=eps).total, wanted)
+
+
+def test_best_denoiser_takes_a_mixture_of_another_type():
+    single, x = to(MIXTURE, torch.float32), torch.randn(3, 2, generator=seeded(0))
+    wanted = optimal_denoiser(to(single, torch.float64), linear(5))(x.double(), 3)
+    for points in (x, x.double()):
+        found = optimal_denoiser(single, linear(5))(points, 3)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_best_denoiser_refuses_other_dimensions_and_steps():
     model = optimal_denoiser(MIXTURE, linear(5))
     refuses(lambda: model(torch.zeros(4, 3, **F64), 0), "x_t must have 2 values for each image")

@@ -275,7 +275,7 @@ def loss_history(p):
     """Fill the memory of losses and draw from it."""
     history = improved.LossHistory(T, n_kept=1)
     history.update(torch.arange(T).to(p.device), torch.arange(1.0, T + 1).to(p.device))
-    return history.draw(5, seeded(1))
+    return history.draw(5, p.g)
 
 
 def own_run(p, x, n_downs=1, tokenizer=None):
@@ -791,6 +791,14 @@ def test_parts_of_a_pipeline_on_two_devices_are_told_apart():
         parts.unet = Place("cuda", "cuda").pipeline(True).unet
         for draw in (lambda: parts.generate("a two"), lambda: parts.interpolate("a two", "a one")):
             refuses(draw, "unet must be on the schedule's device, cpu; it is on cuda:0")
+
+
+def test_a_wrong_number_of_grey_levels_is_refused_on_a_device():
+    with pretended_cuda():
+        p = Place("cuda", "cuda")
+        words = "must lie on the grid of n_levels=256 levels"
+        refuses(lambda: bound.vlb_terms(None, p.schedule, p.x), f"x_0 {words}")
+        refuses(lambda: evaluation.bits_per_dim(p.net, p.schedule, p.x, n_levels=256), f"images {words}")
 
 
 def test_what_has_no_weights_is_let_through():

@@ -92,6 +92,13 @@ def test_weights_against_arithmetic_with_fifty_digits(n_steps):
                 torch.testing.assert_close(found, torch.tensor(exact, **F64), rtol=tolerance, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_weights_of_a_schedule_in_16_bits_are_its_own(dtype, variance):
+    found = vlb_weights(linear(1000, dtype), variance)
+    torch.testing.assert_close(found, vlb_weights(linear(1000, torch.float32), variance))
+
+
 def silent(x_t, t):
     """Predict no noise."""
     return torch.zeros_like(x_t)
@@ -295,6 +302,11 @@ def test_other_bad_arguments():
     refuses(lambda: output_to_eps(schedule, "score", x, 0, x), "objective must be one of")
     refuses(lambda: predict_noise(never, schedule, "score"), "objective must be one of")
     refuses(lambda: output_to_eps(schedule, "v", x, 0, x[:, :1]), "output must have the shape of x_t")
+    for objective in ("v", "mu", "velocity"):
+        for t, words in ((-1, "t must be in 0..4; got -1"), (torch.tensor([0]), "t must have shape (2,)")):
+            refuses(lambda o=objective, t=t: output_to_eps(schedule, o, x, t, x), words)
+            if objective != "velocity":  # whose target has no coefficient
+                refuses(lambda o=objective, t=t: objective_target(schedule, o, x, x, t, x), words)
     refuses(lambda: vlb_weights(schedule, "learned"), "variance must be one of")
     refuses(lambda: reverse_log_variance(schedule, "fixed"), "variance must be one of")
     refuses(lambda: diffuse_mixture(mixture, schedule, 5), "t must be in 0..4")

@@ -317,6 +317,38 @@ def test_bad_features(distance, a, b, message):
         distance(a, b)
 
 
+def test_images_off_the_grid_are_found_before_any_is_measured():
+    def never(x_t, t):
+        raise AssertionError("the network was called before all images were looked at")
+
+    images = torch.ones(6, 1, 4, 4)
+    images[5, 0, 0] = torch.tensor([-1, 0.03, 0.5, 1])
+    refuses(lambda: bits_per_dim(never, make_schedule("linear", 5), images, n_levels=17, batch_size=2), "images must lie on the grid of n_levels=17")
+
+
+def test_large_sets_are_compared_in_parts():
+    """More rows than one part holds: the sums and the minima are those of the whole."""
+    a, b = torch.randn(1201, 3, dtype=torch.float64), torch.randn(1100, 3, dtype=torch.float64)
+    own = [(x @ x.T / 3 + 1) ** 3 for x in (a, b)]
+    within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in own)
+    whole = within - 2 * ((a @ b.T / 3 + 1) ** 3).mean()
+    assert kernel_distance(a, b) == pytest.approx(float(whole), rel=1e-9)
+    x, y = (torch.rand(n, 1, 2, 2) * 2 - 1 for n in (1201, 50))
+    index, distance = nearest_neighbors(x, y)
+    nearest = torch.cdist(x.flatten(1).double(), y.flatten(1).double()).min(1)
+    assert torch.equal(index, nearest.indices)
+    torch.testing.assert_close(distance, nearest.values / 2)
+
+
+def test_no_matrix_of_all_pairs_is_held(monkeypatch):
+    sizes, cdist, power = [], torch.cdist, torch.Tensor.__pow__
+    monkeypatch.setattr(torch, "cdist", lambda a, b: (sizes.append(len(a)), cdist(a, b))[1])
+    monkeypatch.setattr(torch.Tensor, "__pow__", lambda x, k: (sizes.append(len(x)) if x.ndim > 1 else None, power(x, k))[1])
+    nearest_neighbors(torch.zeros(1201, 1, 2, 2), torch.ones(3, 1, 2, 2))
+    kernel_distance(torch.randn(2001, 3), torch.randn(30, 3))
+    assert max(sizes) <= 1000
+
+
 def test_bad_images():
     with pytest.raises(ValueError, match="images must hold at least 2 images"):
         bits_per_dim(None, make_schedule("linear", 5), torch.zeros(1, 1, 8, 8), n_levels=17)
@@ -373,3 +405,5 @@ def test_a_mean_over_trainings_has_the_standard_error_of_the_textbook():
 def test_a_verdict_needs_an_error():
     with pytest.raises(ValueError, match=r"error must be .*; got -1"):
         verdict(1.0, -1)
+    with pytest.raises(ValueError, match="gap must be finite"):
+        verdict(math.nan, 0.1)

@@ -339,6 +339,34 @@ def test_times_of_another_type_do_not_change_that_of_the_images():
     assert seen == [(torch.float32, torch.float32)] * 2 and losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x: velocity_from_eps(model, COSINE)(x, 1.0),
+        lambda model, x: eps_from_velocity(model, COSINE)(x, 3),
+        lambda model, x: sample_flow(model, (4, 1), n_steps=2, x_T=x),
+        lambda model, x: straightness(model, x, n_steps=2),
+        lambda model, x: edm_denoiser(model, COSINE)(x, 1.0),
+        lambda model, x: sample_heun(model, (4, 1), n_steps=2, x_T=x),
+    ],
+)
+def test_output_of_another_shape_is_refused_and_not_broadcast(call):
+    for model in (lambda x, t: x[:, 0], lambda x, t: torch.cat([x, x], 1)):
+        words = "the model's output must have the shape of its input, (4, 1); got"
+        refuses(lambda model=model: call(model, torch.ones(4, 1, **exact)), words)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("n_steps", [1000, 4000])
+def test_the_flow_begins_at_the_signal_of_the_last_level(dtype, n_steps):
+    """At t = 1 the signal is a thousandth or less: 1 - t has few digits in single precision, and none in 16 bits."""
+    betas, x = cosine_betas(n_steps), torch.ones(2, 1)
+    zero = lambda x, t: torch.zeros_like(x)
+    found = velocity_from_eps(zero, NoiseSchedule(betas, dtype=dtype))(x, 1.0)
+    wanted = velocity_from_eps(zero, NoiseSchedule(betas, **exact))(x.double(), 1.0)
+    assert_close(found.double(), wanted, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0)
+
+
 def test_bad_arguments_are_refused_before_the_model_is_asked():
     x, t = torch.zeros(2, 3), torch.tensor([0.1, 0.9])
     velocity, denoise = velocity_from_eps(None, COSINE), edm_denoiser(None, COSINE)
@@ -359,6 +387,8 @@ def test_bad_arguments_are_refused_before_the_model_is_asked():
         (lambda: velocity(x, 0.0), ("t must", "(0, 1]"), ValueError),
         (lambda: velocity(x, 1.1), ("t must", "(0, 1]"), ValueError),
         (lambda: velocity(x, torch.ones(3)), ("t must", "(2,)"), ValueError),
+        (lambda: eps_from_velocity(None, COSINE)(x, -1), ("t must be in 0..999; got -1",), ValueError),
+        (lambda: eps_from_velocity(None, COSINE)(x, torch.tensor([3])), ("t must have shape (2,)",), ValueError),
         (lambda: denoise(x, -1.0), ("sigma must", "(0, inf)"), ValueError),
         (lambda: denoise(x, math.nan), ("sigma must", "(0, inf)"), ValueError),
         (lambda: edm_preconditioning(torch.zeros(2)), ("sigma must be above 0",), ValueError),

@@ -360,9 +360,10 @@ def test_betas_may_be_a_list_an_array_or_a_tensor():
 def test_schedule_does_not_share_memory():
     """Changing the argument, or a buffer, leaves the rest as it was."""
     betas = linear(10)
-    schedule = NoiseSchedule(betas, dtype=torch.float64)
+    schedule, coefficients = NoiseSchedule(betas, dtype=torch.float64), schedule_coefficients(betas)
     schedule.betas.zero_()
-    assert torch.equal(schedule.exact_betas, betas)
+    betas.mul_(0.5)
+    assert torch.equal(schedule.exact_betas, linear(10)) and torch.equal(coefficients["betas"], linear(10))
     assert torch.equal(schedule.alpha_bars[:-1], schedule.alpha_bars_prev[1:])
     assert repr(schedule) == "NoiseSchedule(n_steps=10, betas=0.0001..0.02)"
 
@@ -373,14 +374,39 @@ def test_state_holds_the_variances_and_refuses_others():
     assert list(schedule.state_dict()) == ["betas"]
     for dtype in (torch.float16, torch.float32, torch.float64):
         copy.deepcopy(schedule).load_state_dict(NoiseSchedule(linear(10), dtype=dtype).state_dict())
-    converted = copy.deepcopy(schedule).double()
-    assert not any(converted.load_state_dict(converted.state_dict()))
     for other in (linear(10) * 1.01, linear(11)):
         with pytest.raises(ValueError, match="betas must be those of NoiseSchedule"):
             schedule.load_state_dict(NoiseSchedule(other).state_dict())
     outer = torch.nn.ModuleDict({"schedule": schedule})
     with pytest.raises(ValueError, match=r"schedule\.betas must be those"):
         outer.load_state_dict({"schedule.betas": torch.rand(10)})
+
+
+@pytest.mark.parametrize("way", [(torch.float64,), (torch.bfloat16, torch.float32), (torch.float16, torch.float64)], ids=str)
+def test_a_converted_schedule_is_the_one_of_that_type(way):
+    """No rounding of an earlier type stays behind, in a module that holds the schedule, too; and it takes its own state."""
+    outer = torch.nn.ModuleDict({"schedule": NoiseSchedule(linear(10))})
+    for dtype in way:
+        outer.to(dtype)
+    for name, value in NoiseSchedule(linear(10), dtype=way[-1]).named_buffers():
+        assert torch.equal(getattr(outer["schedule"], name), value), name
+    outer["schedule"].betas.zero_()
+    assert torch.equal(outer["schedule"].exact_betas, linear(10))
+    rounded = NoiseSchedule(linear(10)).betas.double()  # as older versions wrote it
+    for state in (NoiseSchedule(linear(10)).double().state_dict(), {"betas": rounded}):
+        assert not any(outer["schedule"].load_state_dict(state))
+
+
+def test_steps_of_any_integer_type_are_indices():
+    """Four steps for four images: bytes are no mask."""
+    schedule, x, t = NoiseSchedule(linear(4)), torch.ones(4, 2), torch.tensor([3, 1, 2, 1])
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        assert torch.equal(q_sample(schedule, x, t.to(dtype), x), q_sample(schedule, x, t, x))
+
+
+def test_a_default_device_is_no_obstacle():
+    with torch.device("meta"):
+        assert NoiseSchedule([0.1, 0.2]).exact_betas.device.type == "cpu"
 
 
 @pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
@@ -484,6 +510,8 @@ def test_bad_dtype():
     """Buffers are floating-point."""
     with pytest.raises(TypeError, match=r"dtype must be a floating-point type; got torch\.int64"):
         NoiseSchedule([0.1], dtype=torch.int64)
+    with pytest.raises(TypeError, match="dtype must be a floating-point type; got 'float32'"):
+        NoiseSchedule([0.1], dtype="float32")
 
 
 FUNCTIONS = {  # name -> (function of schedule, first images, t, second images; names of the two)

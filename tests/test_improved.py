@@ -12,7 +12,7 @@ from training_helpers import tiny_unet
 from conftest import refuses
 from ddpm_nb.bound import optimal_denoiser, vlb_terms
 from ddpm_nb.elbo import OBJECTIVES, predict_noise, reverse_mean_variance, simple_loss, split_output
-from ddpm_nb.forward import q_posterior, q_sample
+from ddpm_nb.forward import NoiseSchedule, q_posterior, q_sample
 from ddpm_nb.gaussian import GaussianMixture, seeded
 from ddpm_nb.hub import describe_model, load_pretrained, save_pretrained
 from ddpm_nb.improved import (
@@ -161,6 +161,20 @@ def test_sampling_from_a_respaced_chain_by_hand():
     torch.testing.assert_close(ours, x)
 
 
+def test_repeated_steps_are_kept_once_by_model_and_schedule():
+    schedule, kept = make_schedule("cosine", 10), [0, 5, 5, 9]
+    told = respaced_model(lambda x_t, t: t, kept)(None, torch.arange(3, dtype=torch.uint8))
+    assert respace(schedule, kept).n_steps == 3 and told.tolist() == [0, 5, 9]
+
+
+@pytest.mark.parametrize("schedule", [make_schedule("linear", 4000, rescale=True), NoiseSchedule([0.3])], ids=["long", "one step"])
+def test_the_best_v_is_finite_where_both_choices_are_one_number(schedule):
+    data = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None] * 0.3)
+    model = optimal_variances(data, schedule)
+    for t in (0, schedule.n_steps - 1):
+        assert model(noise(0, (5, 2)), torch.full((5,), t)).isfinite().all()
+
+
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 def test_fixed_variances_are_drawn_as_before(variance):
     schedule, generator = make_schedule("cosine", 20), seeded(4)
@@ -242,6 +256,8 @@ def test_refusals():
     refuses(lambda: sample_ddpm(one, schedule, SHAPE, variance="learned"), "needs a model that returns (6, 2, 4, 4)")
     refuses(lambda: hybrid_loss(one, schedule, x, n_levels=None), "needs a model that returns")
     refuses(lambda: hybrid_loss(network, schedule, x, share=-1.0), "share must be")
+    for n_levels, words in ((1, "n_levels must be at least 2"), (17, "x_0 must lie on the grid of n_levels=17")):
+        refuses(lambda n=n_levels: hybrid_loss(None, schedule, x.clamp(-1, 1), n_levels=n), words)
     for objective in OBJECTIVES[1:]:
         refuses(lambda o=objective: TrainConfig(variance="learned", objective=o), "needs objective='eps'")
     refuses(lambda: TrainConfig(variance="wide"), "variance must be one of")
@@ -249,5 +265,7 @@ def test_refusals():
     refuses(lambda: loss_weights(schedule, "p2"), "name must be one of")
     refuses(lambda: loss_weights(schedule, "min_snr", gamma=0.0), "gamma must be")
     refuses(lambda: LossHistory(10, uniform=2.0), "uniform must be")
+    refuses(lambda: LossHistory(10).draw(0), "n must be at least 1; got 0")
+    refuses(lambda: LossHistory(10).draw(3, 0), "generator must be a torch.Generator", error=TypeError)
     options = {"t": torch.arange(6), "eps": x, "weights": torch.ones(3)}
     refuses(lambda: weighted_loss(one, schedule, x, **options), "weights must have shape (20,)")

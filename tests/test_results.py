@@ -122,6 +122,9 @@ def test_samples_are_split_into_batches(yardstick):
     assert not calm.equal(samples)
     with pytest.raises(ValueError, match="n_samples must be at least 10; got 9"):
         measure_samples(model, schedule, yardstick, 9, 2)
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size must be at least 1; got {size}"):
+            measure_samples(model, schedule, yardstick, 10, 2, batch_size=size)
 
 
 def test_distances_are_from_the_training_images(yardstick):

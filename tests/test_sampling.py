@@ -505,6 +505,27 @@ def test_slerp_ends_where_it_should():
     assert each[1].norm() > 1.2 * ((a + b) / 2)[1].norm()
 
 
+def test_respacing_under_a_default_device():
+    schedule = make_schedule("cosine", 60)
+    with torch.device("meta"):
+        assert torch.equal(respace(schedule, [3, 50]).betas, respace(schedule, [50, 3]).betas)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda s, x: ddim_step(s, x, 5, 3, x, eta=3), ValueError, "eta must be finite and in [0, 1]; got 3"),
+        (lambda s, x: slerp(x, x, 1.5), ValueError, "share must be one number or (3,), in [0, 1]; got"),
+        (lambda s, x: slerp(x, x, torch.tensor([0.5, math.nan, 1])), ValueError, "share must be one number or (3,)"),
+        (lambda s, x: slerp(x[:1], x[:1], torch.ones(3)), ValueError, "share must be one number or (1,)"),
+        (lambda s, x: respaced_steps(0), ValueError, "n_steps must be at least 1; got 0"),
+        (lambda s, x: respaced_steps(10.5, 3), TypeError, "n_steps must be a whole number; got 10.5"),
+    ],
+)
+def test_steps_and_shares_out_of_range_are_refused(call, error, words):
+    refuses(lambda: call(make_schedule("cosine", 60), noise(0)), words, error=error)
+
+
 def test_respacing_keeps_the_marginals():
     schedule = make_schedule("cosine", 1000)
     assert respace(schedule, range(1000)) is schedule

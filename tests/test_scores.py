@@ -192,6 +192,48 @@ def test_likelihood_leaves_its_input_alone():
     assert torch.equal(x_0, kept) and not x_0.requires_grad and not found.requires_grad
 
 
+@pytest.mark.parametrize("n_probes", [None, 2])
+def test_likelihood_works_where_no_gradient_is_recorded(n_probes):
+    """In `inference_mode`, and of images that were made in it."""
+    chain, x = even_schedule(5), torch.randn(3, 2, generator=seeded(0), **exact)
+    likelihood = lambda x: flow_log_likelihood(tilted, chain, x, n_steps=4, n_probes=n_probes, generator=seeded(1))
+    wanted = likelihood(x)
+    with torch.inference_mode():
+        made = x + 0
+        assert torch.equal(likelihood(x), wanted)
+    assert torch.equal(likelihood(made), wanted)
+
+
+def test_the_sde_records_no_graph():
+    assert not sample_sde(tilted, SHORT, (2, 3), x_T=torch.ones(2, 3, **exact).requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("n_steps", "t"), [(5, None), (40, None), (999, None), (30, 400)])
+def test_likelihood_visits_the_nearest_levels_of_the_exact_schedule(dtype, n_steps, t):
+    """Whatever the type of the buffers: in 16 bits neighbouring levels are equal."""
+    asked, x = [], torch.zeros(1, 2, dtype=torch.float32)
+    chain = NoiseSchedule(linear_betas(1000), dtype=dtype)
+    flow_log_likelihood(lambda x, t: (asked.append(int(t[0])), x)[1], chain, x, n_steps=n_steps, t=t, n_probes=1)
+    clock, first = LINEAR.log_snr, t or 0
+    wanted = torch.linspace(float(clock[first]), float(clock[-1]), n_steps + 1, **exact)
+    nearest = (clock[first:] - wanted[:, None]).abs().argmin(1).unique() + first
+    assert sorted(set(asked)) == nearest.tolist()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: score(model, SHORT, torch.ones(4, 1), 2),
+        lambda model: sample_sde(model, SHORT, (4, 1)),
+        lambda model: langevin(model, SHORT, torch.ones(4, 1), 2, n_steps=1),
+    ],
+)
+def test_output_of_another_shape_is_refused_and_not_broadcast(call):
+    for model in (lambda x, t: x[:, 0], lambda x, t: torch.cat([x, x], 1)):
+        refuses(lambda model=model: call(model), "the model's output must have the shape of its input, (4, 1); got")
+
+
 def test_bad_arguments_are_refused_before_the_model_is_asked():
     x = torch.zeros(2, 3)
     short = NoiseSchedule([0.1, 0.2, 0.3])
