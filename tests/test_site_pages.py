@@ -145,7 +145,7 @@ def run_page(body, script, tmp_path, *options, mode="light"):
         "--virtual-time-budget=5000",
         profile=tmp_path / "profile",
     )
-    for _ in range(3):  # a busy machine may end the page's time before its script has run
+    for _ in range(5):  # a busy machine may end the page's time before its script has run
         done = subprocess.run(
             [*command, "--dump-dom", path.as_uri()], capture_output=True, check=True, timeout=120
         )
@@ -199,7 +199,7 @@ def test_the_edge_of_what_scrolls_is_clear_at_its_end(tmp_path):
     page = "<table><tr><td>" + "<td>".join(["a-long-word"] * 40) + "</table>"
     script = """
     const table = document.querySelector("table"), faded = () => getComputedStyle(table).maskImage !== "none";
-    const seen = [table.classList.contains("scrolls"), faded()];
+    const seen = [table.classList.contains("scrolls") && table.tabIndex === 0, faded()];
     for (const left of [9999, 0]) {
       table.scrollLeft = left;
       table.dispatchEvent(new Event("scroll"));

@@ -35,7 +35,7 @@ def read_page(path, tmp_path, wanted, *options):
     """
     options = "--allow-file-access-from-files", "--virtual-time-budget=5000", *options
     command = look.chromium(*options, profile=tmp_path / "profile")
-    for _ in range(3):
+    for _ in range(5):
         done = subprocess.run(
             [*command, "--dump-dom", path.as_uri()], capture_output=True, check=True, timeout=120
         )

@@ -12,6 +12,7 @@ const markEnd = box => box.classList.toggle("at-end", box.scrollLeft + box.clien
 
 function markScrolls(box, scrolls) {
   box.classList.toggle("scrolls", scrolls);
+  if (scrolls) box.tabIndex = 0; // the arrow keys scroll what has the focus
   markEnd(box);
 }
 
