@@ -303,7 +303,8 @@ def check_told(
     conditional: str,  # what a training tells it, "none" or "class"
 ) -> int | None:
     """Return how many classes a network is told; refuse to tell none to it, or some to another."""
-    n_classes = getattr(getattr(model, "_orig_mod", model), "n_classes", None)
+    network = getattr(model, "_orig_mod", model)
+    n_classes = getattr(getattr(network, "network", network), "n_classes", None)
     if conditional == "class" and n_classes is None:
         wanted = "a network that is told a class, such as ClassUNet of chapter 20"
         raise TypeError(f"conditional='class' needs {wanted}; got {type(model).__name__}")

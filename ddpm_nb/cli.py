@@ -1081,20 +1081,17 @@ def _check_drawing(args):
 # %% ../nbs/30_command_line.ipynb #check-folder
 def _check_folder(out):
     """Refuse a file that cannot be written, before there is anything to write."""
-    from ddpm_nb.files import replaced_file
+    from ddpm_nb.files import _check_writable
 
     if not out.parent.is_dir():
         problem = f"the folder {out.parent} does not exist; create it first"
         raise FileNotFoundError(f"--out {out}: {problem}")
     if out.is_dir():
         raise IsADirectoryError(f"--out {out}: is a folder; it must name a file")
-    trial = out.with_name(f".{out.name}.trial")
     try:
-        with replaced_file(trial):
-            pass
-        trial.unlink()
+        _check_writable(out.parent)
     except OSError as error:
-        raise OSError(f"--out {out}: {error.strerror}") from None
+        raise OSError(f"--out {out}: cannot write here ({error.strerror})") from None
 
 # %% ../nbs/30_command_line.ipynb #save-picture
 def _save_picture(x, out, scale=None):

@@ -10,6 +10,7 @@ __all__ = ['DATASETS', 'FROM_FILES', 'scale_levels', 'ImageDataset', 'load_digit
 import importlib
 import operator
 import random
+import signal
 import warnings
 from contextlib import contextmanager
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from .checks import check_choice, check_floating, check_images, check_int
 from .checks import check_range
@@ -44,7 +45,7 @@ class ImageDataset(Dataset):
         classes=("all",),  # name of each class
         flip: bool = False,  # whether mirror images are as good as the originals
     ):
-        labels = torch.zeros(len(levels), dtype=torch.long) if labels is None else labels
+        labels = torch.zeros(len(levels)) if labels is None else torch.as_tensor(labels)
         self.n_levels = check_int("n_levels", n_levels, 2)
         self.classes = tuple(classes)
         _check_levels(levels, labels, self.n_levels, len(self.classes))
@@ -87,11 +88,16 @@ def _describe_images(data, shape):
 # %% ../nbs/08_data.ipynb #check-levels
 def _check_levels(levels, labels, n_levels, n_classes):
     """Refuse what is no whole number of the promised range, and labels without a class."""
+    if labels.ndim != 1 or not labels.equal(labels.long().to(labels.dtype)):
+        got = f"{labels.dtype} {tuple(labels.shape)}"
+        raise ValueError(f"labels must be whole numbers of shape (N,); got {got}")
     whole = isinstance(levels, Tensor) and not levels.is_floating_point()
     if not whole or levels.ndim != 4 or len(levels) != len(labels):
-        got = f"{levels.dtype} {tuple(levels.shape)} and {len(labels)} labels"
+        got = type(levels).__name__
+        if isinstance(levels, Tensor):
+            got = f"{levels.dtype} {tuple(levels.shape)}"
         wanted = "whole numbers, a tensor of shape (N, C, H, W), as many as labels"
-        raise ValueError(f"levels must be {wanted}; got {got}")
+        raise ValueError(f"levels must be {wanted}; got {got} and {len(labels)} labels")
     for name, values, n in (("levels", levels, n_levels), ("labels", labels, n_classes)):
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < n:
             got = f"{int(values.min())} to {int(values.max())}"
@@ -113,21 +119,27 @@ def load_digits(
     return ImageDataset(levels, labels, n_levels=17, classes="0123456789")
 
 # %% ../nbs/08_data.ipynb #image-of
+_WANTED = "data must be a tensor (N, C, H, W) or a data set of pairs (image, label)"
+
+
 def _image_of(data, index) -> Tensor:
     """Return an image of a data set, or say what a data set should hand out."""
-    wanted = "data must be a tensor (N, C, H, W) or a data set of pairs (image, label)"
     if isinstance(data, IterableDataset | dict | str) or not hasattr(data, "__getitem__"):
-        raise TypeError(f"{wanted}, with len(data) and data[i]; got {type(data).__name__}")
+        raise TypeError(f"{_WANTED}, with len(data) and data[i]; got {type(data).__name__}")
     if len(data) == 0:
-        raise ValueError(f"{wanted}, at least one; got none")
-    item = data[index]
+        raise ValueError(f"{_WANTED}, at least one; got none")
+    return _image_in(data[index], index)
+
+
+def _image_in(item, index) -> Tensor:
+    """Return the image of a pair (image, label), or say what the pair should be."""
     pair = item if isinstance(item, tuple | list) and len(item) > 1 else (None, None)
     image = _to_tensor(pair[0])
     if not isinstance(image, Tensor):
         got = f"data[{index}] is {type(item).__name__}"
         if isinstance(item, tuple | list):
             got += f" of {', '.join(type(part).__name__ for part in item)}"
-        raise TypeError(f"{wanted}, the image a tensor, the label any number; {got}")
+        raise TypeError(f"{_WANTED}, the image a tensor, the label any number; {got}")
     return image
 
 # %% ../nbs/08_data.ipynb #to-tensor
@@ -157,6 +169,29 @@ def _check_alike(index, image, first_index, first):
         got += f" and data[{index}] is {image.dtype} {tuple(image.shape)}"
         raise ValueError(f"data must hold images of one shape and one dtype; {got}")
 
+# %% ../nbs/08_data.ipynb #in-memory
+def _in_memory(data) -> bool:
+    """Tell whether the items of a set are the levels of an `ImageDataset`, and nothing else."""
+    return getattr(type(data), "__getitem__", None) is ImageDataset.__getitem__
+
+
+def _serves_bytes(data) -> bool:
+    """Tell whether the items of a set are the bytes that its `read` returns, scaled."""
+    return getattr(getattr(type(data), "__getitem__", None), "serves_bytes", False) is True
+
+
+def _is_mirrored(data) -> bool:
+    """Tell whether a data set says `flip`, that mirror images are as good as the originals."""
+    flip = _fact_of(data, "flip", False)
+    return not callable(flip) and bool(flip)  # tensors have a method of this name
+
+
+def _fact_of(data, name, default=None):
+    """Return what a data set says of itself, or what the set says that it is a `Subset` of."""
+    while not hasattr(data, name) and isinstance(data, Subset):
+        data = data.dataset
+    return getattr(data, name, default)
+
 # %% ../nbs/08_data.ipynb #is-channels-last
 def _is_channels_last(first, second, third):
     """Tell whether a shape is (H, W, C); square images of many channels are not meant."""
@@ -170,7 +205,7 @@ def _look_at(data):
         first = _image_of(data, 0)
         images, last = [first], len(data) - 1
         # what hands out bytes makes each of them a picture of one size, and reads it when asked
-        n_looks = 1 if getattr(data, "serves_bytes", False) is True else 8
+        n_looks = 1 if _serves_bytes(data) else 8
         for place in sorted({i * last // 7 for i in range(1, n_looks)} - {0}):
             images.append(_image_of(data, place))
             _check_alike(place, images[-1], 0, first)
@@ -182,7 +217,7 @@ def check_data(
     range_check: bool | None = None,  # require images in [-1, 1]; None: of a data set only
 ):
     """Refuse what no training can use, and warn of images that have no value below 0."""
-    if isinstance(data, ImageDataset) and len(data):
+    if _in_memory(data) and len(data):
         return  # its levels were checked when it was made
     images = data if isinstance(data, Tensor) else _look_at(data)
     if len(images) == 0:
@@ -341,12 +376,12 @@ class _Pairs(Dataset):
 
     def __init__(self, data, n_classes):
         self.data, self.n_classes = data, n_classes
-        self.as_bytes = getattr(data, "serves_bytes", False) is True
+        self.as_bytes = _serves_bytes(data)
         self.first = None  # the first image that is read, with its index
 
     def __getitem__(self, index):
         pair = (self.data.read(index), None) if self.as_bytes else self.data[index]
-        image = _to_tensor(pair[0])
+        image = _image_in(pair, index)
         self.first = self.first or (index, image)
         _check_alike(index, image, *self.first)
         if self.n_classes is None:
@@ -354,8 +389,13 @@ class _Pairs(Dataset):
         label = self.data.labels[index] if self.as_bytes else pair[1]
         return image, _class_number(label, self.n_classes, index)
 
+# %% ../nbs/08_data.ipynb #leave-interrupts
+def _leave_interrupts(_):
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
 # %% ../nbs/08_data.ipynb #from-dataset
-def _from_dataset(data, ahead, order, flip, device, n_workers, n_classes):
+def _from_dataset(data, ahead, order, flip, device, n_workers, n_classes, seed):
     """Read batches ahead in worker processes; scale and mirror them on the device."""
     images = _Pairs(data, n_classes)
     loader = DataLoader(
@@ -363,7 +403,8 @@ def _from_dataset(data, ahead, order, flip, device, n_workers, n_classes):
         batch_sampler=(indices.tolist() for indices, _ in ahead),
         num_workers=n_workers,
         pin_memory=torch.device(device).type == "cuda",
-        generator=torch.Generator(),  # leaves the global one alone
+        generator=torch.Generator().manual_seed(seed),  # leaves the global one alone
+        worker_init_fn=_leave_interrupts,
     )
     for (x, labels), (_, mirrored) in zip(loader, order, strict=False):
         x = x.to(device, non_blocking=True)
@@ -380,16 +421,19 @@ def check_labels(
     if isinstance(data, Tensor):
         remedy = "ImageDataset(levels, labels, n_levels=256, classes=names) joins both"
         raise ValueError(f"data must hold labels to learn classes, not images alone: {remedy}")
-    names = getattr(data, "classes", None)
+    names = _fact_of(data, "classes")
     if names is not None and len(names) != n_classes:
         told = f"{len(names)} ({', '.join(map(str, names[:10]))})"
         raise ValueError(f"data must have the network's {n_classes} classes; got {told}")
     labels = getattr(data, "labels", None)
     known = isinstance(labels, Tensor) and not labels.is_floating_point()
-    for index, label in enumerate(labels.tolist() if known else [data[0][1]]):
+    if not known:
+        with _spared_streams():  # a set may draw when it is read
+            labels = [data[0][1]]
+    for index, label in enumerate(labels.tolist() if known else labels):
         _class_number(label, n_classes, index)
 
-
+# %% ../nbs/08_data.ipynb #class-number
 def _class_number(label, n_classes, index):
     """Return a label as a number if it is that of a class."""
     try:
@@ -424,8 +468,16 @@ def train_batches(
     if flip and isinstance(data, Tensor) and data.ndim != 4:
         raise ValueError(f"flip mirrors images of shape (N, C, H, W); got {tuple(data.shape)}")
     place = {"seed": seed, "start": start, "flip": flip, "rank": rank, "n_processes": n_processes}
+    return _stream(data, batch_size, place, device, n_workers, n_classes)
+
+# %% ../nbs/08_data.ipynb #stream
+def _stream(data, batch_size, place, device, n_workers, n_classes):
+    """Do what `train_batches` does for data that were looked at before."""
     order = batch_order(len(data), batch_size, **place, device=device)
-    if isinstance(data, Tensor | ImageDataset):
-        return _from_memory(data, order, flip, device, n_classes is not None)
+    if isinstance(data, Tensor) or _in_memory(data):
+        return _from_memory(data, order, place["flip"], device, n_classes is not None)
     ahead = batch_order(len(data), batch_size, **place)
-    return _from_dataset(data, ahead, order, flip, device, n_workers, n_classes)
+    # of what workers draw; none, 1 and 2 at the end are other streams of the run
+    seed = mix_seeds(place["seed"], place["rank"], place["start"], 3)
+    flip, options = place["flip"], (device, n_workers, n_classes, seed)
+    return _from_dataset(data, ahead, order, flip, *options)

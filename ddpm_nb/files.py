@@ -14,7 +14,8 @@ import math
 import os
 import re
 import secrets
-import shutil
+import tempfile
+import time
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -33,6 +34,7 @@ def replaced_file(
 ):
     """Yield a temporary path and move it to `path` at the end: no reader ever sees half a file."""
     path = Path(os.path.realpath(path))
+    mode = path.stat().st_mode & 0o7777 if path.exists() else None
     if path.is_dir():
         raise IsADirectoryError(f"path {path} is a folder; it must name a file")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -42,10 +44,12 @@ def replaced_file(
         message = f"cannot write here ({error.strerror})"
         raise OSError(error.errno, message, str(path)) from None
     try:
-        if path.exists():
-            shutil.copymode(path, temporary)
+        if mode is not None:  # that of a file which nobody may write comes last
+            temporary.chmod(mode | 0o200)
         yield temporary
         _flush(temporary)
+        if mode is not None:
+            temporary.chmod(mode)
         os.replace(temporary, path)
         _flush(path.parent)
     except OSError as error:  # of a full disk, for example: name the file
@@ -55,7 +59,13 @@ def replaced_file(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/93_files.ipynb #flush
+# %% ../nbs/93_files.ipynb #check-writable
+def _check_writable(folder):
+    """Raise `OSError` unless files can be made in a folder; nothing is left there."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def _flush(path):
     """Wait until a file, or the list of names of a folder, is on the disk itself."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
@@ -137,16 +147,27 @@ def read_sealed(
     weights_path,  # the safetensors file beside it
 ) -> tuple[dict, dict]:
     """Return facts and tensors; refuse them if a byte is not as it was written."""
-    facts = read_json(path, max_bytes=MAX_FACTS)
-    weights = Path(weights_path).read_bytes()
-    if not isinstance(facts, dict) or facts.get("sha256") != checksum(facts, weights):
-        names = f"{Path(weights_path).name} or {Path(path).name}"
+    path = Path(path)
+    for wait in (0.1, 0.3, 1.0, 0):
+        busy = _is_being_written(path)
+        facts, weights = read_json(path, max_bytes=MAX_FACTS), Path(weights_path).read_bytes()
+        fits = isinstance(facts, dict) and facts.get("sha256") == checksum(facts, weights)
+        if fits or not (busy or _is_being_written(path)):
+            break
+        time.sleep(wait)  # until the JSON is renamed, too
+    if not fits:
+        names = f"{Path(weights_path).name} or {path.name}"
         problem = f"the checksum does not fit: {names} is truncated, damaged or was changed"
-        raise ValueError(f"{Path(path).parent}: {problem}")
+        raise ValueError(f"{path.parent}: {problem}")
     try:
         return facts, load(weights)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{weights_path}: its tensors cannot be read: {error}") from None
+
+
+def _is_being_written(path):
+    """Tell whether a file lies there under a temporary name of `replaced_file`, too."""
+    return any(path.parent.glob(f".{path.stem}.????????{path.suffix}"))
 
 # %% ../nbs/93_files.ipynb #find-model
 WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
@@ -268,7 +289,7 @@ def save_parts(
     overwrite: bool = False,  # replace a model that is already there
     half: bool = False,  # keep weights as float16, rounded to 3 digits, in half the bytes
 ):
-    """Write modules as one model: safetensors, JSON and a readable card, all three or none."""
+    """Write modules as one model: safetensors, JSON, a readable card; none before all are whole."""
     # without the wrapper of torch.compile, which gives the weights other names
     parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)
@@ -323,6 +344,11 @@ def _prepare_folder(path, overwrite):
     if (path / CONFIG_FILE).exists() and not overwrite:
         remedy = "pass overwrite=True to replace it"
         raise FileExistsError(f"path {path} already holds a model; {remedy}")
+    others = [name for name in (CARD_FILE, WEIGHTS_FILE) if (path / name).exists()]
+    if others and not overwrite:
+        problem = f"holds a {others[0]} that is no model's and would be replaced"
+        remedy = "choose another folder, or pass overwrite=True"
+        raise FileExistsError(f"path {path} {problem}; {remedy}")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -340,7 +366,12 @@ def read_config(
 ) -> dict:
     """Read config.json of a folder and check that `save_parts` may have written it."""
     file = Path(path) / CONFIG_FILE
-    config = _from_first_edition(read_json(file, max_bytes=MAX_FACTS))
+    return _checked_config(file, read_json(file, max_bytes=MAX_FACTS), classes)
+
+
+def _checked_config(file, contents, classes):
+    """Return the contents of a config.json in today's form; refuse what we would not write."""
+    config = _from_first_edition(contents)
     if problem := _config_problem(config, [kind.__name__ for kind in classes]):
         raise ValueError(f"{file} does not describe a model of this kind: {problem}")
     return config
@@ -389,10 +420,11 @@ def load_parts(
 ) -> tuple[dict, dict, dict]:
     """Load a folder: modules in evaluation mode, extra tensors, config; refuse changed files."""
     path = Path(path)
-    config = read_config(path, classes)
+    read_config(path, classes)  # first, what it is not is told
     if not (path / WEIGHTS_FILE).is_file():
         raise FileNotFoundError(f"{path} has a {CONFIG_FILE} but no {WEIGHTS_FILE}")
-    _, tensors = read_sealed(path / CONFIG_FILE, path / WEIGHTS_FILE)
+    config, tensors = read_sealed(path / CONFIG_FILE, path / WEIGHTS_FILE)
+    config = _checked_config(path / CONFIG_FILE, config, classes)
     try:
         further = {name: tensors.pop(name) for name in extra}
         if config["facts"].get("weights") == "float16":

@@ -274,13 +274,14 @@ def load_pretrained(
 ) -> tuple[nn.Module, NoiseSchedule]:
     """Load a noise predictor, in evaluation mode, and its schedule; refuse changed files."""
     path = find_model(name_or_path, SHIPPED)
-    facts = describe_model(path)["facts"]
-    objective = facts["objective"]
-    parts, tensors, _ = load_parts(path, MODELS, extra=["schedule.betas"], device=device)
+    describe_model(path)
+    parts, tensors, config = load_parts(path, MODELS, extra=["schedule.betas"], device=device)
     try:
         schedule = NoiseSchedule(tensors["schedule.betas"]).to(device)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold a complete model: {error}") from None
+    facts = config["facts"]
+    objective = facts["objective"]
     if objective == "eps" and facts.get("variance") != "learned":
         return parts["model"], schedule
     return NoisePredictor(parts["model"], schedule, objective).eval(), schedule

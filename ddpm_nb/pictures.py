@@ -264,7 +264,6 @@ class FolderDataset(Dataset):
     """Read the pictures of a folder when asked for, as (image in [-1, 1], label)."""
 
     n_levels = 256
-    serves_bytes = True  # `read` gives bytes, which are scaled on the device
 
     def __init__(
         self,
@@ -322,6 +321,7 @@ def _describe_files(data) -> dict:
 
 
 FolderDataset.__repr__ = _describe_folder
+FolderDataset.__getitem__.serves_bytes = True  # those of `read`, which are scaled on the device
 FolderDataset.describe_files = _describe_files
 
 # %% ../nbs/23_pictures.ipynb #existing-folder

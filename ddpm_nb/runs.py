@@ -12,6 +12,7 @@ __all__ = ['CHECKPOINTS', 'SETTINGS_FILE', 'LOG_FILE', 'trainer_state', 'load_tr
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 import signal
@@ -29,13 +30,14 @@ from torch.utils.data import TensorDataset
 
 from .checks import check_floating, check_images, check_model
 from .conditioning import ClassUNet
-from .data import _image_of, _spared_streams, mix_seeds
-from .files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from .files import read_json, read_sealed, replaced_file, save_parts
-from .files import write_json, write_sealed
+from .data import _fact_of, _image_of, _is_mirrored, _spared_streams, mix_seeds
+from .files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, _check_card, _check_writable
+from .files import read_json, read_sealed, replaced_file, save_parts, write_json
+from .files import write_sealed
 from .forward import NoiseSchedule
 from .improved import hybrid_loss
-from .training import TrainConfig, Trainer, TrainResult, Watcher, fit, seed_dropout
+from .training import TrainConfig, Trainer, TrainResult, Watcher, fit, recent_loss
+from .training import seed_dropout
 from .unet import ResNetBaseline, UNet
 
 # %% ../nbs/24_runs.ipynb #trainer-state
@@ -59,6 +61,7 @@ def trainer_state(
         "skipped": trainer.n_skipped,
         "ema_updates": trainer.ema.n_updates,
         "device": trainer.device.type,
+        "precision": str(trainer.precision),
         "scaler": trainer.scaler.state_dict() or None,
         "network": _describe(trainer.network),
     }
@@ -88,6 +91,9 @@ def load_trainer_state(
 ):
     """Put a run back where `trainer_state` found it."""
     refuse_difference("the network", facts.get("network", {}), _describe(trainer.network))
+    was, now = facts.get("precision", str(trainer.precision)), str(trainer.precision)
+    if was != now:  # "auto" is another one on another device
+        warnings.warn(f"the run was in {was} and goes on in {now}", stacklevel=2)
     groups = {"model": {}, "ema": {}, "optimizer": {}, "random": {}, "schedule": {}}
     for name, value in tensors.items():
         group, rest = name.split(".", 1)
@@ -98,7 +104,7 @@ def load_trainer_state(
     trainer.ema.model.load_state_dict(groups["ema"])
     _load_moments(trainer.optimizer, groups["optimizer"])
     trainer.n_steps, trainer.n_skipped = facts["step"], facts["skipped"]
-    trainer.ema.n_updates = facts["ema_updates"]
+    trainer.ema.n_updates, trainer.unread, trainer.history = facts["ema_updates"], [], []
     if trainer.scaler.is_enabled() and facts["scaler"] is not None:
         trainer.scaler.load_state_dict(facts["scaler"])
     _load_streams(trainer, groups["random"], facts["device"])
@@ -106,7 +112,7 @@ def load_trainer_state(
 # %% ../nbs/24_runs.ipynb #load-moments
 def _load_moments(optimizer, tensors):
     """Give AdamW its moments and counts back."""
-    contents = optimizer.state_dict()
+    contents = optimizer.state_dict() | {"state": {}}
     for name, value in tensors.items():
         i, rest = name.split(".", 1)
         contents["state"].setdefault(int(i), {})[rest] = value
@@ -164,14 +170,22 @@ def save_checkpoint(
     _remove_old(path.parent, keep)
     return path
 
-# %% ../nbs/24_runs.ipynb #remove-old
+# %% ../nbs/24_runs.ipynb #saved-checkpoints
+_NUMBERED = "step-" + 8 * "[0-9]"  # and not what somebody puts beside them
+
+
+def _saved_checkpoints(folder):
+    """Return the JSON files of the checkpoints, oldest first."""
+    return sorted(Path(folder).glob(f"{_NUMBERED}.json"))
+
+
 def _remove_old(folder, keep):
     """Remove all checkpoints but the newest and the one with the lowest score."""
-    paths = sorted(folder.glob("step-*.json"))
+    paths = _saved_checkpoints(folder)
     best = min(paths, key=lambda path: (_score(path), path.name))
     for path in {*paths[:-keep]} - {best}:
         path.unlink()
-    for path in folder.glob("step-*.safetensors"):  # a process may have been killed in between
+    for path in folder.glob(f"{_NUMBERED}.safetensors"):  # a process may have been killed
         if not path.with_suffix(".json").exists():
             path.unlink()
 
@@ -200,7 +214,7 @@ def load_checkpoint(
     folder,  # folder of the checkpoints
 ) -> tuple[dict, dict]:
     """Return tensors and facts of the newest intact checkpoint, with a warning for damaged ones."""
-    for path in sorted(Path(folder).glob("step-*.json"), reverse=True):
+    for path in reversed(_saved_checkpoints(folder)):
         try:
             return read_checkpoint(path)
         except (FileNotFoundError, ValueError) as error:  # a disk's other errors may pass
@@ -251,6 +265,8 @@ def _append(path, text):
     try:
         with open(path, "a") as file:
             file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that follows counts on it
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
@@ -283,9 +299,7 @@ def prepare_run(
         for stale in [*out.glob(".*.*"), *(out / CHECKPOINTS).glob(".step-*")]:
             if re.search(r"\.[0-9a-f]{8}(\.\w+)?$", stale.name):  # of a killed process
                 stale.unlink(missing_ok=True)
-        with replaced_file(out / ".writable"):
-            pass
-        (out / ".writable").unlink()
+        _check_writable(out)
     except OSError as error:
         raise OSError(f"out={str(out)!r} cannot be written: {error.strerror or error}") from None
     return out
@@ -297,7 +311,7 @@ def refuse_other_run(
 ):
     """Refuse a folder whose contents a run would overwrite, without writing to it."""
     out = Path(out)
-    steps = [path.name for path in (out / CHECKPOINTS).glob("step-*.json")]
+    steps = [path.name for path in _saved_checkpoints(out / CHECKPOINTS)]
     holds = steps or any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
     others = [name for name in (CARD_FILE, WEIGHTS_FILE, LOG_FILE) if (out / name).exists()]
     if not holds and others:
@@ -344,17 +358,18 @@ def held_out_loss(
 ) -> float:
     """Return the loss of the averaged network, with the same steps and noise each time."""
     images, model = images.to(trainer.device), trainer.ema.model
+    labels = None if labels is None else labels.to(trainer.device).long()
+    dtype = next(model.parameters()).dtype  # images may have another
     generator = torch.Generator(images.device).manual_seed(0)
     eps = torch.randn(images.shape, generator=generator, device=images.device)
     t = torch.arange(len(images), device=images.device) * trainer.schedule.n_steps // len(images)
     losses = []
     with torch.inference_mode():
         for part in torch.arange(len(images), device=images.device).split(256):  # as memory takes
-            told = model
-            if labels is not None:
-                told = partial(model, labels=labels.to(trainer.device)[part])
+            told = () if labels is None else (labels[part],)
+            predict = lambda x, t, told=told: model(x.to(dtype), t, *told)
             given = {"t": t[part], "eps": eps[part], "reduction": "none"}
-            losses.append(trainer.loss(told, trainer.schedule, images[part], **given))
+            losses.append(trainer.loss(predict, trainer.schedule, images[part], **given))
     return torch.cat(losses).mean().item()
 
 # %% ../nbs/24_runs.ipynb #checkpoints
@@ -373,7 +388,7 @@ class Checkpoints(Watcher):
     ):
         self.out, self.data, self.resume = Path(out), data, resume
         self.held_out = (held_out,) if isinstance(held_out, Tensor) else held_out
-        self.card, self.origin, self.loss = card or {}, origin or {}, None
+        self.card, self.origin, self.loss = _check_card(card or {}), _check_origin(origin), None
         self.goes_on = resume and (self.out / SETTINGS_FILE).exists()
 
     def start(self, trainer: Trainer):
@@ -388,13 +403,13 @@ class Checkpoints(Watcher):
 
     def line(self, trainer: Trainer, losses: list):
         """Note the mean loss, the score of the next checkpoint."""
-        self.loss = sum(losses) / len(losses)
+        self.loss = recent_loss(trainer.history, trainer.config)  # a line may hold one loss
 
     def checkpoint(self, trainer: Trainer):
         """Write a checkpoint and the averaged model."""
         tensors, facts = trainer_state(trainer)
         if not all(v.isfinite().all() for v in tensors.values() if v.is_floating_point()):
-            where = f"after iteration {facts['step'] - 1}"
+            where = f"after iteration {facts['step'] - 1}; try a smaller lr or precision='float32'"
             raise FloatingPointError(f"the weights are not finite {where}")
         facts |= {"data": self.description, "score": self.loss}
         if self.held_out is not None and facts["step"] > 0:
@@ -411,6 +426,14 @@ def _check_kind(network):
     if type(network) not in kinds:
         known, kind = ", ".join(k.__name__ for k in kinds), type(network).__name__
         raise TypeError(f"model must be one of {known} to be kept; got {kind}")
+
+
+def _check_origin(origin):
+    """Return `origin` as JSON will hold it; refuse what it cannot hold."""
+    try:
+        return json.loads(json.dumps(origin or {}, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"origin must hold what JSON can: {error}") from None
 
 
 def _begin(run, trainer):
@@ -432,6 +455,9 @@ def _go_back(run, trainer):
     load_trainer_state(trainer, tensors, facts)
     lines = read_log(run.out / LOG_FILE, trainer.n_steps)
     trainer.history = [loss for line in lines for loss in line["losses"]]
+    if len(trainer.history) != made:
+        problem = f"{LOG_FILE} holds {len(trainer.history)} of the {made} losses"
+        warnings.warn(f"{problem}: lines of it are lost", stacklevel=2)
     trainer.processes.wait()
     if trainer.processes.is_main:
         kept, origin = read_settings(run.out)
@@ -445,7 +471,7 @@ def _go_back(run, trainer):
 # %% ../nbs/24_runs.ipynb #remove-newer
 def _remove_newer(folder, step):
     """Remove damaged checkpoints, of which a warning has told, and weights that lack their JSON."""
-    for path in folder.glob("step-*.*"):
+    for path in folder.glob(f"{_NUMBERED}.*"):
         if int(path.stem.removeprefix("step-")) > step:
             path.unlink(missing_ok=True)
 
@@ -456,10 +482,11 @@ def _write_model(run, trainer):
     facts = {"objective": config.objective}
     if config.variance == "learned":
         facts["variance"] = "learned"
-    if config.conditional == "class" and hasattr(run.data, "classes"):
-        facts["classes"] = list(run.data.classes)
-    if getattr(run.data, "n_levels", None) is not None:
-        facts["n_levels"] = run.data.n_levels
+    classes, n_levels = _fact_of(run.data, "classes"), _fact_of(run.data, "n_levels")
+    if config.conditional == "class" and classes is not None:
+        facts["classes"] = [str(name) for name in classes]
+    if n_levels is not None:
+        facts["n_levels"] = int(n_levels)
     card = run.card | {"iterations": trainer.n_steps, "batch size": config.batch_size}
     card |= {"seed": config.seed, "objective": config.objective}
     tensors = {"schedule.betas": trainer.schedule.exact_betas}
@@ -483,15 +510,16 @@ def describe_data(
 ) -> dict:
     """Return number, shape and kind of the images, and checksums of what is quickly read."""
     images = _read_some(data)
-    again = _read_some(data)
+    again = images if isinstance(data, Tensor) else _read_some(data)
     unchanging = all(map(torch.equal, images, again))  # by chance, of a set that draws at random
     found = {"number": len(data), "shape": list(images[0].shape)}
     found["sha256 of some"] = _checksum(torch.stack(images)) if unchanging else None
-    found["flip"] = not isinstance(data, Tensor) and bool(getattr(data, "flip", False))
-    if getattr(data, "n_levels", None) is not None:
-        found["n_levels"] = int(data.n_levels)
-    if getattr(data, "classes", None) is not None:
-        found["classes"] = [str(name) for name in data.classes]
+    found["flip"] = _is_mirrored(data)
+    classes, n_levels = _fact_of(data, "classes"), _fact_of(data, "n_levels")
+    if n_levels is not None:
+        found["n_levels"] = int(n_levels)
+    if classes is not None:
+        found["classes"] = [str(name) for name in classes]
     held, labels = getattr(data, "levels", None), getattr(data, "labels", None)
     if isinstance(data, TensorDataset):
         held, labels = [*data.tensors, None][:2]
@@ -501,7 +529,8 @@ def describe_data(
     if with_labels and isinstance(labels, Tensor):
         found["labels"] = _checksum(labels)
     elif with_labels:
-        found["labels of some"] = [f"{data[i][1]}" for i in _places(data)]
+        with _spared_streams():
+            found["labels of some"] = [f"{data[i][1]}" for i in _places(data)]
     if hasattr(data, "describe_files"):
         found["files"] = data.describe_files()
     return found
@@ -533,6 +562,10 @@ def _comparable(was, now):
         problem = "the images of the data change from one reading to the next"
         warnings.warn(f"{problem}: they are not compared with those of the run", stacklevel=4)
         kept = None
+    some = [facts.get("sha256 of some") for facts in (was, now)]
+    if kept == "files" and was[kept] == now[kept] and None not in some and some[0] != some[1]:
+        problem = "files of the same names and sizes hold other pictures than the run's"
+        warnings.warn(f"{problem}, or are decoded otherwise", stacklevel=4)
     rest = {*kinds} - {kept}
     return tuple({k: v for k, v in facts.items() if k not in rest} for facts in (was, now))
 
@@ -559,7 +592,7 @@ class StopSignals(Watcher):
     """Take SIGINT and SIGTERM for a wish to stop; a second one of a kind has its usual effect."""
 
     def __init__(self):
-        self.received, self.previous, self.number = [], {}, 0
+        self.received, self.previous, self.number, self.n_steps = [], {}, 0, 0
 
     def start(self, trainer: Trainer):
         """Listen."""
@@ -578,7 +611,7 @@ class StopSignals(Watcher):
         if trainer.processes.n > 1:
             agrees = trainer.n_steps % trainer.config.log_every == 0
             number = max(trainer.processes.gather(number)) if agrees else 0
-        self.number = number
+        self.number, self.n_steps = number, trainer.n_steps
         if number:
             trainer.stop = number
 
@@ -596,7 +629,11 @@ class TensorBoard(Watcher):
         self,
         folder,  # where its files go
     ):
-        self.folder, self.writer = folder, None
+        self.folder, self.writer, self.begun = folder, None, 0
+
+    def start(self, trainer: Trainer):
+        """Note where the run goes on."""
+        self.begun = trainer.n_steps
 
     def line(self, trainer: Trainer, losses: list):
         """Write two numbers."""
@@ -605,7 +642,8 @@ class TensorBoard(Watcher):
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(self.folder)
+            purge = self.begun + 1 if self.begun else None  # what a killed run wrote and lost
+            self.writer = SummaryWriter(self.folder, purge_step=purge)
         self.writer.add_scalar("loss", sum(losses) / len(losses), trainer.n_steps)
         self.writer.add_scalar("lr", trainer.optimizer.param_groups[0]["lr"], trainer.n_steps)
 
@@ -651,8 +689,8 @@ def train(
     except FloatingPointError as error:
         where = "" if out is None else ", in another folder"  # a run keeps its settings
         raise FloatingPointError(f"{error}{where}; {_last_good(out)}") from None
-    if stop.number and len(result.losses) < config.n_iterations:
-        raise _interrupted(stop.number, result, config, out)
+    if stop.number and stop.n_steps < config.n_iterations:
+        raise _interrupted(stop, config, out)
     return result
 
 # %% ../nbs/24_runs.ipynb #settings
@@ -686,7 +724,7 @@ def _loss(config, data):
     """Choose the hybrid loss of chapter 13 for a run that learns its variances."""
     if config.variance == "fixed":
         return None
-    return partial(hybrid_loss, n_levels=getattr(data, "n_levels", None))
+    return partial(hybrid_loss, n_levels=_fact_of(data, "n_levels"))
 
 # %% ../nbs/24_runs.ipynb #check-held-out
 def _check_held_out(held_out, data, range_check, n_classes):
@@ -696,7 +734,8 @@ def _check_held_out(held_out, data, range_check, n_classes):
     if n_classes is not None:
         held_out = _check_pair(held_out, n_classes)
     (check_images if range_check else check_floating)("held_out", held_out)
-    shape = data.shape[1:] if isinstance(data, Tensor) else _image_of(data, 0).shape
+    with _spared_streams():
+        shape = data.shape[1:] if isinstance(data, Tensor) else _image_of(data, 0).shape
     if held_out.shape[1:] != shape or len(held_out) == 0:
         allowed = f"(M, {', '.join(map(str, shape))}) with M at least 1"
         raise ValueError(f"held_out must have shape {allowed}; got {tuple(held_out.shape)}")
@@ -721,12 +760,15 @@ def _check_pair(held_out, n_classes):
 # %% ../nbs/24_runs.ipynb #last-good
 def _last_good(out):
     """Name the last checkpoint of a run."""
-    saved = sorted((Path(out) / CHECKPOINTS).glob("step-*.json")) if out else []
+    saved = _saved_checkpoints(Path(out) / CHECKPOINTS) if out else []
     return f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written"
 
 
-def _interrupted(number, result, config, out):
+def _interrupted(stop, config, out):
     """Say what was saved, and how to go on."""
-    where = f"{len(result.losses)} of {config.n_iterations}"
-    remedy = f"saved; go on with: ddpm-nb resume --out {shlex.quote(str(out))}"
-    return Interrupted(f"{signal.Signals(number).name} after iteration {where}: {remedy}", number)
+    where = f"{stop.n_steps} of {config.n_iterations}"
+    remedy = f"train(..., out={str(out)!r}, resume=True)"  # only Python knows where its data are
+    if "dataset" in read_settings(out)[1]:
+        remedy = f"ddpm-nb resume --out {shlex.quote(str(out))}"
+    name = signal.Signals(stop.number).name
+    return Interrupted(f"{name} after iteration {where}: saved; go on with: {remedy}", stop.number)

@@ -10,6 +10,7 @@ __all__ = ['PRECISIONS', 'TrainConfig', 'lr_factor', 'make_optimizer', 'descend'
 import copy
 import importlib
 import math
+import numbers
 import os
 import sys
 import time
@@ -23,8 +24,8 @@ from tqdm import tqdm
 
 from .checks import call_model, check_choice, check_int, check_kind, check_model
 from .checks import check_number, check_taken, check_told
-from .data import _image_of, _spared_streams
-from .data import check_data, check_labels, mix_seeds, train_batches
+from .data import _image_of, _is_mirrored, _spared_streams, _stream
+from .data import check_data, check_labels, mix_seeds
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
 
@@ -64,24 +65,31 @@ def _check_settings(config):
     """Refuse settings outside their ranges."""
     whole = {"n_iterations": 1, "batch_size": 1, "n_accumulate": 1, "warmup": 0, "seed": 0}
     whole |= {"log_every": 1, "checkpoint_every": 1, "keep": 1}
-    for name, low in whole.items():
-        check_int(name, getattr(config, name), low)
+    made = {name: check_int(name, getattr(config, name), low) for name, low in whole.items()}
     check_int("seed", config.seed, 0, 2**64 - 1)
-    check_number("lr", config.lr, 0, open_low=True)
-    check_number("weight_decay", config.weight_decay, 0)
-    check_number("ema_decay", config.ema_decay, 0, 1, open_high=True)
-    if config.grad_clip != math.inf:
-        check_number("grad_clip", config.grad_clip, 0, open_low=True)
+    made["lr"] = check_number("lr", config.lr, 0, open_low=True)
+    made["weight_decay"] = check_number("weight_decay", config.weight_decay, 0)
+    made["ema_decay"] = check_number("ema_decay", config.ema_decay, 0, 1, open_high=True)
+    made["label_dropout"] = check_number("label_dropout", config.label_dropout, 0, 1)
+    made["grad_clip"] = _check_clip(config.grad_clip)
     check_choice("lr_decay", config.lr_decay, ("cosine", "constant"))
     check_choice("objective", config.objective, OBJECTIVES)
     check_choice("weighting", config.weighting, WEIGHTINGS)
     check_choice("conditional", config.conditional, ("none", "class"))
-    check_number("label_dropout", config.label_dropout, 0, 1)
     learns = check_choice("variance", config.variance, ("fixed", "learned")) == "learned"
     if learns and (config.objective, config.weighting) != ("eps", "simple"):
         needed = "objective='eps' and weighting='simple'"
         raise ValueError(f"variance='learned' needs {needed}, which the hybrid loss is made of")
     check_choice("precision", config.precision, PRECISIONS)
+    for name, value in made.items():  # a number of NumPy becomes one that JSON holds
+        object.__setattr__(config, name, value)
+
+
+def _check_clip(value):
+    """Return the largest norm of the gradient, which may be infinite."""
+    if isinstance(value, numbers.Real) and not value > 0:
+        raise ValueError(f"grad_clip must be above 0, or math.inf; got {value}")
+    return math.inf if value == math.inf else check_number("grad_clip", value)
 
 # %% ../nbs/09_training.ipynb #lr-factor
 def lr_factor(
@@ -511,19 +519,11 @@ def _own_streams(device):
 # %% ../nbs/09_training.ipynb #batches
 def _batches(trainer, data, n_workers):
     """Return this process's batches, from the place in the data where the run is."""
-    return train_batches(
-        data,
-        trainer.config.batch_size,
-        device=trainer.device,
-        n_workers=n_workers,
-        seed=trainer.config.seed,
-        start=trainer.n_steps,
-        flip=not isinstance(data, Tensor) and getattr(data, "flip", False),
-        rank=trainer.processes.rank,
-        n_processes=trainer.processes.n,
-        range_check=False,  # `_check_run` has looked
-        n_classes=trainer.network.n_classes if trainer.config.conditional == "class" else None,
-    )
+    config, processes = trainer.config, trainer.processes
+    place = {"seed": config.seed, "start": trainer.n_steps, "flip": _is_mirrored(data)}
+    place |= {"rank": processes.rank, "n_processes": processes.n}
+    n_classes = trainer.network.n_classes if config.conditional == "class" else None
+    return _stream(data, config.batch_size, place, trainer.device, n_workers, n_classes)
 
 
 def _check_processes(processes):
@@ -540,6 +540,8 @@ def _check_run(model, schedule, config, data, range_check, n_workers, processes)
     check_kind("model", model, nn.Module)
     check_kind("config", config, TrainConfig)
     check_kind("schedule", schedule, NoiseSchedule)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model must have weights that can be trained: model.requires_grad_(True)")
     for name, values in (("model", next(model.parameters())), ("schedule", schedule.betas)):
         if values.is_meta:
             raise ValueError(f"{name} must hold values; it is on the device meta, which has none")

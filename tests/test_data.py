@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from conftest import refuses
 from ddpm_nb import data as module
@@ -479,3 +479,54 @@ def test_a_data_set_may_have_something_called_read():
     first = next(train_batches(data, 8, seed=1))
     assert torch.equal(first, next(train_batches(load_dataset("digits"), 8, seed=1)))
     assert len(data.read) >= 8
+
+
+class Jittered(ImageDataset):
+    """Change what the set of images hands out."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return 0.5 * image, label
+
+
+def test_the_items_of_a_class_of_ones_own_are_asked_for():
+    levels = torch.full((8, 1, 4, 4), 16)
+    batches = train_batches(Jittered(levels, n_levels=17), 4, seed=0)
+    assert torch.equal(next(batches), torch.full((4, 1, 4, 4), 0.5))
+    check_data(Jittered(levels, n_levels=17))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1], np.array([0, 1, 1]), torch.tensor([0.0, 1.0, 1.0])])
+def test_labels_may_be_a_list_or_an_array(labels):
+    data = ImageDataset(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), labels, n_levels=2, classes="ab")
+    assert data.labels.tolist() == [0, 1, 1] and data.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("levels", "labels"), [([0, 1], None), (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), [0.7, 0]), (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), [[0], [1]])])
+def test_levels_and_labels_that_are_none_are_refused(levels, labels):
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        ImageDataset(levels, labels, n_levels=2, classes="ab")
+
+
+def test_an_item_that_is_no_image_is_named_when_its_turn_comes():
+    class Holed(Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            return (torch.zeros(1, 4, 4), 0) if index % 19 != 4 else None
+
+    with pytest.raises(TypeError, match=r"data\[4\] is NoneType"):
+        list(itertools.islice(train_batches(Holed(), 5, seed=0), 4))
+
+
+def test_processes_draw_other_augmentations():
+    class Noisy(Dataset):
+        def __len__(self):
+            return 16
+
+        def __getitem__(self, index):
+            return 2 * torch.rand(1, 2, 2) - 1, 0
+
+    first, second, again = (next(train_batches(Noisy(), 8, seed=0, rank=rank, n_processes=2, n_workers=1)) for rank in (0, 1, 0))
+    assert not torch.equal(first, second) and torch.equal(first, again)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -159,6 +160,40 @@ def test_replaced_file_keeps_permissions_and_follows_links(tmp_path):
         file.write_text("x")
     (tmp_path / "usual").write_text("x")
     assert (tmp_path / "new").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_file_that_nobody_may_write_is_replaced_and_stays_so(tmp_path):
+    path = tmp_path / "model.json"
+    path.write_text("old")
+    path.chmod(0o444)
+    with replaced_file(path) as temporary:
+        assert temporary.stat().st_mode & 0o777 == 0o644
+        temporary.write_text("new")
+    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o444
+
+
+@pytest.mark.parametrize("name", [CARD_FILE, WEIGHTS_FILE])
+def test_files_that_are_no_models_are_not_overwritten(parts, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    refuses(lambda: save_parts(tmp_path, parts), f"holds a {name} that is no model's", error=FileExistsError)
+    assert contents(tmp_path) == {name: b"mine"}
+    save_parts(tmp_path, parts, overwrite=True)
+
+
+def test_a_reader_waits_for_a_writer_at_work(tmp_path):
+    """The weights are renamed first: for a moment the old JSON stands beside the new weights."""
+    paths = tmp_path / "config.json", tmp_path / "model.safetensors"
+    write_sealed(*paths, {"n": 1}, {"x": torch.ones(1)})
+    old = paths[0].read_bytes()
+    write_sealed(*paths, {"n": 2}, {"x": torch.zeros(1)})
+    coming = tmp_path / ".config.1a2b3c4d.json"
+    shutil.move(paths[0], coming)
+    paths[0].write_bytes(old)
+    threading.Timer(0.05, lambda: os.replace(coming, paths[0])).start()
+    facts, tensors = read_sealed(*paths)
+    assert facts["n"] == 2 and tensors["x"].item() == 0
+    paths[0].write_bytes(old)
+    refuses(lambda: read_sealed(*paths), "checksum does not fit")
 
 
 def test_replaced_file_refuses_at_once_what_cannot_be_written(public):

@@ -524,7 +524,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, undist
         if trainer.n_steps == 4:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(Interrupted, match=rf"{name} after iteration 5 of 9: saved; .* resume .*{tmp_path}") as caught:
+    with pytest.raises(Interrupted, match=rf"{name} after iteration 5 of 9: saved; go on with: train.*{tmp_path}.*resume=True") as caught:
         run(out=tmp_path, callback=callback)
     assert caught.value.signal_number == number and counts == [1, 2, 3, 4, 5]
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -1185,3 +1185,124 @@ def test_of_a_compiled_network_the_network_is_trained_and_kept(tmp_path):
     kept, _ = load_pretrained(tmp_path / "run")
     assert type(kept) is UNet and kept.config == network.config
     assert not all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+# what lies beside a run, and what its data say
+
+
+def test_a_copy_beside_the_checkpoints_is_no_checkpoint(dead, undisturbed):
+    folder = dead / CHECKPOINTS
+    for name in ("step-best", "step-00000004 (1)"):
+        for ending in (".json", ".safetensors"):
+            shutil.copy(folder / f"step-00000004{ending}", folder / f"{name}{ending}")
+    run(out=dead, resume=True)
+    assert_same_run(dead, undisturbed[0])
+    assert (folder / "step-best.json").exists() and (folder / "step-00000004 (1).safetensors").exists()
+    _, facts = load_checkpoint(folder)
+    assert facts["step"] == QUICK.n_iterations
+
+
+class Unlabelled(Streamed):
+    """Pairs without a tensor of labels, whose images torch's own stream changes."""
+
+    flip = False
+
+    def __getitem__(self, index):
+        return self.images[index] * torch.rand(()), index % 3
+
+
+def test_a_resume_of_classes_does_not_move_the_streams(tmp_path):
+    data = Unlabelled(make_data().images())
+    whole = class_run(tmp_path / "whole", data)
+    with pytest.raises(Stop):
+        class_run(tmp_path / "parts", data, callback=at(6, act=die))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # images that change are not compared
+        again = class_run(tmp_path / "parts", data, resume=True)
+    assert torch.equal(again.losses, whole.losses)
+
+
+@pytest.mark.parametrize("kind", ["float64", "labels"])
+def test_held_out_images_and_labels_of_other_types_are_scored(tmp_path, kind):
+    images = three_classes().images()[:6]
+    if kind == "labels":
+        class_run(tmp_path, held_out=(images, torch.arange(6, dtype=torch.uint8) % 3))
+    else:
+        run(out=tmp_path, held_out=images.double())
+    _, facts = load_checkpoint(tmp_path / CHECKPOINTS)
+    assert 0 < facts["score"] < 10
+
+
+@pytest.mark.parametrize("kind", ["card", "origin"])
+def test_what_json_cannot_hold_is_refused_before_the_folder(tmp_path, kind):
+    wrong = {"card": {"card": {"x": torch.zeros(1)}}, "origin": {"origin": {"root": tmp_path}}}[kind]
+    refuses(lambda: run(out=tmp_path / "run", **wrong), kind, error=(TypeError, ValueError))
+    assert not (tmp_path / "run" / CHECKPOINTS).exists()
+    run(out=tmp_path / "run")  # the corrected call is not in its own way
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    config = replace(QUICK, seed=np.int64(3), batch_size=np.int64(8), n_iterations=np.int32(3), lr=np.float64(1e-3))
+    assert all(type(getattr(config, name)) is int for name in ("seed", "batch_size", "n_iterations"))
+    data = ImageDataset(levels(), np.zeros(37, int), n_levels=np.int64(17), classes=np.arange(1))
+    run(config, data=data, out=tmp_path)
+    assert read_settings(tmp_path)[0] == config
+
+
+@pytest.mark.parametrize("origin", [None, {"dataset": "digits", "root": "data"}])
+def test_the_way_to_go_on_is_one_that_works(tmp_path, origin):
+    with pytest.raises(Interrupted) as caught:
+        run(out=tmp_path, callback=at(4, act=terminate), origin=origin)
+    told = str(caught.value)
+    assert ("ddpm-nb resume" in told) == (origin is not None) and ("resume=True" in told) == (origin is None)
+
+
+def test_the_best_checkpoint_is_not_chosen_by_one_batch(tmp_path):
+    config = replace(QUICK, checkpoint_every=3, keep=9)  # a line holds two losses, or one before a checkpoint
+    losses = run(config, out=tmp_path).losses.tolist()
+    for step in (3, 6, 9):
+        _, facts = read_checkpoint(tmp_path / CHECKPOINTS / f"step-{step:08d}.json")
+        assert facts["score"] == pytest.approx(sum(losses[step - 2 : step]) / 2), step
+
+
+def test_a_log_that_lost_lines_is_told_of(dead):
+    lines = (dead / LOG_FILE).read_text().splitlines(keepends=True)
+    (dead / LOG_FILE).write_text("".join(lines[:1]))
+    with pytest.warns(UserWarning, match=r"log\.jsonl holds 2 of the 6 losses"):
+        run(out=dead, resume=True)
+
+
+def test_another_precision_is_told_of(tmp_path):
+    trainer = make_trainer()
+    tensors, facts = trainer_state(trainer)
+    with pytest.warns(UserWarning, match=r"the run was in torch\.bfloat16 and goes on in torch\.float32"):
+        load_trainer_state(make_trainer(), tensors, facts | {"precision": "torch.bfloat16"})
+
+
+def test_going_back_forgets_what_was_undone():
+    trainer = make_trainer()
+    state = trainer_state(trainer)
+    for x in make_data().images()[:16].split(8):
+        trainer.step(x)
+    load_trainer_state(trainer, *state)
+    assert trainer.optimizer.state_dict()["state"] == {} and trainer.unread == [] and trainer.history == []
+
+
+def test_a_part_of_a_data_set_knows_what_the_set_knows(tmp_path):
+    data = torch.utils.data.Subset(make_data(), range(30))
+    stop_at(2, tmp_path, data=data)
+    assert describe_model(tmp_path)["facts"]["n_levels"] == 17
+    assert runs.describe_data(data)["flip"] is True
+
+
+def test_tensorboard_takes_back_what_was_undone(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = replace(QUICK, log_every=1, checkpoint_every=4)
+    stop_at(7, tmp_path, config, tensorboard=True)  # steps 5 and 6 are undone
+    run(config, out=tmp_path, resume=True, tensorboard=True)
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    steps = [event.step for event in found.Scalars("loss")]
+    assert steps == sorted(set(steps))
