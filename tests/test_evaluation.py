@@ -262,7 +262,7 @@ def test_damaged_classifiers_are_refused(saved):
     (saved / "config.json").unlink()
     for missing in (saved, "nobody"):
         refuses(lambda path=missing: load_classifier(path), "no model at", "or a shipped name: digits", error=FileNotFoundError)
-    save_parts(saved, {"other": DigitClassifier()})
+    save_parts(saved, {"other": DigitClassifier()}, overwrite=True)
     refuses(lambda: load_classifier(saved), "must hold a classifier and nothing else")
 
 

@@ -288,7 +288,7 @@ def test_asked_to_stop(server, undisturbed, tmp_path, name):
     assert server.finish() == 128 + number
     step = progress(out)
     message = (tmp_path / "stderr").read_text()
-    assert f"{name} after iteration {step} of {N_ITERATIONS}: saved" in message and f"resume --out {out}" in message
+    assert f"{name} after iteration {step} of {N_ITERATIONS}: saved" in message and f"out={str(out)!r}, resume=True" in message
     assert "Traceback" not in message and step < N_ITERATIONS
     assert max(p.stem for p in (out / "checkpoints").glob("*.json")) == f"step-{step:08d}"
     assert [p.name for p in out.rglob(".*")] == []
