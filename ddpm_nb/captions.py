@@ -222,6 +222,14 @@ def split_words(
         kept += c if c.isalnum() or c == "_" or is_mark else " "
     return kept.split()
 
+# %% ../nbs/18_captions.ipynb #check-texts
+def _check_texts(captions):
+    """Refuse what is no list of texts; a text alone would be cut into its letters."""
+    is_list = isinstance(captions, list | tuple)
+    if not is_list or not all(isinstance(caption, str) for caption in captions):
+        one = "one text, " if isinstance(captions, str) else ""
+        raise TypeError(f"captions must be a list of texts; got {one}{captions!r}")
+
 # %% ../nbs/18_captions.ipynb #read-captions
 # the last word of a phrase is enough to know it: "right" means (2, 2), slant and leaning right
 _MEANINGS = {
@@ -310,14 +318,6 @@ class Tokenizer:
         if "merges" in values:
             return import_module(f"{__package__}.texts").PieceTokenizer.from_dict(values)
         return cls(tuple(values["words"]), values["length"])
-
-# %% ../nbs/18_captions.ipynb #check-texts
-def _check_texts(captions):
-    """Refuse what is no list of texts; a text alone would be cut into its letters."""
-    is_list = isinstance(captions, list | tuple)
-    if not is_list or not all(isinstance(caption, str) for caption in captions):
-        one = "one text, " if isinstance(captions, str) else ""
-        raise TypeError(f"captions must be a list of texts; got {one}{captions!r}")
 
 # %% ../nbs/18_captions.ipynb #fit-tokenizer
 def fit_tokenizer(
