@@ -10,7 +10,6 @@ __all__ = ['PRECISIONS', 'TrainConfig', 'lr_factor', 'make_optimizer', 'descend'
 import copy
 import importlib
 import math
-import numbers
 import os
 import sys
 import time
@@ -22,17 +21,33 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checks import call_model, check_choice, check_int, check_kind, check_model
-from .checks import check_number, check_taken, check_told
-from .data import _image_of, _is_mirrored, _spared_streams, _stream
-from .data import check_data, check_labels, mix_seeds
+from .checks import _spared_streams, call_model, check_batch_size, check_choice
+from .checks import check_fields, check_int, check_kind, check_labels, check_limit
+from .checks import check_model, check_number, check_taken, check_told, check_trainable
+from .data import _image_of, _is_mirrored, _stream, check_data, mix_seeds
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
 
-# %% ../nbs/09_training.ipynb #trainconfig-2
+# %% ../nbs/09_training.ipynb #precisions
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_COUNTS = ("n_iterations", "batch_size", "n_accumulate", "log_every", "checkpoint_every", "keep")
+_ALLOWED = dict.fromkeys(_COUNTS, check_int) | {
+    "warmup": partial(check_int, low=0),
+    "seed": partial(check_int, low=0),
+    "lr": partial(check_number, low=0, open_low=True),
+    "weight_decay": partial(check_number, low=0),
+    "ema_decay": partial(check_number, low=0, high=1, open_high=True),
+    "label_dropout": partial(check_number, low=0, high=1),
+    "grad_clip": check_limit,
+    "lr_decay": partial(check_choice, choices=("cosine", "constant")),
+    "objective": partial(check_choice, choices=OBJECTIVES),
+    "weighting": partial(check_choice, choices=WEIGHTINGS),
+    "variance": partial(check_choice, choices=("fixed", "learned")),
+    "conditional": partial(check_choice, choices=("none", "class")),
+    "precision": partial(check_choice, choices=PRECISIONS),
+}
 
-
+# %% ../nbs/09_training.ipynb #trainconfig-2
 @dataclass(frozen=True)
 class TrainConfig:
     """Hold the settings of a training run."""
@@ -58,38 +73,12 @@ class TrainConfig:
     keep: int = 2  # newest checkpoints that are kept, besides the best
 
     def __post_init__(self):
-        _check_settings(self)
-
-# %% ../nbs/09_training.ipynb #check-settings
-def _check_settings(config):
-    """Refuse settings outside their ranges."""
-    whole = {"n_iterations": 1, "batch_size": 1, "n_accumulate": 1, "warmup": 0, "seed": 0}
-    whole |= {"log_every": 1, "checkpoint_every": 1, "keep": 1}
-    made = {name: check_int(name, getattr(config, name), low) for name, low in whole.items()}
-    check_int("seed", config.seed, 0, 2**64 - 1)
-    made["lr"] = check_number("lr", config.lr, 0, open_low=True)
-    made["weight_decay"] = check_number("weight_decay", config.weight_decay, 0)
-    made["ema_decay"] = check_number("ema_decay", config.ema_decay, 0, 1, open_high=True)
-    made["label_dropout"] = check_number("label_dropout", config.label_dropout, 0, 1)
-    made["grad_clip"] = _check_clip(config.grad_clip)
-    check_choice("lr_decay", config.lr_decay, ("cosine", "constant"))
-    check_choice("objective", config.objective, OBJECTIVES)
-    check_choice("weighting", config.weighting, WEIGHTINGS)
-    check_choice("conditional", config.conditional, ("none", "class"))
-    learns = check_choice("variance", config.variance, ("fixed", "learned")) == "learned"
-    if learns and (config.objective, config.weighting) != ("eps", "simple"):
-        needed = "objective='eps' and weighting='simple'"
-        raise ValueError(f"variance='learned' needs {needed}, which the hybrid loss is made of")
-    check_choice("precision", config.precision, PRECISIONS)
-    for name, value in made.items():  # a number of NumPy becomes one that JSON holds
-        object.__setattr__(config, name, value)
-
-
-def _check_clip(value):
-    """Return the largest norm of the gradient, which may be infinite."""
-    if isinstance(value, numbers.Real) and not value > 0:
-        raise ValueError(f"grad_clip must be above 0, or math.inf; got {value}")
-    return math.inf if value == math.inf else check_number("grad_clip", value)
+        check_fields(self, _ALLOWED)
+        check_int("seed", self.seed, 0, 2**64 - 1)
+        parts = (self.objective, self.weighting)
+        if self.variance == "learned" and parts != ("eps", "simple"):
+            needed = "objective='eps' and weighting='simple'"
+            raise ValueError(f"variance='learned' needs {needed}, which the hybrid loss is made of")
 
 # %% ../nbs/09_training.ipynb #lr-factor
 def lr_factor(
@@ -540,20 +529,10 @@ def _check_run(model, schedule, config, data, range_check, n_workers, processes)
     check_kind("model", model, nn.Module)
     check_kind("config", config, TrainConfig)
     check_kind("schedule", schedule, NoiseSchedule)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("model must have weights that can be trained: model.requires_grad_(True)")
-    for name, values in (("model", next(model.parameters())), ("schedule", schedule.betas)):
-        if values.is_meta:
-            raise ValueError(f"{name} must hold values; it is on the device meta, which has none")
+    check_trainable(model, schedule)
     check_int("n_workers", n_workers, 0)
     check_data(data, range_check)
-    if config.batch_size > len(data):
-        allowed = f"at most the number of images, {len(data)}"
-        raise ValueError(f"batch_size must be {allowed}; got {config.batch_size}")
-    if config.batch_size % (processes.n * config.n_accumulate):
-        allowed = f"a multiple of {processes.n} processes x {config.n_accumulate} parts"
-        given = f"{config.batch_size} with n_accumulate={config.n_accumulate}"
-        raise ValueError(f"batch_size must be {allowed}; got {given}")
+    check_batch_size(config.batch_size, len(data), processes.n, config.n_accumulate)
 
 # %% ../nbs/09_training.ipynb #check-taken
 def _check_taken(model, schedule, config, data):

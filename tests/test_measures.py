@@ -111,3 +111,17 @@ def test_report_holds_three_tables(chapter):
         "Purposes of exported lines",
     ]
     assert text.count("training") == 3
+
+
+@pytest.mark.parametrize("module", ["data", "training", "sampling", "unet", "pipeline", "evaluation"])
+def test_three_quarters_of_a_module_are_what_its_chapter_is_about(module):
+    row = next(measures.measure_purposes(nb) for nb in rules.read_book() if nb.module == module)
+    assert row["subject"] >= 0.75 * row["lines"], row
+
+
+def test_the_first_page_is_a_whole_model_in_seventy_lines():
+    """Its first four cells that are not folded: schedule, network, sampler, loop."""
+    [page] = rules.read_book(names=["00"])
+    shown = [cell for cell in page.code if not cell.tags and not cell.directives][:4]
+    assert [word for cell, word in zip(shown, ("betas", "nn.Module", "sample", "AdamW"), strict=True) if word not in cell.source] == []
+    assert sum(measures.is_code(line) for cell in shown for line in cell.source.splitlines()) <= 70

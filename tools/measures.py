@@ -46,7 +46,7 @@ PURPOSES = {
     """,
     "process": """
         pick_precision Interrupted StopSignals OneProcess seed_dropout _own_streams _spared_streams
-        _global_streams _load_streams _interrupted _add_gradients mix_seeds
+        _global_streams _load_streams _interrupted _add_gradients
     """,
     "cpu form": """
         join_weights join_projections upsample_joined attend_columns
