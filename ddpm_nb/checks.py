@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['assert_refused', 'check_kind', 'check_choice', 'check_int', 'check_number', 'check_generator', 'split_generator',
            'has_values', 'check_floating', 'check_same_shape', 'check_device', 'check_timesteps', 'check_range',
-           'check_images', 'call_model', 'check_model', 'check_taken', 'check_told', 'check_batch',
-           'check_square_images', 'check_each', 'check_mask', 'check_fit', 'fill_weights', 'relative_difference',
-           'same_tensors']
+           'check_images', 'call_model', 'check_schedule', 'check_callable', 'check_model', 'check_taken', 'check_told',
+           'check_batch', 'check_square_images', 'check_each', 'check_mask', 'check_fit', 'fill_weights',
+           'relative_difference', 'same_tensors']
 
 # %% ../nbs/91_checks.ipynb #import-math-import-numbers-impor
 import math
@@ -259,22 +259,43 @@ def _unlike_weights(kinds, dtype, device):
     got = f"{dtype} on {device}: {remedy}"
     return TypeError(f"the model's input must be as its weights, {wanted}; got {got}")
 
+# %% ../nbs/91_checks.ipynb #check-schedule
+def _is_schedule(value):
+    """Tell whether something is a noise schedule."""
+    return hasattr(value, "exact_betas")
+
+
+def check_schedule(
+    schedule,  # what was given as a noise schedule
+):
+    """Return `schedule` if it is one."""
+    if not _is_schedule(schedule):
+        wanted = "a NoiseSchedule, such as make_schedule('cosine', 1000)"
+        raise TypeError(f"schedule must be {wanted}; got {type(schedule).__name__}")
+    return schedule
+
+
+def check_callable(
+    name: str,  # the argument's name
+    value,  # what was given
+    call: str,  # how it is called, such as "model(x, t)"
+):
+    """Return `value` if it can be called, and is no noise schedule."""
+    if not callable(value) or _is_schedule(value):
+        raise TypeError(f"{name} must be callable as {call}; got {type(value).__name__}")
+    return value
+
 # %% ../nbs/91_checks.ipynb #check-model
 def check_model(
     model,  # what was given as the model
     schedule,  # what was given as its noise schedule
 ):
     """Refuse a model that cannot be called, a schedule that is none, and both swapped."""
-    is_schedule = hasattr(schedule, "alpha_bars")
-    if hasattr(model, "alpha_bars") and not is_schedule:
+    if _is_schedule(model) and not _is_schedule(schedule):
         order = "the model comes first, then the schedule, as in (model, schedule, ...)"
         raise TypeError(f"model and schedule are swapped: {order}")
-    if not callable(model) or hasattr(model, "alpha_bars"):
-        got = type(model).__name__
-        raise TypeError(f"model must be callable as model(x_t, t); got {got}")
-    if not is_schedule:
-        wanted = "a NoiseSchedule, such as make_schedule('cosine', 1000)"
-        raise TypeError(f"schedule must be {wanted}; got {type(schedule).__name__}")
+    check_callable("model", model, "model(x_t, t)")
+    check_schedule(schedule)
 
 # %% ../nbs/91_checks.ipynb #check-taken
 def check_taken(

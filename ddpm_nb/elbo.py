@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import call_model, check_choice, check_floating, check_generator
-from .checks import check_int, check_number, check_same_shape
+from .checks import check_int, check_kind, check_model, check_number
+from .checks import check_same_shape, check_schedule
 from .forward import NoiseSchedule, _pick, extract, predict_eps, predict_x_0
 from .forward import q_mean_variance, q_posterior, q_sample
 from .gaussian import GaussianMixture, discretized_gaussian_log_likelihood
@@ -54,6 +55,8 @@ def diffuse_mixture(
     t: int,  # index in 0..T-1
 ) -> GaussianMixture:
     """Return q(x_t) for data that is a mixture of Gaussians: again a mixture."""
+    check_kind("mixture", mixture, GaussianMixture)
+    check_schedule(schedule)
     t = check_int("t", t, 0, schedule.n_steps - 1)
     alpha_bar = schedule.alpha_bars[t].to(mixture.means)
     rest = schedule.one_minus_alpha_bars[t].to(mixture.means)
@@ -67,6 +70,7 @@ def prior_divergence(
     x_0: Tensor,  # (B, ...) clean images
 ) -> Tensor:
     """Compute L_T = KL(q(x_T | x_0) || N(0, I)) for each image, in nats; (B,)."""
+    check_schedule(schedule)
     mean, _, log_variance = q_mean_variance(schedule, x_0, schedule.n_steps - 1)
     zero = torch.zeros_like(mean)
     return normal_kl(mean, log_variance.expand_as(mean), zero, zero).flatten(1).sum(1)
@@ -80,6 +84,7 @@ def reverse_log_variance(
     variance: str = "posterior",  # "posterior" or "beta"
 ) -> Tensor:
     """Return the log-variances of the reverse steps, finite at t = 0; (T,)."""
+    check_schedule(schedule)
     if check_choice("variance", variance, VARIANCES) == "posterior":
         return schedule.posterior_log_variance
     return schedule.betas.log()
@@ -90,6 +95,7 @@ def vlb_weights(
     variance: str = "posterior",  # variance of the reverse steps: "posterior" or "beta"
 ) -> Tensor:
     """Compute lambda_t, the weight of ||eps - eps_hat||^2, in nats (DDPM, equation 12); (T,)."""
+    check_schedule(schedule)
     if schedule.betas.dtype.itemsize < 4:  # in 16 bits the squares vanish
         schedule = NoiseSchedule(schedule.exact_betas).to(schedule.betas.device)
     variances = reverse_log_variance(schedule, variance).exp()
@@ -116,8 +122,8 @@ def split_output(
         raise ValueError(f"variance='learned' needs {needed}; got {tuple(output.shape)}")
     eps_hat, v = output.chunk(2, dim=1)
     # v says where the log-variance lies: at -1 it is that of "posterior", at 1 that of "beta"
-    low = extract(schedule.posterior_log_variance, t, x_t.ndim)
-    high = extract(schedule.betas.log(), t, x_t.ndim)
+    low = extract(reverse_log_variance(schedule, "posterior"), t, x_t.ndim)
+    high = extract(reverse_log_variance(schedule, "beta"), t, x_t.ndim)
     return eps_hat, low + (v + 1) / 2 * (high - low)
 
 
@@ -139,6 +145,7 @@ def reverse_mean_variance(
     variance: str = "posterior",  # "posterior", "beta" or "learned"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and log-variance of p(x_{t-1} | x_t), and x_0_hat (DDPM, equation 11)."""
+    check_model(model, schedule)
     output = call_model(model, x_t, t)
     eps_hat, log_variance = split_output(schedule, x_t, t, output, variance)
     x_0_hat = predict_x_0(schedule, x_t, t, eps_hat)
@@ -215,6 +222,7 @@ def predict_noise(
     objective: str,  # "eps", "x_0", "v", "mu" or "velocity"
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a callable model(x_t, t) -> eps_hat, which every sampler and the bound take."""
+    check_model(model, schedule)
     check_choice("objective", objective, OBJECTIVES)
 
     def predict(x_t, t):
@@ -241,6 +249,7 @@ def simple_loss(
     generator: torch.Generator | None = None,  # source of t and the noise
 ) -> Tensor:
     """Average the weighted squared error over all elements (DDPM, equation 14)."""
+    check_model(model, schedule)
     check_clean_batch(x_0)
     check_choice("objective", objective, OBJECTIVES)
     check_choice("weighting", weighting, WEIGHTINGS)

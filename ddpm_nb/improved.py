@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .bound import _check_levels, optimal_denoiser
-from .checks import call_model, check_choice, check_device, check_generator
-from .checks import check_int, check_number, has_values
+from .checks import call_model, check_callable, check_choice, check_device
+from .checks import check_generator, check_int, check_kind, check_model, check_number
+from .checks import check_schedule, has_values
 from .elbo import OBJECTIVES, _draw_timesteps
 from .elbo import check_clean_batch, decoder_log_likelihood, drop_variance
 from .elbo import output_to_eps, reverse_mean_variance, vlb_weights
@@ -29,6 +30,7 @@ def optimal_variances(
     schedule: NoiseSchedule,  # the noise schedule
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Build model(x_t, t) -> (B, 2 d): E[eps | x_t], and the v of Var(x_{t-1} | x_t)."""
+    check_kind("mixture", mixture, GaussianMixture)
     parts = (mixture.weights, mixture.means, mixture.covariances)
     mixture = GaussianMixture(*(part.double() for part in parts))  # small doubts are differences
     denoiser = optimal_denoiser(mixture, schedule)
@@ -94,6 +96,7 @@ def hybrid_loss(
     generator: torch.Generator | None = None,  # source of t and the noise
 ) -> Tensor:
     """Add the bound, through v alone, to the simple loss (Improved DDPM, equation 16)."""
+    check_model(model, schedule)
     check_clean_batch(x_0)
     check_number("share", share, 0)
     if n_levels is not None and has_values(x_0):
@@ -120,6 +123,7 @@ def respaced_model(
     kept: list[int],  # code indices that the short chain keeps, in any order
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the same model for the short chain: its step i is the i-th kept step."""
+    check_callable("model", model, "model(x_t, t)")
     rising = torch.tensor(sorted(set(kept)))
     return lambda x_t, i: model(x_t, rising.to(i.device)[i.long()])
 
@@ -170,6 +174,7 @@ def loss_weights(
     gamma: float = 5.0,  # min_snr: the SNR above which the weight of x_0 stands still, above 0
 ) -> Tensor:
     """Return the weight that a loss gives to ||eps - eps_hat||^2 at each step; (T,)."""
+    check_schedule(schedule)
     check_choice("name", name, LOSS_WEIGHTS)
     check_number("gamma", gamma, 0, open_low=True)
     snr = schedule.snr
@@ -198,6 +203,7 @@ def weighted_loss(
     reduction: str = "mean",  # "mean": one number; "none": one for each image, (B,)
 ) -> Tensor:
     """Average the squared error of the noise with a weight for each step."""
+    check_model(model, schedule)
     check_choice("objective", objective, OBJECTIVES)
     check_choice("reduction", reduction, ("mean", "none"))
     if weights.shape != (schedule.n_steps,):
@@ -215,6 +221,7 @@ def zero_terminal_snr(
     schedule: NoiseSchedule,  # a schedule that leaves some signal at the end
 ) -> Tensor:
     """Shift and stretch sqrt(alpha_bar) to end at 0 (Lin et al., Algorithm 1); alpha_bars (T,)."""
+    check_schedule(schedule)
     root = torch.log1p(-schedule.exact_betas).cumsum(0).div(2).exp()  # sqrt(alpha_bar), float64
     # the first step keeps its signal, the last loses it: there must be two
     check_int("schedule.n_steps", schedule.n_steps, 2)

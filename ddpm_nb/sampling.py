@@ -10,9 +10,9 @@ __all__ = ['ddpm_step', 'p_sample', 'respaced_steps', 'respace', 'walk', 'sample
 import torch
 from torch import Tensor
 
-from .checks import call_model, check_choice, check_floating, check_generator
-from .checks import check_int, check_mask, check_model, check_number, check_range
-from .checks import check_same_shape
+from .checks import call_model, check_callable, check_choice, check_floating
+from .checks import check_generator, check_int, check_mask, check_model, check_number
+from .checks import check_range, check_same_shape, check_schedule
 from .elbo import STEP_VARIANCES, split_output
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
 from .forward import schedule_coefficients
@@ -22,6 +22,7 @@ from .training import show_progress
 # %% ../nbs/10_sampling.ipynb #check-index
 def _check_index(name, t, schedule, low=0):
     """Return one index of the schedule as an int; a tensor without dimensions will do."""
+    check_schedule(schedule)
     if isinstance(t, Tensor) and t.ndim == 0:
         t = t.item()
     return check_int(name, t, low, schedule.n_steps - 1)
@@ -62,6 +63,7 @@ def p_sample(
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
     """Ask the model once, take one reverse step, return x_{t-1} and the predicted x_0."""
+    check_model(model, schedule)
     check_choice("variance", variance, STEP_VARIANCES)
     t = _check_index("t", t, schedule)
     eps_hat = call_model(model, x_t, torch.full((len(x_t),), t, device=x_t.device))
@@ -92,6 +94,7 @@ def respace(
     kept: list[int],  # code indices to keep, in any order
 ) -> NoiseSchedule:
     """Build the schedule of the chain that visits kept steps only (Improved DDPM, section 4)."""
+    check_schedule(schedule)
     kept = sorted({check_int("kept", t, 0, schedule.n_steps - 1) for t in kept})
     if len(kept) == schedule.n_steps:
         return schedule
@@ -110,6 +113,7 @@ def walk(
     callback=None,  # called as callback(t, x, x_0_hat) after each step
 ) -> Tensor:
     """Ask the model at each index and take the step that follows, without gradients."""
+    check_callable("model", model, "model(x_t, t)")
     countdown = reversed(range(len(kept)))
     bar = show_progress(kept, "sampling", progress)
     with torch.inference_mode():
