@@ -46,7 +46,8 @@ def check_kind(
 ):
     """Return `value` if it is of a class."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise TypeError(f"{name} must be {article} {kind.__name__}; got {type(value).__name__}")
     return value
 
 # %% ../nbs/91_checks.ipynb #check-choice
@@ -158,7 +159,9 @@ def check_same_shape(
     other_name: str,  # the second argument's name
     other: Tensor,  # the second tensor
 ):
-    """Raise `ValueError` unless both tensors have the same shape."""
+    """Refuse what is no tensor, and two tensors of different shapes."""
+    check_kind(name, x, Tensor)
+    check_kind(other_name, other, Tensor)
     if x.shape != other.shape:
         allowed = f"the shape of {other_name}, {tuple(other.shape)}"
         raise ValueError(f"{name} must have {allowed}; got {tuple(x.shape)}")
@@ -209,7 +212,7 @@ def check_range(
     """Return `x` if its values are in [-1, 1]; warn if none is below 0, as in [0, 1]."""
     if check_floating(name, x).is_meta or isinstance(x, FakeTensor) or not x.numel():
         return x
-    low, high = float(x.min()), float(x.max())
+    low, high = float(x.detach().min()), float(x.detach().max())
     if not (math.isfinite(low) and math.isfinite(high)):  # on a GPU nobody has looked yet
         raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
     is_unsigned = 0 <= low < high
@@ -240,9 +243,9 @@ def call_model(
     x: Tensor,  # (B, ...) its input
     *rest,  # what else it takes, such as t
 ) -> Tensor:
-    """Return model(x, ...); if that fails since type or device do not fit, say so."""
+    """Return model(x, ...), a tensor; if that fails since type or device do not fit, say so."""
     try:
-        return model(x, *rest)
+        return check_kind("the model's output", model(x, *rest), Tensor)
     except RuntimeError as error:
         network = getattr(model, "func", model)  # the network in a `partial`
         weights = list(network.parameters()) if hasattr(network, "parameters") else []

@@ -19,7 +19,7 @@ from .checks import check_same_shape, check_schedule, check_timesteps
 from .elbo import check_clean_batch
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
-from .sampling import _start
+from .sampling import _as_numbers, _start
 from .scores import _ask
 
 # %% ../nbs/15_flow_matching.ipynb #flow-matching-loss
@@ -93,7 +93,7 @@ def eps_from_velocity(
     check_model(model, schedule)
 
     def predict(x_t, t):
-        t = check_timesteps(t, schedule.n_steps, len(x_t))
+        t = check_timesteps(t, schedule.n_steps, len(check_floating("x_t", x_t)))
         t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
         time = extract(flow_times(schedule), t, x_t.ndim).to(x_t)
         x = x_t * ((1 - time) ** 2 + time**2).sqrt()  # from the arc to the chord
@@ -104,8 +104,9 @@ def eps_from_velocity(
 # %% ../nbs/15_flow_matching.ipynb #per-image
 def _per_image(name, value, x, high=float("inf")):
     """Return a time for each image, shaped to broadcast with x; refuse it outside (0, high]."""
-    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-    if value.shape not in ((), (len(x),)) or not bool(((value > 0) & (value <= high)).all()):
+    value = _as_numbers(name, value, check_floating("x", x))
+    inside = (value > 0) & (value <= high) & value.isfinite()
+    if value.shape not in ((), (len(x),)) or not bool(inside.all()):
         limits = f"in (0, {high:g}{']' if high < float('inf') else ')'}"
         raise ValueError(f"{name} must be one number or ({len(x)},), {limits}; got {value}")
     return value.expand(len(x)).view(-1, *[1] * (x.ndim - 1))
@@ -191,7 +192,7 @@ def straightness(
 ) -> float:
     """Measure how far paths are from straight lines at constant speed (Liu et al. 2023)."""
     check_callable("model", model, "model(x, t)")
-    x, speeds = check_floating("x_T", x_T), []
+    x, speeds = check_clean_batch(x_T, "x_T"), []
     n_steps = check_int("n_steps", n_steps)
     with torch.no_grad():
         for i in range(n_steps):

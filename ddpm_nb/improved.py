@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from .bound import _check_levels, optimal_denoiser
 from .checks import call_model, check_callable, check_choice, check_device
-from .checks import check_generator, check_int, check_kind, check_model, check_number
-from .checks import check_schedule, has_values
+from .checks import check_floating, check_generator, check_int, check_kind, check_model
+from .checks import check_number, check_same_shape, check_schedule, check_timesteps
+from .checks import has_values
 from .elbo import OBJECTIVES, _draw_timesteps
 from .elbo import check_clean_batch, decoder_log_likelihood, drop_variance
 from .elbo import output_to_eps, reverse_mean_variance, vlb_weights
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
 from .gaussian import GaussianMixture, _choose, normal_kl, randn
+from .sampling import _check_kept
 
 # %% ../nbs/13_improved.ipynb #optimal-variances
 def optimal_variances(
@@ -37,7 +39,7 @@ def optimal_variances(
 
     def model(x_t, t):
         with torch.inference_mode(False), torch.enable_grad():  # samplers switch gradients off
-            x = x_t.clone().double().requires_grad_()
+            x = check_floating("x_t", x_t).clone().double().requires_grad_()
             eps_hat = denoiser(x, t)
             grad = partial(torch.autograd.grad, inputs=x, retain_graph=True)
             slopes = [grad(part.sum())[0][:, i] for i, part in enumerate(eps_hat.T)]
@@ -78,7 +80,7 @@ def step_bits(
     true_mean, _, true_log_variance = q_posterior(schedule, x_0, x_t, t)
     divergence = normal_kl(true_mean, true_log_variance, mean, log_variance)
     decoder = -decoder_log_likelihood(x_0, mean, log_variance, n_levels)
-    is_last = (t == 0).reshape(-1, *[1] * (x_0.ndim - 1))
+    is_last = torch.as_tensor(t == 0, device=x_0.device).reshape(-1, *[1] * (x_0.ndim - 1))
     nats = torch.where(is_last, decoder, divergence)
     return nats.flatten(1).mean(1) / math.log(2)
 
@@ -124,8 +126,14 @@ def respaced_model(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the same model for the short chain: its step i is the i-th kept step."""
     check_callable("model", model, "model(x_t, t)")
-    rising = torch.tensor(sorted(set(kept)))
-    return lambda x_t, i: model(x_t, rising.to(i.device)[i.long()])
+    rising = torch.tensor(sorted({*_check_kept(kept)}))
+
+    def short(x_t, i):
+        i = check_timesteps(i, len(rising), len(check_floating("x_t", x_t)))
+        i = torch.as_tensor(i, device=x_t.device).expand(len(x_t)).long()
+        return call_model(model, x_t, rising.to(i.device)[i])
+
+    return short
 
 # %% ../nbs/13_improved.ipynb #losshistory
 class LossHistory:
@@ -159,6 +167,8 @@ class LossHistory:
 
     def update(self, t: Tensor, losses: Tensor):
         """Remember the losses (B,), not weighted, of the steps t (B,)."""
+        check_same_shape("t", t, "losses", check_floating("losses", losses))
+        check_timesteps(t, len(self.counts), len(t))
         for step, loss in zip(t.tolist(), losses.tolist(), strict=True):
             self.losses[step, self.counts[step] % self.losses.shape[1]] = loss  # over the oldest
             self.counts[step] += 1
@@ -206,7 +216,9 @@ def weighted_loss(
     check_model(model, schedule)
     check_choice("objective", objective, OBJECTIVES)
     check_choice("reduction", reduction, ("mean", "none"))
-    if weights.shape != (schedule.n_steps,):
+    check_clean_batch(x_0)
+    check_floating("eps", eps)
+    if check_floating("weights", weights).shape != (schedule.n_steps,):
         got = tuple(weights.shape)
         raise ValueError(f"weights must have shape ({schedule.n_steps},), one a step; got {got}")
     check_device("weights", weights, "the images'", x_0.device)

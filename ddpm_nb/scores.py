@@ -40,7 +40,7 @@ def score(
 
 def _ask(model, x, *rest):
     """Return the model's output, which must have the shape of its input."""
-    output = call_model(model, x, *rest)
+    output = check_floating("the model's output", call_model(model, x, *rest))
     check_same_shape("the model's output", output, "its input", x)
     return output
 
