@@ -46,7 +46,7 @@ def check_kind(
 ):
     """Return `value` if it is of a class."""
     if not isinstance(value, kind):
-        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
         raise TypeError(f"{name} must be {article} {kind.__name__}; got {type(value).__name__}")
     return value
 
