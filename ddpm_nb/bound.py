@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_floating, check_images
-from .checks import check_int, check_range, check_timesteps
+from .checks import check_int, check_kind, check_model, check_range
+from .checks import check_schedule, check_timesteps
 from .elbo import STEP_VARIANCES, check_clean_batch, decoder_log_likelihood
 from .elbo import prior_divergence, reverse_mean_variance
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
@@ -50,6 +51,7 @@ def vlb_terms(
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
 ) -> VLBTerms:
     """Compute the parts of the bound for each image, with one draw a step (DDPM, equation 5)."""
+    check_model(model, schedule)
     _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size)
     source = {"generator": generator, "device": x_0.device, "dtype": x_0.dtype}
     options = {"n_levels": n_levels, "clip_x_0": clip_x_0, "variance": variance}
@@ -113,6 +115,8 @@ def optimal_denoiser(
     schedule: NoiseSchedule,  # the noise schedule
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Build model(x_t, t) that returns E[eps | x_t], for x_t (B, ...) with d values each."""
+    check_kind("mixture", mixture, GaussianMixture)
+    check_schedule(schedule)
     spread, axes = torch.linalg.eigh(mixture.covariances)  # (K, d) and (K, d, d)
     d = mixture.means.shape[1]
 
@@ -142,6 +146,7 @@ def rate_distortion(
     n_levels: int = 256,  # grey levels of the images
 ) -> tuple[Tensor, Tensor]:  # (T,) each
     """Return the bits per dimension sent down to x_t, and x_0_hat's RMSE in grey levels."""
+    check_kind("terms", terms, VLBTerms)
     if terms.mse is None:
         raise ValueError("terms must hold the errors of x_0_hat, terms.mse; they are None")
     scale = (check_int("n_levels", n_levels, 2) - 1) / 2  # from [-1, 1] to grey levels

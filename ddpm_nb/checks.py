@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['assert_refused', 'check_kind', 'check_choice', 'check_int', 'check_number', 'check_limit', 'check_fields',
            'check_generator', 'split_generator', 'has_values', 'check_floating', 'check_same_shape', 'check_device',
-           'check_timesteps', 'check_range', 'check_images', 'call_model', 'check_model', 'check_taken', 'check_told',
-           'check_trainable', 'check_batch_size', 'check_batch', 'check_square_images', 'check_each', 'check_mask',
-           'check_fit', 'check_levels', 'check_alike', 'check_class', 'check_labels', 'fill_weights',
-           'relative_difference', 'same_tensors']
+           'check_timesteps', 'check_range', 'check_images', 'call_model', 'check_schedule', 'check_callable',
+           'check_model', 'check_taken', 'check_told', 'check_trainable', 'check_batch_size', 'check_batch',
+           'check_square_images', 'check_each', 'check_mask', 'check_fit', 'check_levels', 'check_alike', 'check_class',
+           'check_labels', 'fill_weights', 'relative_difference', 'same_tensors']
 
 # %% ../nbs/91_checks.ipynb #import-math-import-numbers-impor
 import math
@@ -52,7 +52,8 @@ def check_kind(
 ):
     """Return `value` if it is of a class."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}; got {type(value).__name__}")
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        raise TypeError(f"{name} must be {article} {kind.__name__}; got {type(value).__name__}")
     return value
 
 # %% ../nbs/91_checks.ipynb #check-choice
@@ -183,7 +184,9 @@ def check_same_shape(
     other_name: str,  # the second argument's name
     other: Tensor,  # the second tensor
 ):
-    """Raise `ValueError` unless both tensors have the same shape."""
+    """Refuse what is no tensor, and two tensors of different shapes."""
+    check_kind(name, x, Tensor)
+    check_kind(other_name, other, Tensor)
     if x.shape != other.shape:
         allowed = f"the shape of {other_name}, {tuple(other.shape)}"
         raise ValueError(f"{name} must have {allowed}; got {tuple(x.shape)}")
@@ -234,7 +237,7 @@ def check_range(
     """Return `x` if its values are in [-1, 1]; warn if none is below 0, as in [0, 1]."""
     if check_floating(name, x).is_meta or isinstance(x, FakeTensor) or not x.numel():
         return x
-    low, high = float(x.min()), float(x.max())
+    low, high = float(x.detach().min()), float(x.detach().max())
     if not (math.isfinite(low) and math.isfinite(high)):  # on a GPU nobody has looked yet
         raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
     is_unsigned = 0 <= low < high
@@ -265,9 +268,9 @@ def call_model(
     x: Tensor,  # (B, ...) its input
     *rest,  # what else it takes, such as t
 ) -> Tensor:
-    """Return model(x, ...); if that fails since type or device do not fit, say so."""
+    """Return model(x, ...), a tensor; if that fails since type or device do not fit, say so."""
     try:
-        return model(x, *rest)
+        return check_kind("the model's output", model(x, *rest), Tensor)
     except RuntimeError as error:
         network = getattr(model, "func", model)  # the network in a `partial`
         weights = list(network.parameters()) if hasattr(network, "parameters") else []
@@ -284,22 +287,43 @@ def _unlike_weights(kinds, dtype, device):
     got = f"{dtype} on {device}: {remedy}"
     return TypeError(f"the model's input must be as its weights, {wanted}; got {got}")
 
+# %% ../nbs/91_checks.ipynb #check-schedule
+def _is_schedule(value):
+    """Tell whether something is a noise schedule."""
+    return hasattr(value, "exact_betas")
+
+
+def check_schedule(
+    schedule,  # what was given as a noise schedule
+):
+    """Return `schedule` if it is one."""
+    if not _is_schedule(schedule):
+        wanted = "a NoiseSchedule, such as make_schedule('cosine', 1000)"
+        raise TypeError(f"schedule must be {wanted}; got {type(schedule).__name__}")
+    return schedule
+
+
+def check_callable(
+    name: str,  # the argument's name
+    value,  # what was given
+    call: str,  # how it is called, such as "model(x, t)"
+):
+    """Return `value` if it can be called, and is no noise schedule."""
+    if not callable(value) or _is_schedule(value):
+        raise TypeError(f"{name} must be callable as {call}; got {type(value).__name__}")
+    return value
+
 # %% ../nbs/91_checks.ipynb #check-model
 def check_model(
     model,  # what was given as the model
     schedule,  # what was given as its noise schedule
 ):
     """Refuse a model that cannot be called, a schedule that is none, and both swapped."""
-    is_schedule = hasattr(schedule, "alpha_bars")
-    if hasattr(model, "alpha_bars") and not is_schedule:
+    if _is_schedule(model) and not _is_schedule(schedule):
         order = "the model comes first, then the schedule, as in (model, schedule, ...)"
         raise TypeError(f"model and schedule are swapped: {order}")
-    if not callable(model) or hasattr(model, "alpha_bars"):
-        got = type(model).__name__
-        raise TypeError(f"model must be callable as model(x_t, t); got {got}")
-    if not is_schedule:
-        wanted = "a NoiseSchedule, such as make_schedule('cosine', 1000)"
-        raise TypeError(f"schedule must be {wanted}; got {type(schedule).__name__}")
+    check_callable("model", model, "model(x_t, t)")
+    check_schedule(schedule)
 
 # %% ../nbs/91_checks.ipynb #check-taken
 def check_taken(

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import call_model, check_choice, check_floating, check_generator
-from .checks import check_int, check_number, check_same_shape
+from .checks import check_int, check_kind, check_model, check_number
+from .checks import check_same_shape, check_schedule
 from .forward import NoiseSchedule, _pick, extract, predict_eps, predict_x_0
 from .forward import q_mean_variance, q_posterior, q_sample
 from .gaussian import GaussianMixture, discretized_gaussian_log_likelihood
@@ -45,6 +46,7 @@ def normal_log_prob(
     variance: Tensor,  # broadcastable with `x`, above 0
 ) -> Tensor:
     """Compute the log-density of N(mean, variance) at x, elementwise, in nats."""
+    check_floating("variance", variance)
     return -0.5 * (math.log(2 * math.pi) + variance.log() + (x - mean) ** 2 / variance)
 
 # %% ../nbs/03_elbo.ipynb #diffuse-mixture
@@ -54,6 +56,8 @@ def diffuse_mixture(
     t: int,  # index in 0..T-1
 ) -> GaussianMixture:
     """Return q(x_t) for data that is a mixture of Gaussians: again a mixture."""
+    check_kind("mixture", mixture, GaussianMixture)
+    check_schedule(schedule)
     t = check_int("t", t, 0, schedule.n_steps - 1)
     alpha_bar = schedule.alpha_bars[t].to(mixture.means)
     rest = schedule.one_minus_alpha_bars[t].to(mixture.means)
@@ -67,6 +71,7 @@ def prior_divergence(
     x_0: Tensor,  # (B, ...) clean images
 ) -> Tensor:
     """Compute L_T = KL(q(x_T | x_0) || N(0, I)) for each image, in nats; (B,)."""
+    check_schedule(schedule)
     mean, _, log_variance = q_mean_variance(schedule, x_0, schedule.n_steps - 1)
     zero = torch.zeros_like(mean)
     return normal_kl(mean, log_variance.expand_as(mean), zero, zero).flatten(1).sum(1)
@@ -80,6 +85,7 @@ def reverse_log_variance(
     variance: str = "posterior",  # "posterior" or "beta"
 ) -> Tensor:
     """Return the log-variances of the reverse steps, finite at t = 0; (T,)."""
+    check_schedule(schedule)
     if check_choice("variance", variance, VARIANCES) == "posterior":
         return schedule.posterior_log_variance
     return schedule.betas.log()
@@ -90,6 +96,7 @@ def vlb_weights(
     variance: str = "posterior",  # variance of the reverse steps: "posterior" or "beta"
 ) -> Tensor:
     """Compute lambda_t, the weight of ||eps - eps_hat||^2, in nats (DDPM, equation 12); (T,)."""
+    check_schedule(schedule)
     if schedule.betas.dtype.itemsize < 4:  # in 16 bits the squares vanish
         schedule = NoiseSchedule(schedule.exact_betas).to(schedule.betas.device)
     variances = reverse_log_variance(schedule, variance).exp()
@@ -108,24 +115,25 @@ def split_output(
     variance: str,  # "posterior", "beta" or "learned"
 ) -> tuple[Tensor, Tensor]:
     """Split a network's output into the noise and the log-variance of the step back."""
-    if check_choice("variance", variance, STEP_VARIANCES) != "learned":
-        return output, extract(reverse_log_variance(schedule, variance), t, x_t.ndim)
+    check_choice("variance", variance, STEP_VARIANCES)
+    low, beta = _pick(schedule, check_floating("x_t", x_t), t, "posterior_log_variance", "betas")
+    if variance != "learned":
+        return output, low if variance == "posterior" else beta.log()
     doubled = (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:])
-    if output.shape != doubled:
+    if check_floating("output", output).shape != doubled:
         needed = f"a model that returns {doubled}, the noise and v"
         raise ValueError(f"variance='learned' needs {needed}; got {tuple(output.shape)}")
     eps_hat, v = output.chunk(2, dim=1)
     # v says where the log-variance lies: at -1 it is that of "posterior", at 1 that of "beta"
-    low = extract(schedule.posterior_log_variance, t, x_t.ndim)
-    high = extract(schedule.betas.log(), t, x_t.ndim)
-    return eps_hat, low + (v + 1) / 2 * (high - low)
+    return eps_hat, low + (v + 1) / 2 * (beta.log() - low)
 
-
+# %% ../nbs/03_elbo.ipynb #drop-variance
 def drop_variance(
     x_t: Tensor,  # (B, C, ...) noisy images
     output: Tensor,  # (B, C, ...), or (B, 2 C, ...) if the network learns its variance
 ) -> Tensor:
     """Return the prediction alone, for samplers that use no variance; (B, C, ...)."""
+    check_kind("output", output, Tensor)
     return output[:, : x_t.shape[1]] if output.shape[1] == 2 * x_t.shape[1] else output
 
 # %% ../nbs/03_elbo.ipynb #reverse-mean-variance
@@ -139,7 +147,8 @@ def reverse_mean_variance(
     variance: str = "posterior",  # "posterior", "beta" or "learned"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and log-variance of p(x_{t-1} | x_t), and x_0_hat (DDPM, equation 11)."""
-    output = call_model(model, x_t, t)
+    check_model(model, schedule)
+    output = call_model(model, check_floating("x_t", x_t), t)
     eps_hat, log_variance = split_output(schedule, x_t, t, output, variance)
     x_0_hat = predict_x_0(schedule, x_t, t, eps_hat)
     if clip_x_0:
@@ -155,7 +164,7 @@ def decoder_log_likelihood(
 ) -> Tensor:
     """Compute log p(x_0 | x_1) elementwise, in nats: a bin's mass, or a density (DDPM, eq. 13)."""
     if n_levels is not None:
-        log_scale = 0.5 * log_variance.expand_as(x_0)
+        log_scale = 0.5 * log_variance
         return discretized_gaussian_log_likelihood(x_0, mean, log_scale, n_levels=n_levels)
     square = (x_0 - mean).square() * torch.exp(-log_variance)
     return -0.5 * (math.log(2 * math.pi) + log_variance + square)
@@ -174,6 +183,7 @@ def objective_target(
 ) -> Tensor:
     """Compute what the network is asked for, a linear combination of x_0 and the noise."""
     check_choice("objective", objective, OBJECTIVES)
+    check_same_shape("eps", check_floating("eps", eps), "x_0", check_floating("x_0", x_0))
     if objective == "eps":
         return eps
     if objective == "x_0":
@@ -195,7 +205,7 @@ def output_to_eps(
 ) -> Tensor:
     """Convert a prediction of any of the five kinds into a prediction of the noise."""
     check_choice("objective", objective, OBJECTIVES)
-    check_same_shape("output", output, "x_t", x_t)
+    check_same_shape("output", output, "x_t", check_floating("x_t", x_t))
     if objective == "eps":
         return output
     if objective == "x_0":
@@ -215,10 +225,11 @@ def predict_noise(
     objective: str,  # "eps", "x_0", "v", "mu" or "velocity"
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a callable model(x_t, t) -> eps_hat, which every sampler and the bound take."""
+    check_model(model, schedule)
     check_choice("objective", objective, OBJECTIVES)
 
     def predict(x_t, t):
-        output = drop_variance(x_t, call_model(model, x_t, t))
+        output = drop_variance(x_t, call_model(model, check_floating("x_t", x_t), t))
         return output_to_eps(schedule, objective, x_t, t, output)
 
     return predict
@@ -241,6 +252,7 @@ def simple_loss(
     generator: torch.Generator | None = None,  # source of t and the noise
 ) -> Tensor:
     """Average the weighted squared error over all elements (DDPM, equation 14)."""
+    check_model(model, schedule)
     check_clean_batch(x_0)
     check_choice("objective", objective, OBJECTIVES)
     check_choice("weighting", weighting, WEIGHTINGS)
@@ -266,12 +278,13 @@ def simple_loss(
 # %% ../nbs/03_elbo.ipynb #check-clean-batch
 def check_clean_batch(
     x_0,  # what was given as clean images
+    name: str = "x_0",  # the argument's name
 ) -> Tensor:
     """Return `x_0` if it is a batch with at least one image."""
-    check_floating("x_0", x_0)
+    check_floating(name, x_0)
     if x_0.ndim < 2 or x_0.numel() == 0:
         shape = tuple(x_0.shape)
-        raise ValueError(f"x_0 must have shape (B, ...) and at least one image; got {shape}")
+        raise ValueError(f"{name} must have shape (B, ...) and at least one image; got {shape}")
     return x_0
 
 

@@ -13,12 +13,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import call_model, check_choice, check_floating, check_generator
-from .checks import check_int, check_number, check_same_shape, check_timesteps
+from .checks import call_model, check_callable, check_choice, check_floating
+from .checks import check_generator, check_int, check_model, check_number
+from .checks import check_same_shape, check_schedule, check_timesteps
 from .elbo import check_clean_batch
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
-from .sampling import _start
+from .sampling import _as_numbers, _start
 from .scores import _ask
 
 # %% ../nbs/15_flow_matching.ipynb #flow-matching-loss
@@ -32,6 +33,7 @@ def flow_matching_loss(
     generator: torch.Generator | None = None,  # source of times and noise
 ) -> Tensor:
     """Average the squared error of the velocity eps - x_0 (Lipman et al. 2023)."""
+    check_callable("model", model, "model(x, t)")
     check_clean_batch(x_0)
     check_choice("reduction", reduction, ("mean", "none"))
     source = {"generator": check_generator(generator), "device": x_0.device, "dtype": x_0.dtype}
@@ -54,10 +56,11 @@ def flow_times(
     schedule: NoiseSchedule,  # the noise schedule
 ) -> Tensor:
     """Compute the time t in (0, 1) of flow matching that each level corresponds to; (T,)."""
+    check_schedule(schedule)
     signal, noise = schedule.sqrt_alpha_bars, schedule.sqrt_one_minus_alpha_bars
     return noise / (signal + noise)
 
-
+# %% ../nbs/15_flow_matching.ipynb #velocity-from-eps
 def velocity_from_eps(
     model,  # callable model(x_t, t) -> eps_hat, t an index
     schedule: NoiseSchedule,  # its noise schedule
@@ -65,6 +68,7 @@ def velocity_from_eps(
     clip_x_0: bool = False,  # clip the predicted image to [-1, 1]
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Build a velocity model(x, t), t in (0, 1], from a noise predictor, without training."""
+    check_model(model, schedule)
     signal, noise = schedule.sqrt_alpha_bars[-1], schedule.sqrt_one_minus_alpha_bars[-1]
     least = float(signal) / (float(signal) + float(noise))  # 1 - t of the last level
 
@@ -86,9 +90,10 @@ def eps_from_velocity(
     schedule: NoiseSchedule,  # the levels that t of the result counts
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Build a noise predictor model(x_t, t), t an index, from a velocity, without training."""
+    check_model(model, schedule)
 
     def predict(x_t, t):
-        t = check_timesteps(t, schedule.n_steps, len(x_t))
+        t = check_timesteps(t, schedule.n_steps, len(check_floating("x_t", x_t)))
         t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
         time = extract(flow_times(schedule), t, x_t.ndim).to(x_t)
         x = x_t * ((1 - time) ** 2 + time**2).sqrt()  # from the arc to the chord
@@ -99,8 +104,9 @@ def eps_from_velocity(
 # %% ../nbs/15_flow_matching.ipynb #per-image
 def _per_image(name, value, x, high=float("inf")):
     """Return a time for each image, shaped to broadcast with x; refuse it outside (0, high]."""
-    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
-    if value.shape not in ((), (len(x),)) or not bool(((value > 0) & (value <= high)).all()):
+    value = _as_numbers(name, value, check_floating("x", x))
+    inside = (value > 0) & (value <= high) & value.isfinite()
+    if value.shape not in ((), (len(x),)) or not bool(inside.all()):
         limits = f"in (0, {high:g}{']' if high < float('inf') else ')'}"
         raise ValueError(f"{name} must be one number or ({len(x)},), {limits}; got {value}")
     return value.expand(len(x)).view(-1, *[1] * (x.ndim - 1))
@@ -125,6 +131,7 @@ def sample_flow(
     device=None,  # where to sample; that of the network's weights, or of x_T, without
 ) -> Tensor:
     """Solve the flow from noise to data (Liu et al. 2023)."""
+    check_callable("model", model, "model(x, t)")
     check_choice("method", method, ("heun", "euler"))
     n_steps = check_int("n_steps", n_steps)
     if times is None:
@@ -184,7 +191,8 @@ def straightness(
     n_steps: int = 50,  # steps of Euler's method
 ) -> float:
     """Measure how far paths are from straight lines at constant speed (Liu et al. 2023)."""
-    x, speeds = check_floating("x_T", x_T), []
+    check_callable("model", model, "model(x, t)")
+    x, speeds = check_clean_batch(x_T, "x_T"), []
     n_steps = check_int("n_steps", n_steps)
     with torch.no_grad():
         for i in range(n_steps):
@@ -202,6 +210,7 @@ def edm_denoiser(
     clip_x_0: bool = False,  # clip the predicted image to [-1, 1]
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Build a denoiser D(x, sigma) of x = x_0 + sigma eps from a noise predictor."""
+    check_model(model, schedule)
 
     def denoise(x, sigma):
         sigma = _per_image("sigma", sigma, x)
@@ -252,6 +261,7 @@ def sample_heun(
     device=None,  # where to sample; that of the network's weights, or of x_T, without
 ) -> Tensor:
     """Solve the flow in sigma by Heun's method (Karras et al. 2022, Algorithm 1)."""
+    check_callable("denoiser", denoiser, "denoiser(x, sigma)")
     n_steps = check_int("n_steps", n_steps)
     sigmas = karras_sigmas(n_steps) if sigmas is None else sigmas
     _check_falling("sigmas", sigmas, n_steps)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_device, check_floating, check_same_shape
-from .checks import check_timesteps, has_values
+from .checks import check_schedule, check_timesteps, has_values
 from .gaussian import randn, reparameterize
 
 # %% ../nbs/02_forward_process.ipynb #check-betas
@@ -151,7 +151,8 @@ def extract(
 
 
 def _pick(schedule, x, t, *names):
-    """Check t and the device, then extract the named coefficients for the images x."""
+    """Check schedule, t and device, then extract the named coefficients for the images x."""
+    check_schedule(schedule)
     if x.ndim == 0:
         raise ValueError("images must have shape (B, ...); got a tensor without dimensions")
     check_device("schedule", schedule.betas, "the images'", x.device)

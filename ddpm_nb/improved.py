@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from .bound import _check_levels, optimal_denoiser
-from .checks import call_model, check_choice, check_device, check_generator
-from .checks import check_int, check_number, has_values
+from .checks import call_model, check_callable, check_choice, check_device
+from .checks import check_floating, check_generator, check_int, check_kind, check_model
+from .checks import check_number, check_same_shape, check_schedule, check_timesteps
+from .checks import has_values
 from .elbo import OBJECTIVES, _draw_timesteps
 from .elbo import check_clean_batch, decoder_log_likelihood, drop_variance
 from .elbo import output_to_eps, reverse_mean_variance, vlb_weights
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
 from .gaussian import GaussianMixture, _choose, normal_kl, randn
+from .sampling import _check_kept
 
 # %% ../nbs/13_improved.ipynb #optimal-variances
 def optimal_variances(
@@ -29,13 +32,14 @@ def optimal_variances(
     schedule: NoiseSchedule,  # the noise schedule
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Build model(x_t, t) -> (B, 2 d): E[eps | x_t], and the v of Var(x_{t-1} | x_t)."""
+    check_kind("mixture", mixture, GaussianMixture)
     parts = (mixture.weights, mixture.means, mixture.covariances)
     mixture = GaussianMixture(*(part.double() for part in parts))  # small doubts are differences
     denoiser = optimal_denoiser(mixture, schedule)
 
     def model(x_t, t):
         with torch.inference_mode(False), torch.enable_grad():  # samplers switch gradients off
-            x = x_t.clone().double().requires_grad_()
+            x = check_floating("x_t", x_t).clone().double().requires_grad_()
             eps_hat = denoiser(x, t)
             grad = partial(torch.autograd.grad, inputs=x, retain_graph=True)
             slopes = [grad(part.sum())[0][:, i] for i, part in enumerate(eps_hat.T)]
@@ -76,7 +80,7 @@ def step_bits(
     true_mean, _, true_log_variance = q_posterior(schedule, x_0, x_t, t)
     divergence = normal_kl(true_mean, true_log_variance, mean, log_variance)
     decoder = -decoder_log_likelihood(x_0, mean, log_variance, n_levels)
-    is_last = (t == 0).reshape(-1, *[1] * (x_0.ndim - 1))
+    is_last = torch.as_tensor(t == 0, device=x_0.device).reshape(-1, *[1] * (x_0.ndim - 1))
     nats = torch.where(is_last, decoder, divergence)
     return nats.flatten(1).mean(1) / math.log(2)
 
@@ -94,6 +98,7 @@ def hybrid_loss(
     generator: torch.Generator | None = None,  # source of t and the noise
 ) -> Tensor:
     """Add the bound, through v alone, to the simple loss (Improved DDPM, equation 16)."""
+    check_model(model, schedule)
     check_clean_batch(x_0)
     check_number("share", share, 0)
     if n_levels is not None and has_values(x_0):
@@ -120,8 +125,15 @@ def respaced_model(
     kept: list[int],  # code indices that the short chain keeps, in any order
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the same model for the short chain: its step i is the i-th kept step."""
-    rising = torch.tensor(sorted(set(kept)))
-    return lambda x_t, i: model(x_t, rising.to(i.device)[i.long()])
+    check_callable("model", model, "model(x_t, t)")
+    rising = torch.tensor(sorted({*_check_kept(kept)}))
+
+    def short(x_t, i):
+        i = check_timesteps(i, len(rising), len(check_floating("x_t", x_t)))
+        i = torch.as_tensor(i, device=x_t.device).expand(len(x_t)).long()
+        return call_model(model, x_t, rising.to(i.device)[i])
+
+    return short
 
 # %% ../nbs/13_improved.ipynb #losshistory
 class LossHistory:
@@ -155,6 +167,8 @@ class LossHistory:
 
     def update(self, t: Tensor, losses: Tensor):
         """Remember the losses (B,), not weighted, of the steps t (B,)."""
+        check_same_shape("t", t, "losses", check_floating("losses", losses))
+        check_timesteps(t, len(self.counts), len(t))
         for step, loss in zip(t.tolist(), losses.tolist(), strict=True):
             self.losses[step, self.counts[step] % self.losses.shape[1]] = loss  # over the oldest
             self.counts[step] += 1
@@ -170,6 +184,7 @@ def loss_weights(
     gamma: float = 5.0,  # min_snr: the SNR above which the weight of x_0 stands still, above 0
 ) -> Tensor:
     """Return the weight that a loss gives to ||eps - eps_hat||^2 at each step; (T,)."""
+    check_schedule(schedule)
     check_choice("name", name, LOSS_WEIGHTS)
     check_number("gamma", gamma, 0, open_low=True)
     snr = schedule.snr
@@ -198,9 +213,12 @@ def weighted_loss(
     reduction: str = "mean",  # "mean": one number; "none": one for each image, (B,)
 ) -> Tensor:
     """Average the squared error of the noise with a weight for each step."""
+    check_model(model, schedule)
     check_choice("objective", objective, OBJECTIVES)
     check_choice("reduction", reduction, ("mean", "none"))
-    if weights.shape != (schedule.n_steps,):
+    check_clean_batch(x_0)
+    check_floating("eps", eps)
+    if check_floating("weights", weights).shape != (schedule.n_steps,):
         got = tuple(weights.shape)
         raise ValueError(f"weights must have shape ({schedule.n_steps},), one a step; got {got}")
     check_device("weights", weights, "the images'", x_0.device)
@@ -215,6 +233,7 @@ def zero_terminal_snr(
     schedule: NoiseSchedule,  # a schedule that leaves some signal at the end
 ) -> Tensor:
     """Shift and stretch sqrt(alpha_bar) to end at 0 (Lin et al., Algorithm 1); alpha_bars (T,)."""
+    check_schedule(schedule)
     root = torch.log1p(-schedule.exact_betas).cumsum(0).div(2).exp()  # sqrt(alpha_bar), float64
     # the first step keeps its signal, the last loses it: there must be two
     check_int("schedule.n_steps", schedule.n_steps, 2)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_batch, check_floating, check_images, check_int, check_number
-from .checks import check_same_shape, check_square_images, split_generator
+from .checks import call_model, check_batch, check_floating, check_images, check_int
+from .checks import check_kind, check_number, check_range, check_same_shape
+from .checks import check_square_images, split_generator
 from .data import mix_seeds, train_batches
+from .elbo import check_clean_batch
 from .gaussian import normal_kl, reparameterize, seeded
 from .training import TrainConfig, descend
 from .unet import Downsample, Upsample, group_norm, zero_init
@@ -101,12 +103,13 @@ class Autoencoder(nn.Module):
         size = self.config["image_size"]
         check_batch("x", x, (self.config["in_channels"], size, size))
         padded = F.pad(x, [self.config["padding"]] * 4, value=-1.0)
-        mean, log_var = self.encoder(padded).chunk(2, 1)
+        mean, log_var = call_model(self.encoder, padded).chunk(2, 1)
         return mean, log_var.clamp(-20, 10)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images (B, C, H, W), about in [-1, 1], for latents as `encode` gives them."""
-        x, p = self.decoder(check_batch("z", z, self.latent_shape)), self.config["padding"]
+        p = self.config["padding"]
+        x = call_model(self.decoder, check_batch("z", z, self.latent_shape))
         return x[:, :, p : x.shape[2] - p, p : x.shape[3] - p]
 
 # %% ../nbs/21_latent_diffusion.ipynb #check-autoencoder
@@ -133,6 +136,8 @@ def autoencoder_loss(
     generator: torch.Generator | None = None,  # source of the noise of the latents
 ) -> tuple[Tensor, dict]:
     """Return mean squared error + kl_weight * KL / number of values, and both parts unweighted."""
+    check_kind("autoencoder", autoencoder, Autoencoder)
+    check_clean_batch(x, "x")
     check_number("kl_weight", kl_weight, 0)
     mean, log_var = autoencoder.encode(x)
     z = reparameterize(mean, (0.5 * log_var).exp(), generator=generator)
@@ -147,8 +152,8 @@ def psnr(
     y: Tensor,  # the same shape, images to compare
 ) -> Tensor:
     """Compute the peak signal-to-noise ratio of each image in decibels, (N,)."""
-    check_floating("x", x)
-    check_same_shape("y", check_floating("y", y), "x", x)
+    check_range("x", x, may_spill=True)
+    check_same_shape("y", check_range("y", y, may_spill=True), "x", x)
     return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1))
 
 # %% ../nbs/21_latent_diffusion.ipynb #fit-latent-scale
@@ -160,7 +165,7 @@ def fit_latent_scale(
     batch_size: int = 500,  # images at once
 ) -> Autoencoder:
     """Set `latent_mean` and `latent_std`, so that `to_latents` gives mean 0 and variance 1."""
-    _check_to_encode("images", images, batch_size)
+    _check_to_encode(autoencoder, "images", images, batch_size)
     return _fit_scale(autoencoder, images, generator, batch_size)
 
 
@@ -175,8 +180,9 @@ def _fit_scale(autoencoder, images, generator=None, batch_size=500):
     return autoencoder
 
 # %% ../nbs/21_latent_diffusion.ipynb #check-to-encode
-def _check_to_encode(name, images, batch_size):
-    """Refuse what is no batch of images, and batches without a size."""
+def _check_to_encode(autoencoder, name, images, batch_size):
+    """Refuse what is no autoencoder or no batch of images, and batches without a size."""
+    check_kind("autoencoder", autoencoder, Autoencoder)
     check_int("batch_size", batch_size)
     if not len(check_images(name, images)):
         raise ValueError(f"{name} must hold at least one image; got none")
@@ -186,7 +192,7 @@ def _raw_latents(autoencoder, images, generator, batch_size):
     """Return the means of the posteriors of images, or draws from them if there is a generator."""
     sources = split_generator(generator, len(images), batch_size)
     parts = []
-    for x, own in zip(images.split(batch_size), sources, strict=True):
+    for x, own in zip(images.split(int(batch_size)), sources, strict=True):
         mean, log_var = autoencoder.encode(x)
         std = (0.5 * log_var).exp()
         parts.append(mean if own is None else reparameterize(mean, std, generator=own))
@@ -202,7 +208,7 @@ def to_latents(
     batch_size: int = 500,  # images at once
 ) -> Tensor:
     """Encode images into latents (N, c, h, w) of mean 0 and variance 1 on the training set."""
-    _check_to_encode("x", x, batch_size)
+    _check_to_encode(autoencoder, "x", x, batch_size)
     z = _raw_latents(autoencoder, x, generator, batch_size)
     return (z - autoencoder.latent_mean) / autoencoder.latent_std
 
@@ -215,8 +221,9 @@ def from_latents(
     batch_size: int = 500,  # latents at once
 ) -> Tensor:
     """Undo the scale, decode, and clamp: images (N, C, H, W) in [-1, 1]."""
-    check_batch("z", z, autoencoder.latent_shape)
-    check_int("batch_size", batch_size)
+    check_kind("autoencoder", autoencoder, Autoencoder)
+    check_batch("z", check_floating("z", z), autoencoder.latent_shape)
+    batch_size = check_int("batch_size", batch_size)
     z = z * autoencoder.latent_std + autoencoder.latent_mean
     return torch.cat([autoencoder.decode(part) for part in z.split(batch_size)]).clamp(-1, 1)
 
@@ -233,6 +240,7 @@ def train_autoencoder(
     callback=None,  # called as callback(iteration, parts of the loss) after each step
 ) -> Autoencoder:
     """Train an autoencoder; return it frozen, in evaluation mode, its latents' scale fitted."""
+    check_kind("autoencoder", autoencoder, Autoencoder)
     check_square_images("images", images)
     config = TrainConfig(n_iterations, batch_size, lr=lr, seed=seed)
     options = {"device": images.device, "seed": seed, "range_check": False}  # just checked

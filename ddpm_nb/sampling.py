@@ -10,9 +10,9 @@ __all__ = ['ddpm_step', 'p_sample', 'respaced_steps', 'respace', 'walk', 'sample
 import torch
 from torch import Tensor
 
-from .checks import call_model, check_choice, check_floating, check_generator
-from .checks import check_int, check_mask, check_model, check_number, check_range
-from .checks import check_same_shape
+from .checks import call_model, check_callable, check_choice, check_floating
+from .checks import check_generator, check_int, check_mask, check_model, check_number
+from .checks import check_range, check_same_shape, check_schedule
 from .elbo import STEP_VARIANCES, split_output
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
 from .forward import schedule_coefficients
@@ -22,9 +22,30 @@ from .training import show_progress
 # %% ../nbs/10_sampling.ipynb #check-index
 def _check_index(name, t, schedule, low=0):
     """Return one index of the schedule as an int; a tensor without dimensions will do."""
+    check_schedule(schedule)
     if isinstance(t, Tensor) and t.ndim == 0:
         t = t.item()
     return check_int(name, t, low, schedule.n_steps - 1)
+
+
+def _check_kept(kept, last=None):
+    """Return code indices as ints, in the order given; refuse what is no list of them."""
+    try:
+        indices = kept.tolist() if isinstance(kept, Tensor) else list(kept)
+    except TypeError:
+        got = f"{kept!r} of type {type(kept).__name__}"
+        raise TypeError(f"kept must be a list of code indices; got {got}") from None
+    if not isinstance(indices, list) or not indices:
+        raise ValueError("kept must hold at least one code index; got none")
+    return [check_int("kept", t, 0, last) for t in indices]
+
+
+def _as_numbers(name, value, like):
+    """Return a number or several as a tensor of the type and on the device of `like`."""
+    try:
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or a tensor; got {value!r}") from None
 
 # %% ../nbs/10_sampling.ipynb #ddpm-step
 def ddpm_step(
@@ -62,8 +83,10 @@ def p_sample(
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
     """Ask the model once, take one reverse step, return x_{t-1} and the predicted x_0."""
+    check_model(model, schedule)
     check_choice("variance", variance, STEP_VARIANCES)
     t = _check_index("t", t, schedule)
+    check_floating("x_t", x_t)
     eps_hat = call_model(model, x_t, torch.full((len(x_t),), t, device=x_t.device))
     options = {"variance": variance, "clip_x_0": clip_x_0, "generator": generator}
     return ddpm_step(schedule, x_t, t, eps_hat, **options)
@@ -92,7 +115,8 @@ def respace(
     kept: list[int],  # code indices to keep, in any order
 ) -> NoiseSchedule:
     """Build the schedule of the chain that visits kept steps only (Improved DDPM, section 4)."""
-    kept = sorted({check_int("kept", t, 0, schedule.n_steps - 1) for t in kept})
+    check_schedule(schedule)
+    kept = sorted({*_check_kept(kept, schedule.n_steps - 1)})
     if len(kept) == schedule.n_steps:
         return schedule
     log_alpha_bars = torch.log1p(-schedule.exact_betas).cumsum(0)[kept]
@@ -110,6 +134,9 @@ def walk(
     callback=None,  # called as callback(t, x, x_0_hat) after each step
 ) -> Tensor:
     """Ask the model at each index and take the step that follows, without gradients."""
+    check_callable("model", model, "model(x_t, t)")
+    check_floating("x", x)
+    kept = _check_kept(kept)
     countdown = reversed(range(len(kept)))
     bar = show_progress(kept, "sampling", progress)
     with torch.inference_mode():
@@ -152,7 +179,7 @@ def sample_ddpm(
 def _start(like, shape, x_T, generator):
     """Return the noise to start from, where `like` is; drawn in its type if it is not given."""
     if not isinstance(shape, list | tuple) or not shape:
-        raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r}")
+        raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r:.60}")
     shape = tuple(check_int("shape", side) for side in shape)
     check_generator(generator, shape[0])
     if x_T is None:
@@ -303,7 +330,7 @@ def slerp(
 ) -> Tensor:
     """Interpolate along the arc between a and b, which must not be opposite (Shoemake 1985)."""
     check_same_shape("b", check_floating("b", b), "a", check_floating("a", a))
-    share = torch.as_tensor(share, dtype=a.dtype, device=a.device).reshape(-1, *[1] * (a.ndim - 1))
+    share = _as_numbers("share", share, a).reshape(-1, *[1] * (a.ndim - 1))
     if len(share) not in (1, len(a)) or not bool(((share >= 0) & (share <= 1)).all()):
         raise ValueError(f"share must be one number or ({len(a)},), in [0, 1]; got {share}")
     cosine = torch.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1)

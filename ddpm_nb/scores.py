@@ -29,6 +29,7 @@ def score(
     t,  # index in 0..T-1, or (B,) indices
 ) -> Tensor:
     """Return the model's estimate of the gradient of log q(x_t) (Song et al. 2021)."""
+    check_model(model, schedule)
     check_floating("x_t", x_t)
     t = check_timesteps(t, schedule.n_steps, len(x_t))
     check_device("schedule", schedule.betas, "the images'", x_t.device)
@@ -39,7 +40,7 @@ def score(
 
 def _ask(model, x, *rest):
     """Return the model's output, which must have the shape of its input."""
-    output = call_model(model, x, *rest)
+    output = check_floating("the model's output", call_model(model, x, *rest))
     check_same_shape("the model's output", output, "its input", x)
     return output
 
@@ -55,6 +56,7 @@ def langevin(
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each image
 ) -> Tensor:
     """Move samples towards q(x_t) by Langevin steps at one noise level (Song and Ermon 2019)."""
+    check_model(model, schedule)
     check_generator(generator, len(check_floating("x", x)))
     step = check_number("step", step, 0, open_low=True)
     h = step * schedule.one_minus_alpha_bars[check_int("t", t, 0, schedule.n_steps - 1)]

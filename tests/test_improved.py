@@ -163,7 +163,7 @@ def test_sampling_from_a_respaced_chain_by_hand():
 
 def test_repeated_steps_are_kept_once_by_model_and_schedule():
     schedule, kept = make_schedule("cosine", 10), [0, 5, 5, 9]
-    told = respaced_model(lambda x_t, t: t, kept)(None, torch.arange(3, dtype=torch.uint8))
+    told = respaced_model(lambda x_t, t: t, kept)(torch.zeros(3, 1), torch.arange(3, dtype=torch.uint8))
     assert respace(schedule, kept).n_steps == 3 and told.tolist() == [0, 5, 9]
 
 

@@ -41,7 +41,6 @@ BLOCK = re.compile(
     rf"^(?P<fence>`{{3,}})\{{(?P<kind>{KINDS})\}}(?P<title>[^\n]*)\n(?P<body>.*?)^(?P=fence)$",
     re.M | re.S,
 )
-OPEN_SIGNATURES = {"make_schedule"}  # its options are those of the schedule that it is asked for
 
 
 @dataclass(frozen=True)
@@ -374,7 +373,7 @@ def open_signatures(modules):
     """A public signature names its options, rather than to collect them with `**`."""
     for module in modules:
         for name, value in public_objects(module):
-            if name in OPEN_SIGNATURES or not inspect.isfunction(
+            if not inspect.isfunction(
                 getattr(value, "__init__", None) if inspect.isclass(value) else value
             ):
                 continue
