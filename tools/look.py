@@ -83,6 +83,20 @@ async function measure(page, width) {
 })();
 </script>"""
 
+# put into a page: once all is loaded and laid out, run a script there and send what it returns
+SENDER = """<script>
+addEventListener("load", async () => {
+  const frame = () => new Promise(done => requestAnimationFrame(done));
+  let answer;
+  try {
+    await document.fonts.ready;
+    for (let i = 0; i < 3; i++) await frame();  // who watches sizes is told of them after a frame
+    answer = { found: await (async () => { SCRIPT })() };
+  } catch (error) { answer = { error: String(error) }; }
+  await fetch("/found", { method: "POST", body: JSON.stringify(answer) });
+});
+</script>"""
+
 
 class Pages(SimpleHTTPRequestHandler):
     """Serve the site, the measuring page, and take what it found."""
@@ -145,22 +159,18 @@ def chromium(*options, profile):
     return [find_browser(), *common, f"--user-data-dir={profile}", *options]
 
 
-def measure(site, pages, widths, dark=False, access=False, timeout=1200):
-    """Measure pages at each width; return a row for each."""
-    Pages.done = threading.Event()
-    text = HARNESS.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(widths))
-    text = text.replace("DARK", json.dumps(dark)).replace("ACCESS", json.dumps(access))
-    Pages.harness = text
-    server = Quiet(("127.0.0.1", 0), partial(Pages, directory=str(site)))
+def ask(folder, page, *options, harness="", timeout=1200):
+    """Open a page of a folder in Chromium and return the JSON that it sends to /found, however slow the machine is."""
+    asked = type("Asked", (Pages,), {"harness": harness, "done": threading.Event()})
+    server = Quiet(("127.0.0.1", 0), partial(asked, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/look.html"
-    with tempfile.TemporaryDirectory() as profile:
-        size = f"--window-size={max(widths) + 20},1000"
-        command = chromium(size, "--remote-debugging-port=0", address, profile=profile)
+    address = f"http://127.0.0.1:{server.server_port}/{page}"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = chromium(*options, "--remote-debugging-port=0", address, profile=profile)
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             ends = time.monotonic() + timeout
-            while not Pages.done.wait(1):
+            while not asked.done.wait(0.2):
                 if browser.poll() is not None:
                     raise RuntimeError(f"the browser ended with {browser.returncode} before it had answered")
                 if time.monotonic() > ends:
@@ -170,7 +180,23 @@ def measure(site, pages, widths, dark=False, access=False, timeout=1200):
             browser.wait()
             server.shutdown()
             server.server_close()
-    return Pages.found
+    return asked.found
+
+
+def run_script(folder, text, script, *options, timeout=120):
+    """Show a text as a page of a folder, run a script there and return what it returns; a script that fails is told."""
+    Path(folder, "page.html").write_text(text + SENDER.replace("SCRIPT", script), encoding="utf-8")
+    answer = ask(folder, "page.html", *options, timeout=timeout)
+    if "error" in answer:
+        raise RuntimeError(f"the script in the page failed: {answer['error']}")
+    return answer["found"]
+
+
+def measure(site, pages, widths, dark=False, access=False, timeout=1200):
+    """Measure pages at each width; return a row for each."""
+    text = HARNESS.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(widths))
+    text = text.replace("DARK", json.dumps(dark)).replace("ACCESS", json.dumps(access))
+    return ask(site, "look.html", f"--window-size={max(widths) + 20},1000", harness=text, timeout=timeout)
 
 
 def picture(site, page, width, height, out):
