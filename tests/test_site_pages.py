@@ -125,6 +125,29 @@ def test_browser_reports_what_is_cut(tmp_path):
     assert seen["wide.html", 800][1] and seen["wide.html", 390][1]
 
 
+@browser
+def test_what_one_scrolls_through_is_counted(tmp_path):
+    """Pictures to the screen, and the longest run of code, which words, outputs and pictures end."""
+    code = "<div class='cell'><div class='cell_input'><div class='highlight' style='height: {}px; margin: 0'><pre>x</pre></div></div></div>"
+    folded = "<details><summary><p>Show the code</p></summary><div class='highlight' style='height: 9000px'></div></details>"
+    picture = "<img width='300' height='{}' style='display: block' src='none.png'>"
+    page = "<!doctype html><body style='margin: 0'><article class='bd-article'>{}</article>"
+    early = picture.format(700) + "<h2>One</h2>" + code.format(600) + folded + code.format(600) + "<p>words</p>" + code.format(900)
+    output = "<div class='cell_output'><div class='highlight' style='height: 2000px'>said</div></div>"
+    late = "<p style='height: 790px'>words</p>" + picture.format(400) + code.format(400) + output + code.format(800) + picture.format(10)
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "early.html").write_text(page.format(early))
+    (tmp_path / "nbs" / "late.html").write_text(page.format(late))
+    (tmp_path / "plain.html").write_text("<!doctype html><p>no article</p>")
+    rows = look.measure(tmp_path, ["nbs/early.html", "nbs/late.html", "plain.html"], [1280], timeout=120)
+    first, second, plain = (row["scrolled"] for row in rows)
+    assert plain is None and (first["soon"], second["soon"]) == (True, False) and first["pictures"] == second["pictures"] == 1
+    assert 1.5 < first["code"][0] < 1.7 and first["code"][1] == "One" and second["code"][0] == 1
+    assert first["screens"] > 3 and second["screens"] > 5
+    *_, none, sparse, coded = look.tell_scrolling(rows)
+    assert none == "no picture at once: nbs/late.html" and sparse.endswith(": nbs/late.html, nbs/early.html") and coded.endswith(": nbs/early.html, nbs/late.html")
+
+
 def run_page(body, script, tmp_path, *options, mode="light"):
     """Load a page with the book's style and script in Chromium and return what a script finds there."""
     if not (tmp_path / "_static").exists():
