@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 CUDA := torch|torchvision|triton|cuda-[a-z0-9-]+|nvidia-[a-z0-9-]+
 
 # Settings of another Python or Jupyter on this machine must not reach the notebooks' kernels.
-unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME MPLBACKEND VIRTUAL_ENV
+unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME MPLBACKEND VIRTUAL_ENV TQDM_DISABLE
 
 .DEFAULT_GOAL := help
 .PHONY: export help setup book test check look pdf bench slow exercises lab lock address gpu fresh oldest clean

@@ -1,6 +1,9 @@
 """What several test files use."""
 
+import os
 import re
+
+os.environ.pop("TQDM_DISABLE", None)  # before tqdm reads it: tests of bars see bars, whatever the caller's shell says
 
 import pytest
 import torch

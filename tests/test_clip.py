@@ -47,6 +47,10 @@ WORDS_OF_ALL = fit_tokenizer([text for k in range(len(TEMPLATES)) for text in wr
 
 
 FIRST_EDITION = (52.884910583496094, 418.2489017305967)  # sum of the losses, sum of the weights
+# Other kernels round otherwise, and Adam's first steps make much of the sign of a small gradient: without AVX-512, without AVX and with
+# another order of sums the losses moved by 0.0000025 and the weights by 0.0014. Allowed is ten times as much; another seed moves
+# them by 0.4 and 0.2, no mask by 0.6 and 0.018, a learning rate that is 1 % higher the losses by 0.026.
+FIRST_EDITION_WITHIN = (2.5e-5, 1.4e-2)
 
 
 def small(seed=0, channels=8, dim=16, device="cpu"):
@@ -229,8 +233,9 @@ def test_training_is_that_of_the_first_edition():
     with seeded_init(0):
         clip = CLIP(ImageEncoder(8, channels=16), TextEncoder(len(WORDS_OF_ALL), WORDS_OF_ALL.length))
     train_clip(clip, IMAGES, KNOWN, WORDS_OF_ALL, steps(12, 64), callback=lambda c, i, loss: losses.append(loss))
-    assert abs(sum(losses) - FIRST_EDITION[0]) < 2e-3
-    assert abs(sum(p.double().sum().item() for p in clip.parameters()) - FIRST_EDITION[1]) < 2e-3
+    found = sum(losses), sum(p.double().sum().item() for p in clip.parameters())
+    for sum_of, first, within in zip(found, FIRST_EDITION, FIRST_EDITION_WITHIN, strict=True):
+        assert abs(sum_of - first) < within
 
 
 def test_factor_stays_in_its_range_and_does_not_decay():

@@ -820,7 +820,7 @@ def test_half_precision_is_right_or_refused(name):
     """Images, network or schedule in 16 bits: finite and near the result in float32, or one sentence that names the type."""
     torch.manual_seed(0)
     exact = Place("cpu", "cpu")
-    wanted = values_of(APART[name](exact.network_for(name), exact))
+    wanted, worked = values_of(APART[name](exact.network_for(name), exact)), set()
     for what in ("images", "network", "schedule", "all"):
         for dtype in (torch.float16, torch.bfloat16):
             torch.manual_seed(0)
@@ -834,6 +834,26 @@ def test_half_precision_is_right_or_refused(name):
             assert bool(found.isfinite().all()), (what, dtype)
             if not name.startswith(("sample", "langevin", "inpaint")):  # where noise in 16 bits is another draw
                 assert float((found - wanted).abs().max()) <= 0.05 * (1 + float(wanted.abs().max())), (what, dtype)
+            worked.add((what, dtype))
+    for dtype in (torch.float16, torch.bfloat16):  # nothing is mixed where all is in one type; and what only is converted may be in any
+        assert ("all", dtype) in worked and worked & {("images", dtype), ("schedule", dtype)}, (dtype, worked)
+
+
+def test_automatic_precision_asks_the_device(monkeypatch):
+    """bfloat16 where the processor or the GPU computes in it, float32 elsewhere; and what was chosen is not changed."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for able in (False, True):
+        best = torch.bfloat16 if able else torch.float32
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda able=able: able, raising=False)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, able=able: able or including_emulation)
+        assert training.pick_precision("auto", cpu) == training.pick_precision("auto", cuda) == best
+        assert training.pick_precision("auto", torch.device("meta")) == torch.float32
+        for device in (cpu, cuda):
+            assert training.pick_precision("float32", device) == torch.float32
+            assert training.pick_precision("bfloat16", device) == torch.bfloat16
+    assert training.pick_precision("float16", cuda) == torch.float16
+
 
 
 def values_of(result):

@@ -16,6 +16,7 @@ from torchmetrics.image.fid import _compute_fid
 import ddpm_nb.evaluation as evaluation
 from conftest import refuses
 from ddpm_nb.bound import rate_distortion, vlb_terms
+from ddpm_nb.conditioning import ClassUNet
 from ddpm_nb.data import load_dataset, scale_levels
 from ddpm_nb.evaluation import (
     DigitClassifier,
@@ -35,8 +36,11 @@ from ddpm_nb.evaluation import (
     verdict,
 )
 from ddpm_nb.files import save_parts
-from ddpm_nb.gaussian import seeded
+from ddpm_nb.gaussian import seeded, seeded_init
+from ddpm_nb.runs import held_out_loss
 from ddpm_nb.schedules import make_schedule
+from ddpm_nb.training import TrainConfig, Trainer
+from ddpm_nb.unet import PRESETS
 
 
 def cloud(seed, n, d, scale=1.0):
@@ -407,3 +411,21 @@ def test_a_verdict_needs_an_error():
         verdict(1.0, -1)
     with pytest.raises(ValueError, match="gap must be finite"):
         verdict(math.nan, 0.1)
+
+
+def test_held_out_loss_keeps_image_step_noise_and_class_together():
+    """Above 256 images, which are looked at in parts: by hand, image by image, no two alike in any of the four."""
+    n, n_steps, n_classes = 300, 50, 7
+    with seeded_init(0):
+        net = ClassUNet(n_classes, **PRESETS["digits"] | {"base_channels": 8, "norm_groups": 2})
+        for p in net.parameters():
+            p.data += 0.1 * torch.randn(p.shape)
+    schedule, config = make_schedule("cosine", n_steps), TrainConfig(n_iterations=1, conditional="class")
+    trainer, model = Trainer(net, schedule, config), net.eval()
+    x, labels = torch.rand(n, 1, 8, 8, generator=seeded(1)) * 2 - 1, torch.arange(n).remainder(n_classes)
+    eps, t = torch.randn(x.shape, generator=seeded(0)), torch.arange(n) * n_steps // n
+    with torch.inference_mode():
+        signal, noise = (a.view(-1, 1, 1, 1) for a in (schedule.alpha_bars[t].sqrt(), (1 - schedule.alpha_bars[t]).sqrt()))
+        error = lambda classes: (model(signal * x + noise * eps, t, classes) - eps).square().mean().item()
+        wanted, other = error(labels), error(torch.cat([labels[:256], labels[:44]]))
+    assert held_out_loss(trainer, x, labels) == pytest.approx(wanted, rel=1e-5) != pytest.approx(other, rel=1e-5)

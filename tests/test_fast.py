@@ -1,5 +1,6 @@
 """Faster calls of the same network: equal answers, a copy, and clear about bad input."""
 
+import copy
 import shutil
 
 import pytest
@@ -19,14 +20,28 @@ def network(x, t):
     return x
 
 
-@pytest.fixture
-def digits_unet():
-    """A network none of whose layers is zero, in training mode and with dropout."""
+def perturbed_unet():
+    """Build a network none of whose layers is zero, in training mode and with dropout."""
     with seeded_init(0):
         unet = make_unet("digits", base_channels=16, dropout=0.5)
         for parameter in unet.parameters():
             parameter.data += 0.05 * torch.randn(parameter.shape)
     return unet.train()
+
+
+@pytest.fixture
+def digits_unet():
+    """A network of the test's own."""
+    return perturbed_unet()
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Compile a network in float32, once, without a copy; return the faster one and the network."""
+    network = perturbed_unet().eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpm_nb.fast.copy.deepcopy", lambda network: network)
+        return optimize_for_sampling(network, compile=True), network
 
 
 def relative(a, b):
@@ -65,32 +80,45 @@ def test_optimized_network_is_a_copy(digits_unet):
     assert torch.equal(fast(x, t), before)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_compiled_network_gives_the_same_walk(digits_unet, dtype, tolerance):
-    digits_unet.eval()
-    schedule, x = make_schedule("cosine", 100), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        fast = optimize_for_sampling(digits_unet, dtype, compile=True)
-        assert relative(fast(x, torch.tensor([5, 50])), digits_unet(x, torch.tensor([5, 50]))) < tolerance
-    walks = [sample_ddim(net, schedule, x.shape, n_steps=3, x_T=x) for net in (fast, digits_unet)]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+
+
+def walks_alike(fast, network, tolerance):
+    """Assert that a compiled network answers and walks as the other one does; all calls in one mode, so that it is compiled once."""
+    schedule, x, t = make_schedule("cosine", 100), torch.randn(2, 1, 8, 8, generator=seeded(0)), torch.tensor([5, 50])
+    with torch.inference_mode():
+        assert relative(fast(x, t), network(x, t)) < tolerance
+    walks = [sample_ddim(net, schedule, x.shape, n_steps=3, x_T=x) for net in (fast, network)]
     assert relative(*walks) < 4 * tolerance
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_network_has_its_weights_as_constants(digits_unet, monkeypatch):
+@needs_compiler
+def test_compiled_network_gives_the_same_walk(compiled):
+    walks_alike(*compiled, 1e-5)
+
+
+@needs_compiler
+def test_compiled_network_in_bfloat16_gives_nearly_the_same_walk(digits_unet):
+    walks_alike(optimize_for_sampling(digits_unet.eval(), torch.bfloat16, compile=True), digits_unet, 0.05)
+
+
+@needs_compiler
+def test_compiled_network_has_its_weights_as_constants(compiled):
     """Otherwise products of weights are computed at every call and convolutions lay their weights out anew."""
     if torch.__version__ < torch.torch_version.TorchVersion("2.15"):
         pytest.skip("PyTorch 2.6 leaves weights variable where they are to be constants: right, and slower")
-    monkeypatch.setattr("ddpm_nb.fast.copy.deepcopy", lambda network: network)
-    fast, x, t = optimize_for_sampling(digits_unet, compile=True), torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
+    fast, network = compiled
+    x, t, kept = torch.randn(2, 1, 8, 8), torch.tensor([3, 4]), copy.deepcopy(network.state_dict())
     with torch.inference_mode():
-        before, expected = fast(x, t), digits_unet(x, t)
+        before, expected = fast(x, t), network(x, t)
         assert relative(before, expected) < 1e-5 and expected.abs().max() > 0
-        digits_unet.conv_out.weight.zero_()
-        digits_unet.conv_out.bias.zero_()
-        assert digits_unet(x, t).abs().max() == 0
+    with torch.no_grad():
+        network.conv_out.weight.zero_()
+        network.conv_out.bias.zero_()
+    with torch.inference_mode():
+        assert network(x, t).abs().max() == 0
         assert torch.equal(fast(x, t), before)
+    network.load_state_dict(kept)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_nb.plots import COLORS, new_figure, plot_curves, show_images
+from ddpm_nb.plots import COLORS, new_figure, plot_curves, show_images, tile, to_pixels
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "nbs").glob("*.ipynb"))
 WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]
 NUMBERS = {word: i for i, word in enumerate(WORDS)} | {"twenty-four": 24, "thirty-two": 32, "forty-eight": 48, "sixty-four": 64}
 NUMBER = rf"({'|'.join(sorted(NUMBERS, key=len, reverse=True))}|\d+)"
+CURVES = rf"\b{NUMBER}(?: [\w-]+)? curves\b"
+COUNTED = rf"\b{NUMBER}(?: [\w-]+)? (?:rows?|samples|digits|pictures|images|curves)\b"
 GAP, MANY = 96, 40  # the grey of `tile` between images; pixels that a curve has at least
 # what else a text may name that has a colour of the palette, or hides one
 OTHERS = r"lines?\b|bells?\b|histograms?|dots?\b|points?\b|bars?\b|levels?\b|crosses|band|bundles|arrows|solid|dashed|coincide"
@@ -32,19 +34,19 @@ def number(word):
 
 
 def figures():
-    """Yield notebook, cell, caption with alternative text, and pixels (H, W, 3) of every stored picture."""
+    """Yield notebook, cell, caption with alternative text, and pixels (H, W, 3) of every stored picture whose texts count something."""
     for path in NOTEBOOKS:
         for cell in json.loads(path.read_text())["cells"]:
             texts = cell["metadata"].get("mystnb", {})
             told = [texts.get("figure", {}).get("caption", ""), texts.get("image", {}).get("alt", "")]
             data = [o["data"]["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-            if any(told) and data:
+            if any(re.search(COUNTED, text.lower()) for text in told) and data:
                 yield f"{path.stem} {cell['id']}", told, pixels_of(base64.b64decode("".join(data[0])))
 
 
 def pixels_of(png):
-    """Read a PNG as whole numbers (H, W, 3)."""
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    """Read a PNG as whole numbers (H, W, 3) that may become negative."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(np.int16)
 
 
 def grid_of(pixels):
@@ -84,7 +86,7 @@ def grid_problem(text, grid):
 
 def curve_problem(text, n):
     """Say what a text tells otherwise of `n` colours, if anything."""
-    said = [number(found[1]) for found in re.finditer(rf"\b{NUMBER}(?: [\w-]+)? curves\b", text)]
+    said = [number(found[1]) for found in re.finditer(CURVES, text)]
     if not said:
         return None
     most, least = sum(said), max(said)
@@ -97,15 +99,16 @@ def curve_problem(text, n):
 def test_texts_and_pictures_agree_on_rows_columns_and_curves():
     problems, n_grids, n_curves = [], 0, 0
     for where, told, pixels in figures():
-        grid, colors = grid_of(pixels), n_colors(pixels)
+        grid = grid_of(pixels)
         for text in (text.lower() for text in told):
             found = []
             if grid is not None:
                 n_grids += bool(re.search(f"{NUMBER} rows? of", text))
                 found.append(grid_problem(text, grid))
             else:
-                n_curves += bool(re.search(rf"{NUMBER}(?: [\w-]+)? curves", text))
-                found.append(curve_problem(text, colors))
+                if re.search(CURVES, text):
+                    n_curves += 1
+                    found.append(curve_problem(text, n_colors(pixels)))
             problems += [f"{where}: {problem}" for problem in found if problem]
     assert not problems, "\n".join(problems)
     assert n_grids > 30 and n_curves > 15  # the test still sees what it is about
@@ -128,6 +131,16 @@ def test_grids_are_counted(n, columns):
     assert grid_problem(f"{WORDS[n // columns]} rows of {columns} digits", grid) is None
     assert grid_problem(f"nine rows of {columns} digits", grid)
     assert grid_problem("eleven samples of the network", grid)
+
+
+@pytest.mark.parametrize(("n", "columns"), [(6, 3), (5, 3)])
+def test_images_are_laid_in_rows_from_the_left(n, columns):
+    """The order in which one reads: the second image stands right of the first, and what is missing is missing at the end."""
+    x = torch.linspace(-1, 1, n).view(n, 1, 1, 1).expand(n, 1, 2, 2)
+    sheet = tile(x, columns)
+    assert sheet.shape == (7, 10, 1)
+    assert sheet[1::3, 1::3].ravel().tolist()[:n] == to_pixels(x)[:, 0, 0, 0].tolist()
+    assert (sheet[1::3, 1::3].ravel()[n:] == GAP).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -519,14 +518,16 @@ GIANTS = {
 
 
 @pytest.mark.parametrize("name", GIANTS)
-def test_a_sealed_giant_is_refused_before_it_is_built(name, saved):
+def test_a_sealed_giant_is_refused_before_it_is_built(name, saved, monkeypatch):
     config = read(saved)
     config["parts"]["small"]["config"] |= GIANTS[name]
     seal(saved, config)
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    built, init = [], nn.Module.__init__
+    monkeypatch.setattr(nn.Module, "__init__", lambda self, *args, **options: built.append(type(self)) or init(self, *args, **options))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refuses(lambda: open_pair(saved), "does not hold a complete model")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
-    assert time.process_time() - started < 5
+    assert len(built) < 1000, len(built)
 
 
 def test_a_plan_has_shapes_and_no_memory_and_stops_early():

@@ -45,6 +45,7 @@ def faults(nb):
     """List what the rules say about one notebook."""
     found = [*rules.order_of_modules([nb], CHAPTERS), *rules.order_of_cells([nb], CHAPTERS)]
     for rule in (
+        rules.used_too_early,
         rules.long_cells,
         rules.wide_lines,
         rules.untrue_ids,
@@ -97,6 +98,28 @@ def test_sound_notebook_passes(tmp_path):
 def test_planted_fault_is_found(tmp_path, cell, fault):
     found = faults(notebook(tmp_path, [*SOUND, cell]))
     assert any(fault in line for line in found), found
+
+
+def below(tmp_path, *cells):
+    """List the names that cells need and that are defined further down."""
+    return [line.split()[4].rstrip(",") for line in rules.used_too_early([notebook(tmp_path, [*SOUND[:3], *cells])])]
+
+
+def test_what_is_defined_further_down_is_found(tmp_path):
+    private = "def _check(x):\n    return x", "def walk(x):\n    return _check(x)"
+    assert below(tmp_path, private[1], private[0], "walk(1)") == []
+    assert below(tmp_path, private[1], "walk(1)", private[0]) == ["_check"]
+    assert below(tmp_path, private[1], "assert all(walk(i) for i in range(3))", private[0]) == ["_check"]
+    assert below(tmp_path, private[1], "refused(lambda: walk(1))", private[0]) == ["_check"]
+    assert below(tmp_path, private[1], "go = lambda: walk(1)", private[0], "go()") == []
+    assert below(tmp_path, private[1], "go = lambda: walk(1)", "go()", private[0]) == ["_check"]
+    assert below(tmp_path, "walk(1)", *private) == ["walk"]
+    assert below(tmp_path, "def sit(x=LIMIT):\n    pass", "LIMIT = 1") == ["LIMIT"]
+    assert below(tmp_path, "class Way(Base):\n    pass", "class Base:\n    pass") == ["Base"]
+    made = "class Way:\n    def __init__(self):\n        _check(1)\n    def go(self):\n        _later(1)\ndef _later(x): ..."
+    assert below(tmp_path, made, "Way.stop = 1\nWay.go.long = 2", private[0], "Way()") == []
+    assert below(tmp_path, made, "Way()", private[0]) == ["_check"]
+    assert below(tmp_path, "max(1, 2)", "max = 3", "%matplotlib inline\nx = max") == []
 
 
 def test_open_solution_and_bold_exercises_are_found(tmp_path):

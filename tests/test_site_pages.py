@@ -1,8 +1,6 @@
 """What is done to the built pages: what is left out of them, what is put in, and what a browser sees."""
 
-import json
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -127,32 +125,47 @@ def test_browser_reports_what_is_cut(tmp_path):
     assert seen["wide.html", 800][1] and seen["wide.html", 390][1]
 
 
+@browser
+def test_what_one_scrolls_through_is_counted(tmp_path):
+    """Pictures to the screen, and the longest run of code, which words, outputs and pictures end."""
+    code = "<div class='cell'><div class='cell_input'><div class='highlight' style='height: {}px; margin: 0'><pre>x</pre></div></div></div>"
+    folded = "<details><summary><p>Show the code</p></summary><div class='highlight' style='height: 9000px'></div></details>"
+    picture = "<img width='300' height='{}' style='display: block' src='none.png'>"
+    page = "<!doctype html><body style='margin: 0'><article class='bd-article'>{}</article>"
+    early = picture.format(700) + "<h2>One</h2>" + code.format(600) + folded + code.format(600) + "<p>words</p>" + code.format(900)
+    output = "<div class='cell_output'><div class='highlight' style='height: 2000px'>said</div></div>"
+    late = "<p style='height: 790px'>words</p>" + picture.format(400) + code.format(400) + output + code.format(800) + picture.format(10)
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "early.html").write_text(page.format(early))
+    (tmp_path / "nbs" / "late.html").write_text(page.format(late))
+    (tmp_path / "plain.html").write_text("<!doctype html><p>no article</p>")
+    rows = look.measure(tmp_path, ["nbs/early.html", "nbs/late.html", "plain.html"], [1280], timeout=120)
+    first, second, plain = (row["scrolled"] for row in rows)
+    assert plain is None and (first["soon"], second["soon"]) == (True, False) and first["pictures"] == second["pictures"] == 1
+    assert 1.5 < first["code"][0] < 1.7 and first["code"][1] == "One" and second["code"][0] == 1
+    assert first["screens"] > 3 and second["screens"] > 5
+    *_, none, sparse, coded = look.tell_scrolling(rows)
+    assert none == "no picture at once: nbs/late.html" and sparse.endswith(": nbs/late.html, nbs/early.html") and coded.endswith(": nbs/early.html, nbs/late.html")
+
+
 def run_page(body, script, tmp_path, *options, mode="light"):
     """Load a page with the book's style and script in Chromium and return what a script finds there."""
-    css, fit = (STATIC / "book.css").as_uri(), (STATIC / "fit.js").as_uri()
-    head = f"<meta charset='utf-8'><link rel='stylesheet' href='{css}'><script src='{fit}'></script>"
-    found = "addEventListener('load', () => setTimeout(() => { const found = (() => {SCRIPT})();"
-    found += "document.body.append(Object.assign(document.createElement('pre'),"
-    found += "{id: 'found', textContent: JSON.stringify(found)})); }, 500))"
-    path = tmp_path / "page.html"
-    path.write_text(
-        f"<!doctype html><html data-theme='{mode}'><head>{head}</head><body><div class='bd-article'>{body}</div>"
-        f"<script>{found.replace('SCRIPT', script)}</script></body></html>"
-    )
-    command = look.chromium(
-        "--allow-file-access-from-files",
-        *options,
-        "--virtual-time-budget=5000",
-        profile=tmp_path / "profile",
-    )
-    for _ in range(5):  # a busy machine may end the page's time before its script has run
-        done = subprocess.run(
-            [*command, "--dump-dom", path.as_uri()], capture_output=True, check=True, timeout=120
-        )
-        found = re.search('<pre id="found">(.*?)</pre>', done.stdout.decode(), re.S)
-        if found:
-            break
-    return json.loads(found[1])
+    if not (tmp_path / "_static").exists():
+        (tmp_path / "_static").symlink_to(STATIC)
+    head = "<meta charset='utf-8'><link rel='stylesheet' href='_static/book.css'><script src='_static/fit.js'></script>"
+    page = f"<!doctype html><html data-theme='{mode}'><head>{head}</head><body><div class='bd-article'>{body}</div>"
+    return look.run_script(tmp_path, page, script, *options)
+
+
+@browser
+def test_a_page_is_waited_for_until_it_answers(tmp_path):
+    """A busy machine takes longer, and gives the same answer; a script that fails says why, at once."""
+    slow = "await new Promise(done => setTimeout(done, 6000)); return getComputedStyle(document.querySelector('button')).minHeight"
+    assert run_page("<button class='enlarge'>x</button>", slow, tmp_path) == "28.8px"
+    with pytest.raises(RuntimeError, match="the script in the page failed: TypeError"):
+        run_page("<p>words</p>", "return document.querySelector('button').clientHeight", tmp_path)
+    with pytest.raises(TimeoutError, match="did not answer within 2 s"):
+        look.run_script(tmp_path, "<p>words</p>", "await new Promise(() => {})", timeout=2)
 
 
 CODE = '<div class="highlight"><pre><span></span><span class="k">def</span> f():\n\n    <span class="c1"># two &lt;</span>\n</pre></div>'
@@ -267,7 +280,7 @@ def test_every_page_waits_for_its_first_term():
 
 @browser
 def test_a_picture_keeps_its_distance_from_the_words_below(tmp_path):
-    image = f"<img src='{(STATIC / 'landing-sentence.png').as_uri()}' style='width: 100%'>"
+    image = "<img src='_static/landing-sentence.png' style='width: 100%'>"
     page = (
         f"<section><a class='image-reference'>{image}</a><p style='margin: 0'>words</p></section>"
     )

@@ -28,23 +28,6 @@ f64 = torch.float64
 browser = pytest.mark.skipif(look.find_browser() is None, reason="needs Chromium")
 
 
-def read_page(path, tmp_path, wanted, *options):
-    """Return a page as Chromium has it once its scripts have run, and what matches ``wanted`` there.
-
-    A busy machine's browser now and then hands the page over before: such a page is loaded again.
-    """
-    options = "--allow-file-access-from-files", "--virtual-time-budget=5000", *options
-    command = look.chromium(*options, profile=tmp_path / "profile")
-    for _ in range(5):
-        done = subprocess.run(
-            [*command, "--dump-dom", path.as_uri()], capture_output=True, check=True, timeout=120
-        )
-        text = done.stdout.decode()
-        if found := re.search(wanted, text):
-            return text, found[1]
-    pytest.fail(f"the page never showed {wanted!r}, its scripts failed:\n{text[-2000:]}")
-
-
 @pytest.fixture
 def compute(tmp_path):
     """Call a formula of the script, in Node or else in Chromium."""
@@ -59,12 +42,8 @@ def compute(tmp_path):
             code += f"process.stdout.write(JSON.stringify({made}));"
             done = subprocess.run([node, "-e", code], capture_output=True, check=True, timeout=60)
             return json.loads(done.stdout)
-        page = "<!doctype html><script>var module = {}</script>"
-        page += f"<script src='{SCRIPT.as_uri()}'></script><body><script>"
-        page += f"const formulas = module.exports; document.write(JSON.stringify({made}))</script>"
-        path = tmp_path / "page.html"
-        path.write_text(page)
-        return json.loads(read_page(path, tmp_path, r"</script>([\[{].*[\]}])")[1])
+        page = f"<!doctype html><script>var module = {{}}</script><script>{SCRIPT.read_text('utf-8')}</script>"
+        return look.run_script(tmp_path, page, f"const formulas = module.exports; return {made}")
 
     return call
 
@@ -262,25 +241,20 @@ def test_text_of_a_picture_cannot_leave_it():
     assert json.loads(data) == {"a": "</script><b>"}
 
 
-DRIVER = """<script>
-addEventListener("load", () => setTimeout(async () => {
+DRIVER = """
   const box = document.querySelector(".touch"), told = [];
   const tell = () => told.push([...box.querySelectorAll("input[type=range]")].map(i => i.getAttribute("aria-valuetext")));
   tell();
   STEPS
-  document.body.append(Object.assign(document.createElement("pre"), {id: "told", textContent: JSON.stringify(told)}));
-}, 500));
-</script>"""
+  return [document.documentElement.outerHTML, told];
+"""
 
 
 def drive(picture, steps, tmp_path, *options, css=""):
     """Load a picture with its script, do something, and return the document and what the sliders said."""
     css = f"<style>{css or (SCRIPT.parent / 'book.css').read_text()}</style>"
-    page = f"<!doctype html><html data-theme='light'><head>{css}<script src='{SCRIPT.as_uri()}'></script>"
-    path = tmp_path / "page.html"
-    path.write_text(f"{page}</head><body>{picture.data}{DRIVER.replace('STEPS', steps)}</body>")
-    text, told = read_page(path, tmp_path, '<pre id="told">(.*)</pre>', *options)
-    return text, json.loads(told)
+    page = f"<!doctype html><html data-theme='light'><head>{css}<script>{SCRIPT.read_text('utf-8')}</script>"
+    return look.run_script(tmp_path, f"{page}</head><body>{picture.data}", DRIVER.replace("STEPS", steps), *options)
 
 
 @browser

@@ -4,8 +4,10 @@ Usage: python tools/look.py [_build/html] [--pages 09 notation] [--widths 1280 8
 
 A page is shown in a frame of each width. Reported: code, formulas, tables and outputs that are wider than their place, pages that
 are wider than the screen, and figures whose letters are too small (11 pixels, on a phone 9) and that cannot be enlarged. With --access,
-axe-core judges each page: it is node_modules/axe-core here, or the file that AXE_CORE names. With --pictures the first screens of each page are written as PNG files. Chromium must be on the path;
-nothing else is needed: the pages are served by Python, and the frame sends back what it measured.
+axe-core judges each page: it is node_modules/axe-core here, or the file that AXE_CORE names. With --pictures the first screens of each page are written as PNG files.
+A second table says of the widest view how a page looks to who scrolls, in screens of 800 pixels: whether a picture is in the first one, how
+many there are to a picture, and how long the longest run of code is, without words, outputs or pictures between. These are no faults.
+Chromium must be on the path; nothing else is needed: the pages are served by Python, and the frame sends back what it measured.
 """
 
 import argparse
@@ -36,6 +38,29 @@ const selectors = {
 const wider = e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && !e.closest(".scrolls") && !e.querySelector(".scrolls");
 const LETTER = 8 * 110 / 72;  // pixels: the least letters of a figure, 8 points, at the size for which it was drawn
 const letters = image => LETTER * image.clientWidth / image.getAttribute("width");
+const SCREEN = 800;
+// words, formulas, tables, outputs and pictures end a run of code; what is folded, and its label, does not
+const BREAKS = "p, li, table, div.math, div.cell_output, img, canvas, h2, h3, h4";
+function scrolled(inside) {
+  const article = inside.document.querySelector(".bd-article");
+  if (!article) return null;
+  const box = e => e.getBoundingClientRect(), start = box(article).top, top = -box(inside.document.documentElement).top;
+  const seen = e => e.checkVisibility() && box(e).height > 1;
+  const pictures = [...article.querySelectorAll("img, canvas")].filter(e => seen(e) && box(e).width >= 100 && box(e).height >= 40);
+  const isCode = e => e.matches("div.highlight");
+  const parts = [...article.querySelectorAll(`div.highlight, ${BREAKS}`)].filter(e => seen(e) && !e.closest("summary")
+    && (isCode(e) ? !e.closest("div.cell_output") : !e.closest("div.highlight")));
+  let run = null, heading = "", longest = [0, ""];
+  for (const part of parts) {
+    if (!isCode(part)) { run = null; if (part.matches("h2, h3, h4")) heading = part.firstChild.textContent; continue; }
+    run ??= box(part).top;
+    const length = (box(part).bottom - run) / SCREEN;
+    if (length > longest[0]) longest = [length, heading];
+  }
+  const screens = box(article).height / SCREEN;
+  const soon = pictures.some(e => (box(e).top + box(e).bottom) / 2 + top < SCREEN);
+  return { screens, soon, pictures: pictures.length, code: longest };
+}
 async function judge(inside) {
   const script = inside.document.createElement("script");
   script.src = "/axe.min.js";
@@ -49,7 +74,7 @@ async function measure(page, width) {
   localStorage.setItem("mode", dark ? "dark" : "light");
   localStorage.setItem("theme", dark ? "dark" : "light");
   const frame = document.createElement("iframe");
-  frame.style.cssText = `border:0; width:${width}px; height:900px`;
+  frame.style.cssText = `border:0; width:${width}px; height:${SCREEN}px`;
   frame.src = page;
   document.body.replaceChildren(frame);
   await new Promise(done => frame.onload = done);
@@ -71,6 +96,7 @@ async function measure(page, width) {
   row.letters = shown.map(letters);
   const small = image => letters(image) < (width < 576 ? 9 : 11) && !image.closest(".enlarges");
   row.figures = [shown.filter(small).length, shown.length];
+  row.scrolled = scrolled(inside);
   if (access) row.access = await judge(inside);
   return row;
 }
@@ -81,6 +107,20 @@ async function measure(page, width) {
   }
   await fetch("/found", {method: "POST", body: JSON.stringify(found)});
 })();
+</script>"""
+
+# put into a page: once all is loaded and laid out, run a script there and send what it returns
+SENDER = """<script>
+addEventListener("load", async () => {
+  const frame = () => new Promise(done => requestAnimationFrame(done));
+  let answer;
+  try {
+    await document.fonts.ready;
+    for (let i = 0; i < 3; i++) await frame();  // who watches sizes is told of them after a frame
+    answer = { found: await (async () => { SCRIPT })() };
+  } catch (error) { answer = { error: String(error) }; }
+  await fetch("/found", { method: "POST", body: JSON.stringify(answer) });
+});
 </script>"""
 
 
@@ -145,22 +185,18 @@ def chromium(*options, profile):
     return [find_browser(), *common, f"--user-data-dir={profile}", *options]
 
 
-def measure(site, pages, widths, dark=False, access=False, timeout=1200):
-    """Measure pages at each width; return a row for each."""
-    Pages.done = threading.Event()
-    text = HARNESS.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(widths))
-    text = text.replace("DARK", json.dumps(dark)).replace("ACCESS", json.dumps(access))
-    Pages.harness = text
-    server = Quiet(("127.0.0.1", 0), partial(Pages, directory=str(site)))
+def ask(folder, page, *options, harness="", timeout=1200):
+    """Open a page of a folder in Chromium and return the JSON that it sends to /found, however slow the machine is."""
+    asked = type("Asked", (Pages,), {"harness": harness, "done": threading.Event()})
+    server = Quiet(("127.0.0.1", 0), partial(asked, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/look.html"
-    with tempfile.TemporaryDirectory() as profile:
-        size = f"--window-size={max(widths) + 20},1000"
-        command = chromium(size, "--remote-debugging-port=0", address, profile=profile)
+    address = f"http://127.0.0.1:{server.server_port}/{page}"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = chromium(*options, "--remote-debugging-port=0", address, profile=profile)
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             ends = time.monotonic() + timeout
-            while not Pages.done.wait(1):
+            while not asked.done.wait(0.2):
                 if browser.poll() is not None:
                     raise RuntimeError(f"the browser ended with {browser.returncode} before it had answered")
                 if time.monotonic() > ends:
@@ -170,7 +206,23 @@ def measure(site, pages, widths, dark=False, access=False, timeout=1200):
             browser.wait()
             server.shutdown()
             server.server_close()
-    return Pages.found
+    return asked.found
+
+
+def run_script(folder, text, script, *options, timeout=120):
+    """Show a text as a page of a folder, run a script there and return what it returns; a script that fails is told."""
+    Path(folder, "page.html").write_text(text + SENDER.replace("SCRIPT", script), encoding="utf-8")
+    answer = ask(folder, "page.html", *options, timeout=timeout)
+    if "error" in answer:
+        raise RuntimeError(f"the script in the page failed: {answer['error']}")
+    return answer["found"]
+
+
+def measure(site, pages, widths, dark=False, access=False, timeout=1200):
+    """Measure pages at each width; return a row for each."""
+    text = HARNESS.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(widths))
+    text = text.replace("DARK", json.dumps(dark)).replace("ACCESS", json.dumps(access))
+    return ask(site, "look.html", f"--window-size={max(widths) + 20},1000", harness=text, timeout=timeout)
 
 
 def picture(site, page, width, height, out):
@@ -180,6 +232,23 @@ def picture(site, page, width, height, out):
         url = (Path(site).resolve() / page).as_uri()
         command = chromium(*options, "--virtual-time-budget=20000", url, profile=profile)
         subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def tell_scrolling(rows):
+    """List, as lines of a table, how the pages of one width look to who scrolls, and which are the worst."""
+    rows = [row for row in rows if row.get("scrolled")]
+    lines = [f"{'page':34} {'screens':>8} {'picture at once':>16} {'screens a picture':>18} {'longest code':>13}"]
+    each = {row["page"]: row["scrolled"] for row in rows}
+    for page, seen in each.items():
+        share = f"{seen['screens'] / seen['pictures']:.1f}" if seen["pictures"] else "no picture"
+        length, place = seen["code"]
+        lines.append(f"{page:34} {seen['screens']:8.1f} {'yes' if seen['soon'] else 'no':>16} {share:>18} {length:13.1f}  {place if length > 1 else ''}".rstrip())
+    chapters = {page: seen for page, seen in each.items() if page.startswith("nbs/")} or each
+    late = [page for page, seen in chapters.items() if not seen["soon"]]
+    sparse = sorted(chapters, key=lambda page: -chapters[page]["screens"] / max(1, chapters[page]["pictures"]))
+    coded = sorted(chapters, key=lambda page: -chapters[page]["code"][0])
+    lines += ["", f"no picture at once: {', '.join(late) or 'none'}"]
+    return [*lines, f"fewest pictures: {', '.join(sparse[:5])}", f"longest code: {', '.join(coded[:5])}"]
 
 
 def is_bad(row):
@@ -227,6 +296,7 @@ def main(arguments=None):
         print(f"{row['page']:34} {row['width']:6} {cut} {row['page_too_wide']:6} px")
         for fault in grave_faults(row) if options.access else ():
             print(f"    {fault}")
+    print("", *tell_scrolling([row for row in rows if row["width"] == max(options.widths)]), sep="\n")
     for page in pages if options.pictures else ():
         Path(options.pictures).mkdir(parents=True, exist_ok=True)
         out = Path(options.pictures, Path(page).stem + ".png").resolve()

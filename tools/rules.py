@@ -7,10 +7,12 @@ tests/test_project.py asserts that each list is empty.
 
 import argparse
 import ast
+import builtins
 import importlib
 import inspect
 import json
 import re
+import symtable
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -213,6 +215,60 @@ def order_of_cells(book, chapters):
                 ):
                     continue
                 yield f"{nb.name}: a cell uses {module}{'.' + name if name else ''}, which comes later (cell {cell.id})"
+
+
+MADE = ("__init__", "__post_init__", "__new__")  # methods that run where a class is called
+
+
+def names_of(table):
+    """Collect the names of the page that a function's body takes, with those inside it."""
+    own = {name.get_name() for name in table.get_symbols() if name.is_global()}
+    return own.union(*map(names_of, table.get_children()))
+
+
+def taken(statement, code):
+    """Tell of a statement the names that it takes at once, those that it binds, and what the body of each of these will take when called."""
+    first = min(node.lineno for node in (statement, *getattr(statement, "decorator_list", ())))
+    lines = "\n".join(code.splitlines()[first - 1 : statement.end_lineno])
+    table = symtable.symtable(lines, "cell", "exec")
+    names = table.get_symbols()
+    now = {name.get_name() for name in names if name.is_referenced()}
+    bound = {name.get_name() for name in names if name.is_assigned() or name.is_imported()}
+    later = {}
+    for part in table.get_children():
+        if part.get_type() == "class":
+            now |= {name.get_name() for name in part.get_symbols() if name.is_global()}
+            made = (names_of(method) for method in part.get_children() if method.get_name() in MADE)
+            later[part.get_name()] = set().union(*made)
+        elif isinstance(statement, ast.FunctionDef) and part.get_name() == statement.name:
+            later[statement.name] = names_of(part)
+        elif isinstance(statement, ast.Assign) and part.get_name() == "lambda":
+            later |= {name: later.get(name, set()) | names_of(part) for name in bound}
+        else:  # a comprehension, or a function handed to a call
+            now |= names_of(part)
+    if isinstance(statement, ast.Assign):  # a class that gets a method is not called
+        targets = [target for target in statement.targets if isinstance(target, ast.Attribute)]
+        now -= {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
+    return now, bound, later
+
+
+def used_too_early(book):
+    """What a cell calls, and what that calls in turn, is defined in a cell above: a page that runs from the top finds all it needs."""
+    for nb in book:
+        cells = [cell for cell in nb.code if "eval: false" not in cell.directives]
+        said = [(cell, taken(statement, cell.code)) for cell in cells for statement in cell.tree.body]
+        of_page = set().union(*(bound for _, (_, bound, _) in said)) - set(dir(builtins))
+        known, bodies = set(), {}
+        for cell, (now, bound, later) in said:
+            reached, ahead = set(), sorted(now, reverse=True)
+            while ahead:
+                name = ahead.pop()
+                if name in of_page - known - bound - reached:
+                    yield f"{nb.name}: cell {cell.id} needs {name}, which is defined further down"
+                ahead += sorted(bodies.get(name, set()) - reached, reverse=True)
+                reached.add(name)
+            known |= bound
+            bodies = {name: body for name, body in bodies.items() if name not in bound} | later
 
 
 # Form: what a cell looks like.
@@ -433,6 +489,7 @@ def offenders(book, root=ROOT):
     return {
         "a module imports only earlier ones": list(order_of_modules(book, chapters)),
         "a chapter's cells use nothing later": list(order_of_cells(book, chapters)),
+        "a page can be run from its top": list(used_too_early(book)),
         "cells are short": list(long_cells(book)),
         "lines are short": list(wide_lines(book)),
         "cells are called after what they define": list(untrue_ids(book)),
