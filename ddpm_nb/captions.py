@@ -246,7 +246,8 @@ def read_captions(
     _check_texts(captions)
     rows = []
     for caption in captions:
-        row, said = [-1] * len(ATTRIBUTE_NAMES), {}
+        row = [-1] * len(ATTRIBUTE_NAMES)
+        said = {}
         for word in split_words(caption):
             if word not in _MEANINGS:
                 continue
@@ -254,7 +255,8 @@ def read_captions(
             if row[i] not in (-1, j):
                 both = f"it says {said[i]} and {word}"
                 raise ValueError(f"a sentence must not contradict itself; got {caption!r}: {both}")
-            row[i], said[i] = j, word
+            row[i] = j
+            said[i] = word
         rows.append(row)
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, len(ATTRIBUTE_NAMES))
 

@@ -25,7 +25,7 @@ from ddpm_nb.captions import (
 from .checks import check_images, check_int, check_square_images, has_values
 from .data import mix_seeds
 from .gaussian import seeded
-from .training import TrainConfig, descend
+from .training import TrainConfig, descend, show_progress
 from .unet import group_norm
 
 # %% ../nbs/19_clip.ipynb #textblock-2
@@ -127,7 +127,8 @@ class ImageEncoder(nn.Module):
             check_int(name, value, 4 if name == "image_size" else 1)
         if channels % 8:
             raise ValueError(f"channels must be divisible by 8; got {channels}")
-        wide, layers = 2 * channels, []
+        wide = 2 * channels
+        layers = []
         shapes = ((in_channels, channels, 1), (channels, wide, 2), (wide, wide, 2))
         for n_in, n_out, stride in shapes:
             conv = nn.Conv2d(n_in, n_out, 3, stride, 1)
@@ -227,6 +228,7 @@ def train_clip(
     *,
     mask: bool = True,  # leave other images that a sentence fits out of its negatives
     callback=None,  # called with (clip, number of steps taken, loss) after each step
+    progress: bool = True,  # show a progress bar, if it takes more than three seconds
 ) -> CLIP:
     """Train both encoders on images and sentences written anew at each step; return them frozen."""
     _check_examples(images, attributes, config)
@@ -243,7 +245,9 @@ def train_clip(
         return contrastive_loss(vectors, texts, clip.log_scale, fits=fits)
 
     clip.train().requires_grad_(True)
-    for i, loss in descend(clip, config, pair_loss, parameters=decay_groups(clip, config)):
+    steps = descend(clip, config, pair_loss, parameters=decay_groups(clip, config))
+    told = {"total": config.n_iterations, "delay": 3.0}
+    for i, loss in show_progress(steps, "training", progress, **told):
         with torch.no_grad():
             clip.log_scale.clamp_(0, MAX_LOG_SCALE)  # keep the factor on the cosines in [1, 100]
         if callback is not None:

@@ -57,7 +57,8 @@ def bits_per_dim(
         raise ValueError(f"images must hold {needed}; got {len(images)}")
     check_model(model, schedule)
     sources = split_generator(generator, len(images), batch_size)
-    batches, size = images.split(batch_size), 512  # noisy images through the model at once
+    batches = images.split(batch_size)
+    size = 512  # noisy images through the model at once
     n_calls = sum(math.ceil(schedule.n_steps / max(1, size // len(x))) for x in batches)
     bar = iter(show_progress(range(n_calls), "measuring", progress))
 
@@ -122,7 +123,8 @@ class DigitClassifier(nn.Module):
             check_int(name, value, {"image_size": 4, "n_classes": 2}.get(name, 1))
         if image_size % 4:
             raise ValueError(f"image_size must be divisible by 4; got {image_size}")
-        wide, flat = 2 * channels, 2 * channels * (image_size // 4) ** 2
+        wide = 2 * channels
+        flat = wide * (image_size // 4) ** 2
         convs = [nn.Conv2d(in_channels, channels, 3, 1, 1), nn.Conv2d(channels, wide, 3, 2, 1)]
         convs.append(nn.Conv2d(wide, wide, 3, 2, 1))
         layers = [*convs, nn.Sequential(nn.Flatten(), nn.Linear(flat, n_features))]
@@ -147,7 +149,8 @@ def classifier_features(
 @torch.no_grad()
 def _in_parts(part, classifier, images, batch_size):
     """Apply a part of a classifier to images, after checking their shape."""
-    size, config = check_int("batch_size", batch_size), classifier.config
+    size = check_int("batch_size", batch_size)
+    config = classifier.config
     shape = (config["in_channels"], config["image_size"], config["image_size"])
     if not len(check_images("images", images, may_spill=True)) or images.shape[1:] != shape:
         wanted = f"(N, {', '.join(map(str, shape))}) with N at least 1"
@@ -168,7 +171,8 @@ def train_classifier(
     seed: int = 0,  # of the first weights and the batches
 ) -> DigitClassifier:
     """Train a classifier of small images; return it frozen, in evaluation mode."""
-    n_classes, labels = _check_labeled(images, labels), labels.to(images.device)
+    n_classes = _check_labeled(images, labels)
+    labels = labels.to(images.device)
     config = TrainConfig(
         n_iterations, batch_size, lr=lr, warmup=0, weight_decay=0.01, grad_clip=math.inf
     )
@@ -251,7 +255,8 @@ def classifier_report(
     """Measure how sure a classifier is of samples and how evenly they cover the classes."""
     check_number("threshold", threshold, 0, 1, open_high=True)
     confidence, label = _in_parts(classifier, classifier, samples, 500).softmax(1).max(1)
-    n, k = len(samples), classifier.config["n_classes"]
+    n = len(samples)
+    k = classifier.config["n_classes"]
     counts = torch.bincount(label, minlength=k).cpu().double()
     m = n // k + 1  # log of n! / (m! (n - m)!) p^m (1 - p)^(n + 1 - m)
     log = math.lgamma(n + 1) - math.lgamma(m + 1) - math.lgamma(n - m + 1) - m * math.log(k)
@@ -439,7 +444,8 @@ def nearest_neighbors(
     if samples.shape[1:] != images.shape[1:]:
         needed = f"the shape of samples, (M, {', '.join(map(str, samples.shape[1:]))})"
         raise ValueError(f"images must have {needed}; got {tuple(images.shape)}")
-    known, parts = images.flatten(1).double(), samples.flatten(1).split(500)
+    known = images.flatten(1).double()
+    parts = samples.flatten(1).split(500)
     nearest = [torch.cdist(part.double(), known).min(1) for part in parts]
     distance, index = (torch.cat(both) for both in zip(*nearest, strict=True))
     return index, distance / math.sqrt(images[0].numel())

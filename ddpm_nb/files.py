@@ -150,7 +150,8 @@ def read_sealed(
     path = Path(path)
     for wait in (0.1, 0.3, 1.0, 0):
         busy = _is_being_written(path)
-        facts, weights = read_json(path, max_bytes=MAX_FACTS), Path(weights_path).read_bytes()
+        facts = read_json(path, max_bytes=MAX_FACTS)
+        weights = Path(weights_path).read_bytes()
         fits = isinstance(facts, dict) and facts.get("sha256") == checksum(facts, weights)
         if fits or not (busy or _is_being_written(path)):
             break
@@ -170,7 +171,9 @@ def _is_being_written(path):
     return any(path.parent.glob(f".{path.stem}.????????{path.suffix}"))
 
 # %% ../nbs/93_files.ipynb #find-model
-WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 PACKAGE = Path(str(files("ddpm_nb")))  # where shipped models lie
 
 
@@ -217,7 +220,8 @@ class _OnPaper(TorchFunctionMode):
 
     def __init__(self, n_tensors):
         super().__init__()
-        self.n_tensors, self.n_made = n_tensors, 0
+        self.n_tensors = n_tensors
+        self.n_made = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__module__", None) == nn.init.__name__:
@@ -293,7 +297,8 @@ def save_parts(
     # without the wrapper of torch.compile, which gives the weights other names
     parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)
-    card, facts = _check_card(card or {}), dict(facts or {})
+    card = _check_card(card or {})
+    facts = dict(facts or {})
     if half:
         facts["weights"] = "float16"
     config = _FORMAT | {"parts": described, "facts": facts, "card": card}
@@ -396,7 +401,8 @@ def _config_problem(config, names):
         version = config.get("version")
         return f"version must be {_FORMAT['version']}; got {version!r}, of another release?"
     if set(config) != set(_FIELDS):
-        missing, unknown = sorted(_FIELDS.keys() - config), sorted(config.keys() - _FIELDS)
+        missing = sorted(_FIELDS.keys() - config)
+        unknown = sorted(config.keys() - _FIELDS)
         return f"missing are {missing}, unknown are {unknown}"
     for name, kind in _FIELDS.items():
         if type(config[name]) is not kind:
@@ -444,7 +450,10 @@ class Pretrained:
     `from_parts(networks, tensors, facts, card)`.
     """
 
-    shipped, kinds, extra, card = None, (), (), None
+    shipped = None
+    kinds = ()
+    extra = ()
+    card = None
 
     @classmethod
     def from_pretrained(

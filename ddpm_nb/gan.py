@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .checks import check_batch, check_choice, check_floating, check_int, check_number
 from .checks import check_same_shape, check_square_images
 from .gaussian import randn, seeded
-from .training import EMA, TrainConfig
+from .training import EMA, TrainConfig, show_progress
 from .vae import make_mlp
 
 # %% ../nbs/17_gan.ipynb #optimal-discriminator
@@ -181,6 +181,7 @@ def train_gan(
     ema_decay: float = 0.995,  # of the averaged generator, in [0, 1)
     seed: int = 0,  # of the batches and the noise
     callback=None,  # called with the iteration's number, from 1, and the generator, not averaged
+    progress: bool = True,  # show a progress bar, if it takes more than three seconds
 ) -> GANResult:
     """Let two players learn from each other (Goodfellow et al. 2014, Algorithm 1)."""
     check_square_images("images", images)
@@ -189,10 +190,12 @@ def train_gan(
     check_number("gamma", gamma, 0)
     check_choice("kind", kind, GENERATOR_LOSSES)
     players = (model.train().requires_grad_(True), discriminator.train().requires_grad_(True))
-    g, losses, ema = seeded(seed, images.device), [], EMA(model, ema_decay)
+    g = seeded(seed, images.device)
+    ema = EMA(model, ema_decay)
+    losses = []
     options = {"gamma": gamma, "kind": kind, "generator_steps": generator_steps, "generator": g}
     optimizers = [torch.optim.Adam(p.parameters(), lr, (0.5, 0.99)) for p in players]
-    for i in range(n_iterations):
+    for i in show_progress(range(n_iterations), "training", progress, delay=3.0):
         chosen = torch.randint(len(images), (batch_size,), generator=g, device=g.device)
         losses.append(gan_step(*players, optimizers, images[chosen], **options))
         ema.update(model)

@@ -28,7 +28,8 @@ def betas_from_alpha_bars(
         raise ValueError(f"alpha_bars must have shape (T+1,), T at least 1; got {shape}")
     falls = alpha_bars[:-1] - alpha_bars[1:]
     if alpha_bars[-1] < 0 or falls.min() <= 0:
-        smallest, last = float(falls.min()), float(alpha_bars[-1])
+        smallest = float(falls.min())
+        last = float(alpha_bars[-1])
         raise ValueError(
             "alpha_bars must fall at every step and stay at least 0; "
             f"the smallest fall is {smallest:.3g} and the last value {last:.3g}"

@@ -174,7 +174,8 @@ class Level(nn.Module):
         attends = [nn.Identity() for _ in channels]
         if attention:
             attends = [SelfAttention(b, n_heads=n_heads, **norm) for _, b in channels]
-        self.blocks, self.attentions = nn.ModuleList(blocks), nn.ModuleList(attends)
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attends)
         self.resample = resample
 
     def step(
@@ -189,7 +190,9 @@ class Level(nn.Module):
 # %% ../nbs/07_unet.ipynb #down-path
 def _down_path(base, widths, attends, n_res_blocks, options):
     """Build the levels from fine to coarse and list the channels of the copies that they leave."""
-    levels, skips, width = nn.ModuleList(), [base], base
+    levels = nn.ModuleList()
+    skips = [base]  # the copy after the first convolution
+    width = base
     for i, out in enumerate(widths):
         resample = Downsample(out) if i < len(widths) - 1 else None
         pairs = [(width, out)] + [(out, out)] * (n_res_blocks - 1)
@@ -203,7 +206,9 @@ def _down_path(base, widths, attends, n_res_blocks, options):
 # %% ../nbs/07_unet.ipynb #up-path
 def _up_path(skips, widths, attends, n_res_blocks, upsampling, options):
     """Build the levels from coarse to fine; each block also takes a copy of the way down."""
-    levels, width, skips = nn.ModuleList(), widths[-1], list(skips)
+    levels = nn.ModuleList()
+    skips = list(skips)
+    width = widths[-1]
     for i, out in reversed(list(enumerate(widths))):
         inputs = [width] + [out] * n_res_blocks  # what the block before leaves
         pairs = [(channels + skips.pop(), out) for channels in inputs]
@@ -276,12 +281,12 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.image_size, self.in_channels = image_size, in_channels
-        self.checkpointing, time_dim = checkpointing, 4 * base_channels
+        self.checkpointing = checkpointing
         widths, attends = _plan_levels(config)
         norm = {"norm_groups": norm_groups, "norm_eps": norm_eps}
-        blocks = {"time_dim": time_dim, "dropout": dropout, "n_heads": n_heads, **norm}
+        blocks = {"time_dim": 4 * base_channels, "dropout": dropout, "n_heads": n_heads, **norm}
         waves = {"layout": time_layout, "freq_shift": freq_shift}
-        self.time_embedding = TimeEmbedding(base_channels, time_dim, **waves)
+        self.time_embedding = TimeEmbedding(base_channels, blocks["time_dim"], **waves)
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
         self.down, skips = _down_path(base_channels, widths, attends, n_res_blocks, blocks)
         self.mid = Level([(widths[-1], widths[-1])] * 2, **blocks)
@@ -367,7 +372,8 @@ def forward(
 def __repr__(self) -> str:
     """Tell the class, the shape of an image, the parameters and where they are."""
     parameters = list(self.parameters())
-    n, size = sum(p.numel() for p in parameters), self.image_size
+    n = sum(p.numel() for p in parameters)
+    size = self.image_size
     told = f"{self.in_channels} x {size} x {size}, {n:,} parameters on {parameters[0].device}"
     n_classes = self.config.get("n_classes")
     return f"{type(self).__name__}({told}{f', {n_classes} classes' if n_classes else ''})"
@@ -428,7 +434,9 @@ def unet_shapes(
     unet: UNet,  # on any device, `meta` included
 ) -> list:
     """Run a U-Net once and list what its blocks make, in order: (name, class, channels, side)."""
-    rows, handles, kinds = [], [], (ResBlock, SelfAttention, Downsample, Upsample)
+    kinds = (ResBlock, SelfAttention, Downsample, Upsample)
+    rows = []
+    handles = []
     for name, module in unet.named_modules():
 
         def note(module, args, h, name=name):
@@ -436,8 +444,9 @@ def unet_shapes(
 
         if isinstance(module, kinds) or name in ("conv_in", "conv_out"):
             handles.append(module.register_forward_hook(note))
-    weight, size = unet.conv_in.weight, unet.image_size
-    x, t = weight.new_zeros(1, unet.in_channels, size, size), weight.new_zeros(1, dtype=torch.long)
+    weight = unet.conv_in.weight
+    x = weight.new_zeros(1, unet.in_channels, unet.image_size, unet.image_size)
+    t = weight.new_zeros(1, dtype=torch.long)
     try:
         with torch.no_grad():
             unet(x, t)

@@ -227,6 +227,20 @@ def test_training_follows_its_seed_and_leaves_the_global_stream():
     assert not torch.equal(again.image_head.weight, second.image_head.weight)
 
 
+def test_training_shows_progress(monkeypatch):
+    asked = []
+
+    def note(items, text, shown, *, total, delay):
+        asked.append((total, shown))
+        return items
+
+    monkeypatch.setattr(module, "show_progress", note)
+    train = lambda **options: train_clip(small(), IMAGES[:40], KNOWN[:40], WORDS_OF_ALL, steps(2, 8), **options)
+    shown, silent = train(), train(progress=False)
+    assert asked == [(2, True), (2, False)]
+    assert all(torch.equal(a, b) for a, b in zip(shown.parameters(), silent.parameters(), strict=True))
+
+
 def test_training_is_that_of_the_first_edition():
     """Sums of the weights and of the losses as the loop wrote them before it became `descend`, on one thread."""
     losses = []

@@ -199,6 +199,18 @@ def test_what_a_training_returned_can_learn_again(digits):
     assert not any(torch.equal(weights(player), old) for player, old in zip(players, before, strict=True))
 
 
+def test_training_shows_progress(digits, monkeypatch):
+    asked = []
+
+    def note(items, text, shown, **options):
+        asked.append((len(items), shown))
+        return items
+
+    monkeypatch.setattr(gan, "show_progress", note)
+    shown, silent = (train_gan(*players_of_digits(), digits, n_iterations=3, batch_size=8, **o) for o in ({}, {"progress": False}))
+    assert asked == [(3, True), (3, False)] and torch.equal(shown.losses, silent.losses)
+
+
 def test_training_needs_no_square_of_a_power_of_two():
     images = torch.rand(9, 3, 5, 5, generator=seeded(0)) * 2 - 1
     players = Generator(5, in_channels=3, hidden=8), Discriminator(5, in_channels=3, hidden=8)
