@@ -55,7 +55,7 @@ look: setup ## open all pages of the built book in Chromium at three widths and 
 pdf: book ## print the built book as one PDF, _build/ddpm.pdf, by Chromium (some minutes)
 	$(BIN)/python tools/pdf.py _build/html --out _build/ddpm.pdf
 
-bench: setup ## measure the package beside its peers (about an hour on two cores) and write what the book's page on performance shows
+bench: setup ## measure the package beside its peers (more than two hours on two cores) and write what the book's page on performance shows
 	$(UV) pip install --quiet --python $(BIN)/python --target studies/.peers --no-deps --require-hashes -r requirements-bench.txt
 	PYTHONPATH=$(CURDIR)/studies/.peers $(BIN)/python studies/bench.py --out ddpm_nb/measured/performance-cpu.json
 

@@ -4,7 +4,8 @@ Usage: make bench, or python studies/bench.py --out FILE [--rows train ...] [--d
 
 Every variant (library, precision, setting) runs in a process of its own. The processes of one row are started together, get their turns
 in an order that changes with each round, and wait without using the processor in between. A row that is measured is written at once;
---rows measures some rows again and leaves the others as they are.
+--rows measures some rows again and leaves the others as they are, which must be of the same machine. Everything takes more than two
+hours on two cores. The other packages are needed for the rows that compare with them; `make bench` brings them.
 """
 
 import argparse
@@ -15,9 +16,9 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ PACKAGES = ("torch", "diffusers", "denoising-diffusion-pytorch", "labml-nn", "ac
 LIBRARIES = ("ddpm_nb", "diffusers", "denoising-diffusion-pytorch", "labml-nn")
 PRECISIONS = ("float32", "bfloat16")
 SIZES, BATCHES = (8, 16, 32, 64), (1, 4, 16, 64, 256)
+CHAINS = ((50, 16), (50, 64), (1000, 16), (1000, 64))  # steps, images
+ALONE = ("peak", "data", "means")  # rows that need no other package
 
 
 class Worker:
@@ -170,11 +173,11 @@ def measure_sample(args):
 def measure_chain(args):
     """Time whole chains of 50 and of 1000 steps, cut into as many pieces as there are rounds, which the variants take in turn."""
     rows = []
-    for n_steps, batch in ((50, 16), (50, 64), (1000, 16)) + ((1000, 64),) * args.long:
-        chosen = sampling_variants(args) if n_steps == 1000 else [v for v in variants() if v["library"] != "labml-nn"]
-        if n_steps == 1000:  # what is fastest, and the default of diffusers; the other two with --long
-            fast = [v for v in chosen if v["precision"] == "bfloat16" or v["library"] == "diffusers"]
-            chosen = [v for v in fast if args.long or v["library"] in ("ddpm_nb", "diffusers")]
+    for n_steps, batch in CHAINS:
+        if n_steps == 1000:  # what is fastest, and the default of diffusers
+            chosen = [v for v in sampling_variants(args) if v["precision"] == "bfloat16" or v["library"] == "diffusers"]
+        else:
+            chosen = [v for v in variants() if v["library"] != "labml-nn"]
         order = {"do": "chain", "batch": batch, "n_steps": n_steps, "piece": n_steps // args.rounds}
         rows += measure(args, chosen, order, warmup=0, network="small")
     return rows
@@ -284,6 +287,29 @@ def machine(args):
     return facts | gpu
 
 
+def versions():
+    """Return the versions of the packages that are here."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def check_rows(names, facts, stored):
+    """Refuse, before anything is measured, what would end in an error or in one table of two machines."""
+    missing = [name for name in PACKAGES if name not in facts["versions"]]
+    if missing and (needing := [name for name in names if name not in ALONE]):
+        raise ValueError(f"--rows {' '.join(needing)} need {', '.join(missing)}: `make bench` brings them; without them: --rows {' '.join(ALONE)}")
+    if "chain" in names and any(n_steps % facts["rounds"] for n_steps, _ in CHAINS):
+        raise ValueError(f"--rounds must divide {' and '.join(map(str, sorted({n for n, _ in CHAINS})))}; got {facts['rounds']}")
+    same = lambda facts: [facts["device"], facts["threads"], *(facts["machine"].get(key) for key in ("processor", "cores", "gpu"))]
+    others = {name: same(part["facts"]) for name, part in stored.items() if name not in names}
+    if other := [name for name, found in others.items() if found != same(facts)]:
+        told = f"{', '.join(other)}: {others[other[0]]}, here: {same(facts)}"
+        raise ValueError(f"--out holds rows of another machine ({told}); measure all rows, or write another file")
+
+
 def parse():
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,24 +318,27 @@ def parse():
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which the variants take turns (default: 5)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of a process (default: torch's own)")
-    parser.add_argument("--long", action="store_true", help="also chains of 1000 steps of 64 images, which take an hour on two cores")
-    return parser.parse_args()
+    return parser, parser.parse_args()
 
 
 def main():
     """Measure row after row."""
-    args = parse()
-    args.log = open(HERE / "bench.log", "w")  # noqa: SIM115
+    parser, args = parse()
     results = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    facts = {"device": args.device, "threads": args.threads, "rounds": args.rounds, "machine": machine(args)}
-    facts["versions"] = {name: version(name) for name in PACKAGES}
-    for name in (name for name in ROWS if name in args.rows):
-        began = time.perf_counter()
-        results[name] = {"facts": facts, "rows": ROWS[name](args)}
-        results[name]["facts"] = facts | {"minutes": round((time.perf_counter() - began) / 60, 1)}
-        with replaced_file(args.out) as file:
-            file.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"{name}: {results[name]['facts']['minutes']} min", flush=True)
+    facts = {"device": args.device, "threads": args.threads, "rounds": args.rounds, "machine": machine(args), "versions": versions()}
+    try:
+        check_rows(args.rows, facts, results)
+    except ValueError as error:
+        parser.error(str(error))
+    torch.set_num_threads(args.threads)
+    with open(HERE / "bench.log", "w") as args.log:
+        for name in (name for name in ROWS if name in args.rows):
+            began = time.perf_counter()
+            rows = ROWS[name](args)
+            results[name] = {"facts": facts | {"minutes": round((time.perf_counter() - began) / 60, 1)}, "rows": rows}
+            with replaced_file(args.out) as file:
+                file.write_text(json.dumps(results, indent=1) + "\n")
+            print(f"{name}: {results[name]['facts']['minutes']} min", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import asdict, replace
 
 import torch
-from common import MEASURED, setting, write
+from common import MEASURED, checksums, setting, write
 
 from ddpm_nb.data import load_images
 from ddpm_nb.evaluation import (
@@ -63,7 +63,7 @@ def main():
     args = parser.parse_args()
     images, held_out = load_images("digits"), load_images("digits", split="test")
     facts = {"study": "bfloat16 against float32 on the digits", "config": asdict(CONFIG), "T": T}
-    facts |= setting(args.hardware, ("torch",))
+    facts |= setting(args.hardware, ("torch",)) | {"sha256": checksums("classifiers/digits")}
     facts |= {"n_samples": N_SAMPLES, "n_held_out": len(held_out), "rows": [seed_row(seed, images, held_out) for seed in SEEDS]}
     write(OUT, facts)
 

@@ -1,5 +1,6 @@
 """What several studies share: writing results, and saying what they were measured with."""
 
+import hashlib
 import json
 import platform
 import time
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm_nb.files import replaced_file, write_json
+from ddpm_nb.files import PACKAGE, WEIGHTS_FILE, read_json, replaced_file, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED, PICTURES = ROOT / "ddpm_nb" / "measured", ROOT / "book" / "_static"
@@ -20,6 +21,27 @@ def write(path, facts):
     """Write JSON whole or not at all, and the folder for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, facts)
+
+
+def checksums(*folders):
+    """Return the SHA-256 of weights that ship, by their folders in the package, such as "weights/digits"."""
+    return {folder: hashlib.sha256((PACKAGE / folder / WEIGHTS_FILE).read_bytes()).hexdigest() for folder in folders}
+
+
+def as_stored(facts):
+    """Return facts as they are read back from a file: tuples are lists."""
+    return json.loads(json.dumps(facts))
+
+
+def kept(path, settings):
+    """Return what a file holds if it was measured with these settings; else say what differs, and return nothing."""
+    if not path.exists():
+        return {}
+    stored, settings = read_json(path), as_stored(settings)
+    different = sorted(name for name in settings if stored.get(name, "not there") != settings[name])
+    if different:
+        print(f"{path.name} is measured anew: its rows have another {', another '.join(different)}", flush=True)
+    return {} if different else stored
 
 
 def setting(hardware, packages=("ddpm_nb", "torch", "numpy")):
@@ -53,7 +75,7 @@ class Clock:
 
     def __init__(self, path):
         self.path, self.last = path, time.process_time()
-        self.minutes = json.loads(path.read_text()) if path.exists() else {}
+        self.minutes = read_json(path) if path.exists() else {}
 
     def __call__(self, stage, trainer):
         """Note the time and the loss."""

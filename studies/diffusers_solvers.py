@@ -1,15 +1,16 @@
 """Measure what the solvers of diffusers, and the noise levels of k-diffusion, make of the shipped digits network, whose schedule is a cosine.
 
 Run `python studies/diffusers_solvers.py` (a few minutes on one core); chapter 28 reads ddpm_nb/measured/diffusers_solvers.json.
-What is there already stays; a number after the command does so many samplers and stops, and the next run goes on.
+What is there already stays, if no setting has changed; a number after the command does so many samplers and stops, and the next run goes on.
 """
 
-import sys
+import argparse
+from importlib.metadata import version
 from itertools import pairwise
 
 import diffusers
 import torch
-from common import MEASURED, setting, write
+from common import MEASURED, checksums, kept, setting, write
 
 from ddpm_nb.convert import unet_to_diffusers
 from ddpm_nb.data import load_images
@@ -20,7 +21,6 @@ from ddpm_nb.evaluation import (
     gap_with_error,
     load_classifier,
 )
-from ddpm_nb.files import read_json
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import load_pretrained
 from ddpm_nb.sampling import sample_ddim, sample_dpm_solver
@@ -104,24 +104,28 @@ SAMPLERS = {
 }
 
 
+def settings():
+    """Return what all rows have in common."""
+    facts = {"model": "digits", "schedule": "cosine", "lambda_min": LAMBDA_MIN, "seeds": SEEDS, "samples of a seed": N}
+    facts |= {"calls of the network": CALLS, "compared with": BASE, "solvers of": f"diffusers {version('diffusers')}"}
+    return facts | {"sha256": checksums("weights/digits", "classifiers/digits")}
+
+
 def main():
     """Draw, compare and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("n_samplers", nargs="?", type=int, help="samplers to do now; all without")
+    n_samplers = parser.parse_args().n_samplers
     torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
     model, schedule = load_pretrained("digits")
     judge, x_T = load_classifier("digits"), torch.cat([torch.randn(N, 1, 8, 8, generator=seeded(seed)) for seed in SEEDS])
     reference = classifier_features(judge, load_images("digits"))
-    facts = {"model": "digits", "schedule": "cosine", "lambda_min": LAMBDA_MIN, "seeds": list(SEEDS), "samples of a seed": N}
-    facts |= {"calls of the network": CALLS, "compared with": BASE, "images": len(reference)}
-    facts |= setting("CPU, one thread", ("ddpm_nb", "torch", "diffusers"))
-    kept = read_json(PATH) if PATH.exists() else {}
-    is_same = all(kept.get(name) == facts[name] for name in ("seeds", "samples of a seed"))
-    rows = kept["samplers"] if is_same else {}
-    seen = {}
-    left = [name for name in SAMPLERS if name not in rows or name == BASE]
-    for name in left[: int(sys.argv[1]) + 1] if len(sys.argv) > 1 else left:
-        sampler = SAMPLERS[name]
-        seen[name] = pooled = classifier_features(judge, sampler(model, schedule, x_T).float())
+    facts = settings() | {"images": len(reference)} | setting("CPU, one thread", ("ddpm_nb", "torch", "diffusers"))
+    rows, seen = kept(PATH, settings()).get("samplers", {}), {}
+    left = [name for name in SAMPLERS if name not in rows and name != BASE]
+    for name in [BASE, *left[:n_samplers]]:
+        with torch.no_grad():
+            seen[name] = pooled = classifier_features(judge, SAMPLERS[name](model, schedule, x_T).float())
         distance, error = distance_with_error(frechet_distance, reference, pooled)
         gap = gap_with_error(frechet_distance, reference, pooled, seen[BASE])
         each = [round(frechet_distance(reference, part), 2) for part in pooled.split(N)]

@@ -1,16 +1,14 @@
-"""Measure how long a newcomer waits for a first picture, step by step from a clone, and write it for the README.
+"""Measure how long a newcomer waits for a first picture, step by step from a clone: no page shows it yet.
 
 Usage: python studies/first_picture_time.py --hardware "what it runs on" [--doors pip cpu make] [--torch WHEEL] [--uv-cache FOLDER]
-       python studies/first_picture_time.py --readme      write what README.md says of it anew, from the file
 
 Each door begins with `git clone` into an empty folder and ends with a sheet of pictures by `ddpm-nb generate`. `pip` and `cpu` install the package
 into a new environment, with an empty cache and without settings of pip; `cpu` installs another build of PyTorch first, from the file WHEEL.
 `make` is `make setup`, with an empty cache as well, unless `--uv-cache` names a filled one: then nothing is downloaded but what that lacks.
-A door that is measured again replaces what the file has of it.
+A door that is measured again replaces what the file, runs/first_picture.json, has of it; each has its machine beside it.
 """
 
 import argparse
-import json
 import os
 import re
 import resource
@@ -21,10 +19,9 @@ import time
 from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-FILE = ROOT / "ddpm_nb" / "measured" / "first_picture.json"
-README = ROOT / "README.md"
-PLACE = re.compile(r"(<!-- first picture -->\n)(.*?\n)(<!-- end -->\n)", re.S)
+from common import ROOT, read_json, write
+
+FILE = ROOT / "runs" / "first_picture.json"
 SETTINGS = ("PIP_", "UV_", "PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 UNITS = {"bytes": 1, "kB": 1e3, "KiB": 2**10, "MB": 1e6, "MiB": 2**20, "GB": 1e9, "GiB": 2**30}
 GENERATE = ["generate", "a bold seven leaning right", "--out", "sevens.png"]
@@ -92,54 +89,22 @@ def walk_through(door, source, args):
         }
 
 
-def total(door, key):
-    """Add up the steps of a door before its first picture, the clone left out."""
-    return sum(step[key] for step in door["steps"][1:-2])
-
-
-def told(value, unit):
-    """Write a number with two digits."""
-    value = float(f"{value / UNITS.get(unit, 1):.2g}")
-    return f"{value:g} {unit}" if unit in UNITS else f"{value:g} s"
-
-
-def said(measured):
-    """Write the table of the README."""
-    names = {"pip": "`pip install .`", "cpu": "the same after PyTorch's CPU build", "make": "`make setup`"}
-    lines = ["| | download | on the disk | work of one core | first `ddpm-nb generate` |", "|---|---|---|---|---|"]
-    for key in [key for key in names if key in measured["doors"]]:
-        door = measured["doors"][key]
-        loaded = told(total(door, "downloaded bytes"), "MB") if door["cache"] == "empty" else "(not measured)"
-        first = told(door["steps"][-2]["processor seconds"], "s")
-        lines.append(f"| {names[key]} | {loaded} | {told(door['disk bytes'], 'GB')} | {told(total(door, 'processor seconds'), 's')} | {first} |")
-    return "\n".join(["", *lines, "", f"*On {measured['hardware']}, Python {measured['python']}; seconds are those of the processor.*", ""])
-
-
-def with_figures(text, measured):
-    """Return the README's text with these figures."""
-    return PLACE.sub(lambda found: found[1] + said(measured) + found[3], text)
-
-
 def main():
-    """Walk through the doors, or write the README."""
+    """Walk through the doors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hardware", help="what it runs on, in words")
+    parser.add_argument("--hardware", required=True, help="what it runs on, in words")
     parser.add_argument("--doors", nargs="+", choices=("pip", "cpu", "make"), default=["pip"])
     parser.add_argument("--torch", type=Path, help="a wheel of another build of PyTorch, for the door cpu")
     parser.add_argument("--uv-cache", type=Path, help="a filled cache for the door make, to download once")
     parser.add_argument("--python", default=sys.executable, help="the Python that makes the environments (default: this one)")
-    parser.add_argument("--readme", action="store_true", help="write README.md from the file")
     args = parser.parse_args()
-    measured = json.loads(FILE.read_text()) if FILE.exists() else {"doors": {}}
-    if not args.readme:
-        if not args.hardware or ("cpu" in args.doors) != bool(args.torch):
-            parser.error("--hardware is needed, and --torch for the door cpu")
-        measured |= {"hardware": args.hardware, "python": sys.version.split()[0]}
-        for door in args.doors:
-            measured["doors"][door] = walk_through(door, ROOT, args) | {"day": date.today().isoformat()}
-            FILE.write_text(json.dumps(measured, indent=1) + "\n")
-    elif len(measured["doors"]) > 1:
-        README.write_text(with_figures(README.read_text(encoding="utf-8"), measured), encoding="utf-8")
+    if ("cpu" in args.doors) != bool(args.torch):
+        parser.error("--torch is needed for the door cpu, and for no other")
+    measured = read_json(FILE) if FILE.exists() else {}
+    about = {"hardware": args.hardware, "python": sys.version.split()[0], "day": date.today().isoformat()}
+    for door in args.doors:
+        measured[door] = about | walk_through(door, ROOT, args)
+        write(FILE, measured)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ Run `python studies/flows.py` (four minutes on one idle core); chapter 15 reads 
 The networks have fully connected layers, so that five of each kind train in a minute; each has its own first weights and draws.
 """
 
+import argparse
 import math
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
-from common import MEASURED, processor, setting, write
+from common import MEASURED, checksums, processor, setting, write
 from torch import nn
 
 from ddpm_nb.data import load_images
@@ -213,12 +213,15 @@ def costs():
 
 def main():
     """Train, measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=("costs",), help="measure only this; everything without")
+    part = parser.parse_args().part
     torch.set_num_threads(1)
-    if sys.argv[1:] == ["costs"]:
+    if part == "costs":
         write(PATH, read_json(PATH) | {"costs": costs()})
         return
     results = {"trainings": SEEDS, "iterations": ITERATIONS, "batch": BATCH, "samples": N, "pairs": PAIRS}
-    results |= setting("CPU, one thread")
+    results |= setting("CPU, one thread") | {"sha256": checksums("classifiers/digits")}
     results["plane"] = in_the_plane()
     print(results["plane"], flush=True)
     write(PATH, results | on_digits() | {"costs": costs()})

@@ -6,6 +6,7 @@ Run `pip install k-diffusion "setuptools<80" denoising-diffusion-pytorch lightni
 needed for the book or its tests; loops whose packages are (torch, Accelerate, diffusers) are in tests/test_other_peoples_code.py.
 """
 
+import argparse
 import importlib.util
 import tempfile
 
@@ -137,6 +138,7 @@ def try_transformers():
 
 def main():
     """Try each package that is there."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for name in ("k_diffusion", "denoising_diffusion_pytorch", "lightning", "transformers"):
         if importlib.util.find_spec(name) is None:
             print(f"{name}: not installed")

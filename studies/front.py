@@ -7,6 +7,7 @@ fingerprints of the models and of the pictures to book/_static/front.json, and a
 No picture is chosen by eye: each is the first draw of its seed.
 """
 
+import argparse
 import hashlib
 
 import matplotlib.pyplot as plt
@@ -216,6 +217,7 @@ def save_icon(side=180):
 
 def main():
     """Draw all pictures and note what they were drawn from."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     model, schedule = load_pretrained("mnist")
     save_walk(model, schedule)
     save_grey(PICTURES / "samples.png", tile(draw(model, schedule, 96, 0), 16), 2)

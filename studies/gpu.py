@@ -5,12 +5,16 @@ Usage: python studies/gpu.py [--minutes 14] [--out ddpm_nb/measured/gpu.json] [-
 
 In this order, each within its share of the time: the tests marked `gpu`; training and sampling steps (float32, bfloat16; eager, compiled;
 batches of 128 to 1024) with their share of the measured peak; the network of 35.7 million weights; one notebook after another, with the
-cells that fail. What has been measured is written after each part and each notebook, so a cut run leaves what it has.
+cells that fail. What has been measured is written after each part and each notebook, so a cut run leaves what it has. --parts measures
+some parts again; what the file holds of the others stays, if it is of the same machine and versions. The exit code is 1 if a test, a
+measurement or a notebook of this call failed. What only ran out of time is no failure, but for the tests: nothing is known of them then.
 """
 
 import argparse
 import json
+import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,7 +22,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import ROOT
+from common import ROOT, read_json, write
 from torch.utils.flop_counter import FlopCounterMode
 
 SHARES = {"tests": 0.2, "speed": 0.25, "network": 0.1, "notebooks": 0.45}  # of the minutes; what is left goes on to the next part
@@ -27,16 +31,20 @@ NETWORKS = {"tiny": ("digits", {"base_channels": 8, "norm_groups": 2}), "small":
 
 def run(command, seconds):
     """Run a command for so many seconds at most; return its code (None: cut) and the end of what it printed."""
-    try:
-        done = subprocess.run(command, cwd=ROOT, timeout=seconds, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    except subprocess.TimeoutExpired as cut:
-        return None, (cut.stdout or b"").decode(errors="replace").splitlines()[-15:]
-    return done.returncode, done.stdout.splitlines()[-15:]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as process:
+        try:
+            told, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started, which would hold the device
+            told, _ = process.communicate()
+            return None, told.splitlines()[-15:]
+    return process.returncode, told.splitlines()[-15:]
 
 
 def measure_tests(args, left, save):
     """Run the tests that need the device."""
-    chosen = ["-k", "test_device_is_named", "tests/test_processes.py"] if args.tiny else ["-m", "gpu", "tests"]
+    chosen = ["-k", "test_dropout_differs", "tests/test_processes.py"] if args.tiny else ["-m", "gpu", "tests"]
     code, lines = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen], left())
     save({"code": code, "tail": lines})
 
@@ -62,6 +70,9 @@ def steps_of(name, precision, compiled, batch, device, n):
     from ddpm_nb.training import TrainConfig, Trainer
     from ddpm_nb.unet import make_unet
 
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)  # or every row would tell the largest peak before it
     preset, options = NETWORKS[name]
     network, schedule = make_unet(preset, **options).to(device), make_schedule("linear", 1000).to(device)
     x_0 = torch.rand(batch, network.in_channels, network.image_size, network.image_size, device=device) * 2 - 1
@@ -137,7 +148,7 @@ def measure_notebooks(args, left, save):
             rows[path.stem] = "not reached"
             continue
         code, lines = run([sys.executable, "-c", NOTEBOOK, str(path)], left())
-        rows[path.stem] = json.loads(lines[-1]) if code == 0 else {"cut or failed": lines[-3:]}
+        rows[path.stem] = json.loads(lines[-1]) if code == 0 else {"cut" if code is None else "died": lines[-3:]}
         save(rows)
     save(rows)
 
@@ -160,9 +171,19 @@ def machine(device):
 
 
 def went_wrong(results):
-    """Tell whether a test failed, or a cell of a notebook."""
-    notebooks = results.get("notebooks", {}).values()
-    return results.get("tests", {}).get("code", 0) not in (0, 5) or any(isinstance(row, dict) and row.get("failed") for row in notebooks)
+    """Tell whether a test failed or was cut or none was found, a measurement failed, or a notebook or one of its cells."""
+    found = [results["tests"]["code"] != 0] if "tests" in results else []
+    for part in ("speed", "network"):
+        if part in results:
+            found += ["failed" in row for row in (*results[part]["rows"], *results[part]["peaks"].values())]
+    rows = [row for row in results.get("notebooks", {}).values() if isinstance(row, dict)]
+    return any(found) or any("died" in row or bool(row.get("failed")) for row in rows)
+
+
+def of_this_machine(path, here):
+    """Return what a file holds if it was measured on this machine with these versions, or only where."""
+    found = read_json(path) if path.exists() else {}
+    return found if found.get("machine") == here else {"machine": here}
 
 
 def main():
@@ -174,8 +195,10 @@ def main():
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="small numbers, to try the script")
     args = parser.parse_args()
-    began, results = time.monotonic(), {"machine": machine(args.device)}
-    until = 0.0
+    began, until = time.monotonic(), 0.0
+    results = of_this_machine(args.out, machine(args.device))
+    for part in args.parts:
+        results.pop(part, None)
     for part in args.parts:
         until += SHARES[part] / sum(SHARES[name] for name in args.parts) * 60 * args.minutes
 
@@ -184,13 +207,11 @@ def main():
 
         def save(found, part=part):
             results[part] = found
-            results["seconds"] = round(time.monotonic() - began)
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(results, indent=1) + "\n")
+            write(args.out, results)
 
         MEASURES[part](args, left, save)
         print(f"{part}: done after {time.monotonic() - began:.0f} s", flush=True)
-    sys.exit(went_wrong(results))
+    sys.exit(went_wrong({part: results[part] for part in args.parts}))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ Written are ddpm_nb/measured/mnist_epochs.json and book/_static/mnist-epochs.png
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from common import MEASURED, PICTURES, save_grey, write
+from common import MEASURED, PICTURES, as_stored, checksums, save_grey, write
 from mnist_tables import make_yardstick
 from safetensors.torch import load_file, save_file
 from train_mnist import BATCH, EPOCHS, new_network, settings
@@ -25,7 +25,15 @@ from ddpm_nb.elbo import predict_noise
 from ddpm_nb.files import read_json, replaced_file
 from ddpm_nb.plots import tile
 from ddpm_nb.results import measure_images, measure_samples
-from ddpm_nb.runs import CHECKPOINTS, LOG_FILE, read_checkpoint, read_log, train
+from ddpm_nb.runs import (
+    CHECKPOINTS,
+    LOG_FILE,
+    _saved_checkpoints,
+    read_checkpoint,
+    read_log,
+    read_settings,
+    train,
+)
 from ddpm_nb.schedules import make_schedule
 
 WANTED = (1, 2, 5, 10, EPOCHS)
@@ -47,8 +55,7 @@ def nearest_epoch(iteration, epoch):
 
 def keep_checkpoints(run, work, epoch):
     """Copy the averaged weights of the checkpoint that is nearest to each wanted epoch."""
-    paths = Path(run, CHECKPOINTS).glob("step-*.json")
-    here = {int(path.stem[5:]): path for path in paths}
+    here = {int(path.stem[5:]): path for path in _saved_checkpoints(Path(run, CHECKPOINTS))}
     for wanted in WANTED:
         near = [i for i in here if nearest_epoch(i, epoch) == wanted]
         if not near or list(work.glob(f"epoch-{wanted:02}-*.safetensors")):
@@ -59,6 +66,15 @@ def keep_checkpoints(run, work, epoch):
         with replaced_file(work / f"epoch-{wanted:02}-{iteration:08}.safetensors") as file:
             save_file(ema, file)
         print(f"kept iteration {iteration}", flush=True)
+
+
+def check_run(run, work):
+    """Refuse a folder of rows that are those of a run with other settings; note this run's."""
+    config, data = read_settings(run)
+    told = as_stored({"config": asdict(config), "data": data})
+    if (path := work / "run.json").exists() and read_json(path) != told:
+        raise SystemExit(f"--work {work} holds rows of another run than {run}: name another folder")
+    write(path, told)
 
 
 def replay(data, folder, epoch):
@@ -96,7 +112,8 @@ def collect(work, floor, out, picture):
     rows = [read_json(path) for path in paths]
     shown = [load_file(path.with_suffix(".samples"))["samples"] for path in paths]
     save_grey(picture, tile(torch.cat(shown), N_SHOWN), 2)
-    write(out, {"batch size": BATCH, "epochs of the run": EPOCHS, "rows": rows, "floor": floor})
+    facts = {"batch size": BATCH, "epochs of the run": EPOCHS, "rows": rows, "floor": floor}
+    write(out, facts | {"sha256": checksums("classifiers/mnist")})
 
 
 def main():
@@ -113,6 +130,7 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     data = load_dataset("mnist", root=args.root)
     epoch = len(data) // BATCH
+    check_run(args.run, args.work)
     keep_checkpoints(args.run, args.work, epoch)
     if args.replay:
         replay(data, args.work / "replay", epoch)

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from common import MEASURED, setting, write
+from common import MEASURED, checksums, setting, write
 from mnist_tables import CONFIG as TABLES
 from mnist_tables import N_REFERENCE, NETWORK
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,14 +64,16 @@ def seconds_per_step(shape):
 
 
 def fitted_autoencoder(images, work):
-    """Train the autoencoder, or read the one that an earlier run left; return it and the seconds it took."""
-    if not (path := work / "autoencoder.pt").is_file():
+    """Train the autoencoder, or read the one that an earlier run left with these settings; return it and the seconds it took."""
+    made, path = {"autoencoder": AUTOENCODER, "fitting": FITTING, "images": len(images)}, work / "autoencoder.pt"
+    if not path.is_file() or torch.load(path, weights_only=True).get("made with") != made:
         started = time.process_time()
         with seeded_init(FITTING["seed"]):
             model = Autoencoder(28, **AUTOENCODER)
         train_autoencoder(model, images, **FITTING)
         with replaced_file(path) as file:
-            torch.save({"weights": model.state_dict(), "seconds": time.process_time() - started}, file)
+            facts = {"seconds": time.process_time() - started, "made with": made}
+            torch.save({"weights": model.state_dict()} | facts, file)
     kept, model = torch.load(path, weights_only=True), Autoencoder(28, **AUTOENCODER)
     model.load_state_dict(kept["weights"])
     return model.eval().requires_grad_(False), kept["seconds"]
@@ -123,7 +125,7 @@ def main():
     model, seconds = fitted_autoencoder(images, args.work)
     study = {"data": "mnist", "T": 1000, "autoencoder": AUTOENCODER, "fitting": FITTING, "network": NETWORK, "training": asdict(CONFIG)}
     study |= {"schedule": SCHEDULE, "reference images": N_REFERENCE, "sampling steps": SAMPLE_STEPS, "eta": ETA}
-    facts = {"study": study} | setting(args.hardware)
+    facts = {"study": study, "sha256": checksums("classifiers/mnist")} | setting(args.hardware)
     facts["autoencoder"] = describe_autoencoder(model, seconds, yardstick)
     facts["cost"] = {}
     for name, shape in {"pixels": (1, 28, 28), "latents": model.latent_shape}.items():

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from common import MEASURED, PICTURES, save_grey, setting, write
+from common import MEASURED, PICTURES, checksums, save_grey, setting, write
 from mnist_tables import NETWORK, make_yardstick
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -110,7 +110,7 @@ def run(name, schedule, data, config, yardstick, n_samples, folder, pictures):
         save_grey(
             pictures / "notes-forward.png", tile(forward_pictures(schedule, samples[:8]), 8), 2
         )
-    curve = [part.mean().item() for part in losses.split(SMOOTH)]
+    curve = losses[: len(losses) // SMOOTH * SMOOTH].view(-1, SMOOTH).mean(1).tolist()  # whole points only
     steps = min(50, schedule.n_steps)
     row, _ = measure_samples(model, schedule, yardstick, n_samples, steps)
     row |= cost(model) | {"training seconds": round(seconds)}
@@ -123,7 +123,7 @@ def study(data, yardstick, n_iterations, n_samples, folder, pictures, n_steps=N_
     config = settings(n_iterations)
     facts = {"T": n_steps, "training": asdict(config) | {"grad_clip": None}}
     facts |= {"images": len(data), "epochs": n_iterations * BATCH / len(data)}
-    facts["iterations of a point"] = SMOOTH
+    facts |= {"iterations of a point": SMOOTH, "sha256": checksums("classifiers/mnist")}
     for name in MAKERS:
         facts[name] = run(name, schedule, data, config, yardstick, n_samples, folder, pictures)
     return facts | {"floor": measure_images(yardstick.held_out[:n_samples], yardstick)}

@@ -2,23 +2,22 @@
 
 Usage: python studies/mnist_tables.py --root data --hardware "what it runs on"
 
-Each row is written to --work as soon as it is measured, and a row that is there is not measured again, so a run that was cut short
-goes on where it stopped. Two runs may share the work: name the rows of each with --rows. The last to finish collects the table.
+Each row is written to --work as soon as it is measured, with its settings and the checksums of the shipped weights it rests on. A row
+that is there, with those of today, is not measured again, so a run that was cut short goes on where it stopped. Two runs may share the
+work: name the rows of each with --rows. The last to finish collects the table.
 
-With --renew, rows that are not in --work are taken from the stored table: after another network was shipped,
-    python studies/mnist_tables.py --renew --rows curve "ddim 10 0.0" ... --hardware ...
-measures that network again, and nothing else.
+With --renew, rows that are not in --work are taken from the stored table where they hold: after another network was shipped,
+    python studies/mnist_tables.py --renew --root data --hardware ...
+measures the rows of that network again, and nothing else. Rows that are named with --rows are measured though the table has them.
 """
 
 import argparse
-import hashlib
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from common import MEASURED, PICTURES, setting, write
+from common import MEASURED, PICTURES, as_stored, checksums, setting, write
 from PIL import Image
 
 from ddpm_nb.bound import rate_distortion
@@ -30,8 +29,9 @@ from ddpm_nb.evaluation import (
     save_classifier,
     train_classifier,
 )
+from ddpm_nb.files import read_json
 from ddpm_nb.gaussian import seeded
-from ddpm_nb.hub import SHIPPED, load_pretrained
+from ddpm_nb.hub import load_pretrained
 from ddpm_nb.plots import show_images
 from ddpm_nb.results import (
     VARIANTS,
@@ -41,6 +41,7 @@ from ddpm_nb.results import (
     measure_samples,
     train_variant,
 )
+from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.training import TrainConfig
 from ddpm_nb.unet import UNet
 
@@ -93,12 +94,20 @@ def variant_row(name, train_set, yardstick, work):
     return row
 
 
-def grid_row(n_steps, eta, yardstick):
-    """Sample the shipped network with one setting of DDIM, and time it."""
+def draw(model, schedule, shape, n, n_steps, eta):
+    """Draw as `measure_samples` does; return the samples and the seconds, those of judging left out."""
+    started, g = time.perf_counter(), seeded(0)
+    options = {"n_steps": n_steps, "eta": eta, "generator": g}
+    parts = [sample_ddim(model, schedule, (min(64, n - i), *shape), **options) for i in range(0, n, 64)]
+    return torch.cat(parts), time.perf_counter() - started
+
+
+def grid_row(n_steps, eta, yardstick, n=N_GRID):
+    """Sample the shipped network with one setting of DDIM, time the drawing alone, and measure."""
     model, schedule = load_pretrained("mnist")
-    started = time.perf_counter()
-    row, _ = measure_samples(model, schedule, yardstick, N_GRID, n_steps, eta=eta)
-    return row | {"seconds per image": (time.perf_counter() - started) / N_GRID}
+    samples, seconds = draw(model, schedule, yardstick.held_out.shape[1:], n, n_steps, eta)
+    row = {"n": n, "steps": n_steps, "eta": eta, "seconds of drawing an image": seconds / n}
+    return row | measure_images(samples, yardstick)
 
 
 def curve_row(yardstick):
@@ -119,28 +128,44 @@ def rows_to_measure(train_set, yardstick, work):
     return rows | {f"ddim {n} {eta}": (lambda n=n, eta=eta: grid_row(n, eta, yardstick)) for n, eta in GRID}
 
 
-def shipped():
-    """Return the checksum of the weights that `load_pretrained("mnist")` gives, which some rows are measured with."""
-    with (SHIPPED / "mnist" / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def study():
+    """Return the settings of all rows."""
+    facts = {"data": "mnist", "T": 1000, "network": NETWORK, "training": asdict(CONFIG), "variants": VARIANTS, "held-out images": N_BOUND}
+    facts |= {"samples": N_SAMPLES, "sampling steps": SAMPLE_STEPS, "snapshots": SNAPSHOTS, "reference images": N_REFERENCE}
+    return facts | {"sha256": checksums("weights/mnist", "classifiers/mnist")}
+
+
+def made_with(name, facts):
+    """Return what a row rests on, of the settings of a study: the shipped network's rows on its weights, the variants' on the training."""
+    facts = as_stored(facts)
+    trained = {key: value for key, value in facts.items() if key != "sha256"}
+    judged = {"reference images": facts["reference images"], "classifier": facts["sha256"]["classifiers/mnist"]}
+    if name in VARIANTS:
+        return judged | trained
+    return judged if name == "floor" else judged | {"weights": facts["sha256"]["weights/mnist"]}
 
 
 def stored_rows():
-    """Return the rows of the stored table; those of a network that no longer ships are left out."""
-    facts = json.loads(OUT.read_text())
-    rows = {row["variant"]: row for row in facts["objectives"]} | {"floor": facts["floor"]}
+    """Return the rows of the stored table that rest on the settings and weights of today."""
+    facts = read_json(OUT)
+    rows = {row["variant"]: row for row in facts["objectives"]} | {"floor": facts["floor"], "curve": facts["curve"]}
+    rows |= {f"ddim {row['steps']} {row['eta']}": row for row in facts["ddim"]}
     rows[next(iter(VARIANTS))]["training steps"] = facts["training steps"]
-    if facts.get("sha256 of the shipped weights") == shipped():
-        grid = {f"ddim {row['steps']} {row['eta']}": row for row in facts["ddim"]}
-        rows |= grid | {"curve": facts["curve"]}
-    return rows
+    return {name: row for name, row in rows.items() if made_with(name, facts["study"]) == made_with(name, study())}
+
+
+def rows_in(work, names):
+    """Return those of the rows that lie in a folder and rest on the settings and weights of today."""
+    rows = {name: read_json(path) for name in names if (path := work / f"{name}.json").is_file()}
+    return {name: row for name, row in rows.items() if row.pop("made with", None) == made_with(name, study())}
 
 
 def join_pictures(work):
-    """Put the samples of the two losses below each other in one picture."""
-    if not (work / "eps, L.png").exists():  # rows that were not drawn anew
+    """Put the samples of the two losses below each other in one picture, if both rows were measured anew."""
+    names = ("eps, L_simple", "eps, L")
+    if len(rows_in(work, names)) < 2:
         return
-    pictures = [Image.open(work / f"{name}.png").convert("RGB") for name in ("eps, L_simple", "eps, L")]
+    pictures = [Image.open(work / f"{name}.png").convert("RGB") for name in names]
     height = sum(picture.height for picture in pictures)
     joined = Image.new("RGB", (pictures[0].width, height), "white")
     for picture, top in zip(pictures, (0, pictures[0].height), strict=True):
@@ -151,14 +176,11 @@ def join_pictures(work):
 def collect(work, rows, hardware):
     """Put the rows together, with all that is needed to repeat them."""
     join_pictures(work)
-    study = {"data": "mnist", "T": 1000, "network": NETWORK, "training": asdict(CONFIG), "held-out images": N_BOUND}
-    study |= {"reference images": N_REFERENCE}
-    facts = {"study": study} | setting(hardware)
+    facts = {"study": study()} | setting(hardware)
     facts["minutes of all rows"] = round(sum(row["minutes"] for row in rows.values()), 1)
     facts["objectives"] = [rows[name] for name in VARIANTS]
     facts["training steps"] = facts["objectives"][0].pop("training steps")
     facts |= {"ddim": [rows[f"ddim {n} {eta}"] for n, eta in GRID], "curve": rows["curve"], "floor": rows["floor"]}
-    facts["sha256 of the shipped weights"] = shipped()
     write(OUT, facts)
 
 
@@ -168,20 +190,23 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("runs/tables"), help="folder for the rows")
     parser.add_argument("--rows", nargs="*", help="rows to measure; all without")
     parser.add_argument("--renew", action="store_true", help="take rows that are not in --work from the stored table")
-    parser.add_argument("--hardware", required=True, help="what it runs on, in words")
+    parser.add_argument("--hardware", required=True, help="what it runs on, in words; with --renew also what the rows that stay ran on")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     train_set, test_set = (load_dataset("mnist", root=args.root, split=split) for split in ("train", "test"))
     make_classifier(train_set, test_set)
     rows = rows_to_measure(train_set, make_yardstick(train_set, test_set), args.work)
-    for name in args.rows if args.rows is not None else rows:
-        if not (path := args.work / f"{name}.json").is_file():
+    if unknown := set(args.rows or ()) - rows.keys():
+        parser.error(f"--rows must be of {', '.join(rows)}; got {', '.join(sorted(unknown))}")
+    stored = stored_rows() if args.renew else {}
+    for name in args.rows if args.rows is not None else [name for name in rows if name not in stored]:
+        if not rows_in(args.work, [name]):
             started = time.perf_counter()
             row = rows[name]()
-            write(path, row | {"minutes": (time.perf_counter() - started) / 60})
-            print(f"{name}: {(time.perf_counter() - started) / 60:.1f} min", flush=True)
-    found = stored_rows() if args.renew else {}
-    found |= {path.stem: json.loads(path.read_text()) for path in args.work.glob("*.json")}
+            row |= {"minutes": (time.perf_counter() - started) / 60, "made with": made_with(name, study())}
+            write(args.work / f"{name}.json", row)
+            print(f"{name}: {row['minutes']:.1f} min", flush=True)
+    found = stored | rows_in(args.work, rows)
     if found.keys() >= rows.keys():
         collect(args.work, found, args.hardware)
 

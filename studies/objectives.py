@@ -1,16 +1,16 @@
 """Train the five variants of the papers on digits from three seeds, and measure them with one yardstick.
 
 Run `python studies/objectives.py` (about twenty minutes on one core); chapter 12 reads ddpm_nb/measured/objectives.json.
-A run that was stopped goes on with the variant and seed that is not finished.
+A run that was stopped goes on with the variant and seed that is not finished; if a setting was changed, all are trained anew.
 """
 
+import argparse
 from dataclasses import asdict
 
-from common import MEASURED, setting, write
+from common import MEASURED, checksums, kept, setting, write
 
 from ddpm_nb.data import load_dataset
 from ddpm_nb.evaluation import classifier_features, load_classifier
-from ddpm_nb.files import read_json
 from ddpm_nb.gaussian import seeded_init
 from ddpm_nb.results import (
     VARIANTS,
@@ -29,6 +29,12 @@ CONFIG = TrainConfig(n_iterations=300, batch_size=64, lr=3e-3, warmup=25, ema_de
 PATH = MEASURED / "objectives.json"
 
 
+def settings():
+    """Return what all rows have in common."""
+    facts = {"network": {"base_channels": 16} | NETWORK, "training": asdict(CONFIG), "variants": VARIANTS}
+    return facts | {"held-out images": N_BOUND, "samples": N_SAMPLES, "steps": STEPS, "sha256": checksums("classifiers/digits")}
+
+
 def row(name, seed, images, digits):
     """Train one variant from one seed and measure it; the noise of the measuring is equal for all."""
     with seeded_init(seed):
@@ -42,11 +48,11 @@ def row(name, seed, images, digits):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     train_set, test_set = load_dataset("digits"), load_dataset("digits", split="test")
     judge, images = load_classifier("digits"), train_set.images()
     digits = Yardstick(test_set.images(), train_set.n_levels, judge, classifier_features(judge, images))
-    facts = read_json(PATH) if PATH.exists() else {"rows": {}}
-    facts |= {"network": {"base_channels": 16} | NETWORK, "training": asdict(CONFIG), **setting("one thread of an x86-64 CPU")}
+    facts = (kept(PATH, settings()) or {"rows": {}}) | settings() | setting("one thread of an x86-64 CPU")
     facts["real"] = measure_images(digits.held_out, digits)
     for seed in range(SEEDS):
         for name in VARIANTS:

@@ -1,17 +1,17 @@
 """Measure what average, warm-up, decay and clipping are worth: held-out losses of short and longer runs, over four seeds.
 
 Run `python studies/recipes.py` (about fifteen minutes on one core); chapter 9 reads ddpm_nb/measured/recipes.json.
-A run that was stopped goes on with the seed that is not finished.
+A run that was stopped goes on with the seed that is not finished; if a setting was changed, all seeds are trained anew.
 """
 
+import argparse
 import math
 
 import torch
-from common import MEASURED, setting, write
+from common import MEASURED, kept, setting, write
 
 from ddpm_nb.data import load_images
 from ddpm_nb.elbo import simple_loss
-from ddpm_nb.files import read_json
 from ddpm_nb.gaussian import seeded, seeded_init
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import EMA, TrainConfig, descend
@@ -20,13 +20,20 @@ from ddpm_nb.unet import make_unet
 SEEDS, LENGTHS, BATCH, LR, EMA_DECAY = 4, (120, 360), 32, 3e-3, 0.98
 NOTHING = {"warmup": 0, "lr_decay": "constant", "grad_clip": math.inf}
 RECIPES = {"nothing": {}, "warm-up": {"warmup": 30}, "decay": {"lr_decay": "cosine"}, "clipping": {"grad_clip": 1.0}}
+NETWORK, T = {"base_channels": 16, "norm_groups": 4}, 200
 PATH = MEASURED / "recipes.json"
+
+
+def settings():
+    """Return what all rows have in common."""
+    facts = {"batch": BATCH, "lr": LR, "ema_decay": EMA_DECAY, "network": NETWORK, "T": T, "schedule": "cosine"}
+    return facts | {"recipes": {name: {k: str(v) for k, v in (NOTHING | recipe).items()} for name, recipe in RECIPES.items()}}
 
 
 def learn(config, seed, schedule, images, score):
     """Train as chapter 9's `learn` does; return the scores of the last weights and of their average."""
     with seeded_init(seed):
-        model = make_unet("digits", base_channels=16, norm_groups=4)
+        model = make_unet("digits", **NETWORK)
     g, ema = seeded(seed), EMA(model, EMA_DECAY)
 
     def loss_of(i):
@@ -39,7 +46,8 @@ def learn(config, seed, schedule, images, score):
 
 
 def main():
-    schedule, images = make_schedule("cosine", 200), load_images("digits")
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    schedule, images = make_schedule("cosine", T), load_images("digits")
     held_out = load_images("digits", split="test")
     t = torch.arange(len(held_out)) * schedule.n_steps // len(held_out)
     eps = torch.randn(held_out.shape, generator=seeded(0))
@@ -48,8 +56,7 @@ def main():
     def score(model):
         return simple_loss(model, schedule, held_out, t=t, eps=eps).item()
 
-    facts = read_json(PATH) if PATH.exists() else {"scores": {}}
-    facts |= {"batch": BATCH, "lr": LR, "ema_decay": EMA_DECAY, **setting("one thread of an x86-64 CPU")}
+    facts = (kept(PATH, settings()) or {"scores": {}}) | settings() | setting("one thread of an x86-64 CPU")
     for seed in range(SEEDS):
         for length in LENGTHS:
             for name, recipe in RECIPES.items():

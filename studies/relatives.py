@@ -1,14 +1,14 @@
 """Measure the shipped DDPM of the digits with 2,000 samples, GANs in and out of balance and the bounds of VAE and DDPM, four seeds each.
 
 Run `python studies/relatives.py` (about fifteen minutes on one core); chapters 16 and 17 read ddpm_nb/measured/relatives.json.
-With the name of a part (shipped, balance, bounds) only that part is measured anew.
+With the name of a part (shipped, balance, bounds) only that part is measured anew; the others stay if they were measured with the same settings.
 """
 
+import argparse
 import math
-import platform
-import sys
 
 import torch
+from common import MEASURED, checksums, kept, setting, write
 
 from ddpm_nb.bound import vlb_terms
 from ddpm_nb.data import load_images
@@ -19,7 +19,6 @@ from ddpm_nb.evaluation import (
     frechet_distance,
     load_classifier,
 )
-from ddpm_nb.files import PACKAGE, read_json, write_json
 from ddpm_nb.forward import predict_x_0, q_sample
 from ddpm_nb.gan import Discriminator, Generator, sample_gan, train_gan
 from ddpm_nb.gaussian import discretized_gaussian_log_likelihood, seeded, seeded_init
@@ -30,7 +29,9 @@ from ddpm_nb.training import TrainConfig
 from ddpm_nb.unet import make_unet
 from ddpm_nb.vae import VAE, train_vae, vae_bound
 
-SEEDS, N = (0, 1, 2, 3), 2000
+SEEDS, N, PART, CALLS = (0, 1, 2, 3), 2000, 500, (10, 20, 50)
+ROUNDS, ITERATIONS = 400, {"VAE": 1800, "DDPM": 280}
+PARTS, PATH = ("shipped", "balance", "bounds"), MEASURED / "relatives.json"
 GAMES = {
     "1 : 1": {},
     "10 : 1": {"generator_steps": 10},
@@ -50,17 +51,17 @@ def measure(images):
 
 
 def draw(model, schedule, shape, n_steps, seed, **options):
-    """Draw N samples in parts of 500."""
+    """Draw N samples in parts."""
     g = seeded(seed)
-    parts = [sample_ddim(model, schedule, (500, *shape), n_steps=n_steps, generator=g, **options) for _ in range(N // 500)]
+    parts = [sample_ddim(model, schedule, (PART, *shape), n_steps=n_steps, generator=g, **options) for _ in range(N // PART)]
     return torch.cat(parts)
 
 
 def game(options, seed):
-    """Play 400 rounds of a GAN; return its row."""
+    """Play some rounds of a GAN; return its row."""
     with seeded_init(seed):
         players = Generator(8), Discriminator(8)
-    result = train_gan(*players, digits, n_iterations=400, seed=seed, **options)
+    result = train_gan(*players, digits, n_iterations=ROUNDS, seed=seed, **options)
     losses = result.losses[-50:].mean(0).tolist()
     images = sample_gan(result.generator, N, generator=seeded(seed))
     spread = {"spread": float(images.std(0).mean())}
@@ -80,9 +81,9 @@ def bounds(seed):
     """Train chapter 16's VAE and DDPM from one seed; return their bounds on the held-out digits, and that of the stopped chain."""
     with seeded_init(seed):
         vae, network = VAE(8, latent_dim=8), make_unet("digits", base_channels=16, norm_groups=4)
-    vae = train_vae(vae, digits, n_levels=17, seed=seed, n_iterations=1800, batch_size=128)
-    settings = {"n_iterations": 280, "batch_size": 64, "warmup": 25, "ema_decay": 0.98, "seed": seed}
-    config = TrainConfig(**settings, precision="float32")
+    vae = train_vae(vae, digits, n_levels=17, seed=seed, n_iterations=ITERATIONS["VAE"], batch_size=128)
+    options = {"batch_size": 64, "warmup": 25, "ema_decay": 0.98, "seed": seed, "precision": "float32"}
+    config = TrainConfig(n_iterations=ITERATIONS["DDPM"], **options)
     ddpm, schedule, _, _ = train_variant("eps, L_simple, cosine", network, digits, config, n_steps=200)
     with torch.no_grad():
         vae_bits = vae_bound(vae, held_out, n_levels=17, generator=seeded(0)).total
@@ -94,24 +95,33 @@ def bounds(seed):
     return {"VAE": float(vae_bits.mean()), "DDPM": float(terms.total.mean()), "DDPM, stopped": float(stopped.mean())}
 
 
+def settings():
+    """Return what all parts have in common."""
+    facts = {"seeds": SEEDS, "samples": N, "rounds of a GAN": ROUNDS, "iterations": ITERATIONS}
+    return facts | {"sha256": checksums("weights/digits", "classifiers/digits")}
+
+
 def main():
-    """Measure everything, or the parts that are named, and write it."""
+    """Measure everything, or the parts that are named, and write each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"what to measure anew, of {', '.join(PARTS)}; without, everything")
+    parts = parser.parse_args().parts or PARTS
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"PART must be one of {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
-    path = PACKAGE / "measured" / "relatives.json"
-    parts = sys.argv[1:] or ["shipped", "balance", "bounds"]
-    results = read_json(path) if sys.argv[1:] else {}
-    results |= {"seeds": list(SEEDS), "samples": N, "versions": {"torch": torch.__version__, "python": platform.python_version()}}
+    results = kept(PATH, settings()) | settings() | setting("one thread of an x86-64 CPU")
     if "shipped" in parts:
-        results["floor"] = measure(held_out)
         model, schedule = load_pretrained("digits")
-        results["shipped"] = [
-            measure(draw(model, schedule, (1, 8, 8), n_steps, 0)) | {"steps": n_steps} for n_steps in (10, 20, 50)
-        ]
+        drawn = {n_steps: draw(model, schedule, (1, 8, 8), n_steps, 0) for n_steps in CALLS}
+        results["floor"] = measure(held_out)
+        results["shipped"] = [measure(images) | {"steps": n_steps} for n_steps, images in drawn.items()]
+        write(PATH, results)
     if "balance" in parts:
         results["balance"] = {name: [game(options, seed) for seed in SEEDS] for name, options in GAMES.items()}
+        write(PATH, results)
     if "bounds" in parts:
         results["bounds"] = [bounds(seed) for seed in SEEDS]
-    write_json(path, results)
+        write(PATH, results)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Usage: python studies/shapes.py train --out runs/shapes          train, or go on
        python studies/shapes.py ship --out runs/shapes --hardware "what it runs on"
 
 `ship` chooses the least guidance that is as good as any by prompts that were trained on, measures with held-out ones, and writes the pipeline with its card and
-ddpm_nb/measured/shapes.json: shares with their errors, and how well attention maps of words follow the shapes.
+ddpm_nb/measured/shapes.json: shares with their errors.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import torch
-from common import Clock
+from common import MEASURED, Clock, checksums, setting, write
 
-from ddpm_nb.files import PACKAGE, write_json
+from ddpm_nb.files import read_json
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.pipeline import PIPELINES, TextToImage
 from ddpm_nb.texts import (
@@ -31,7 +31,8 @@ from ddpm_nb.texts import (
 )
 from ddpm_nb.training import TrainConfig
 
-N_PICTURES = 24000
+N_PICTURES, N_TRIED, ROUNDS, N_RULE = 24000, 90, 6, 5000
+PATH = MEASURED / "shapes.json"
 RECIPE = TextConfig(
     dim=48,
     autoencoder_channels=12,
@@ -97,6 +98,8 @@ def main():
     parser.add_argument("--out", default="runs/shapes", help="folder of the run")
     parser.add_argument("--hardware", default="", help="what it runs on, in words")
     args = parser.parse_args()
+    if args.what == "ship" and not args.hardware:
+        parser.error("--hardware is needed: what it runs on, in words")
     out = Path(args.out)
     seen, held_out = split_scenes()
     if args.what == "train":
@@ -109,20 +112,20 @@ def main():
         return
     pipeline = TextToImage.from_pretrained(out)
     if args.what == "measure":
-        for name, rows in (("seen", both_ways(seen[:90])), ("held out", both_ways(held_out))):
+        for name, rows in (("seen", both_ways(seen[:N_TRIED])), ("held out", both_ways(held_out))):
             print(name, measure(pipeline, rows, 3.0, 1, 1), flush=True)
         return
-    trials = {scale: measure(pipeline, both_ways(seen[:90]), scale, 1, 1) for scale in GUIDANCES}
+    trials = {scale: measure(pipeline, both_ways(seen[:N_TRIED]), scale, 1, 1) for scale in GUIDANCES}
     best = least_within_error(trials)
-    facts = {"held out": measure(pipeline, both_ways(held_out), best, 6, 2)}
-    facts["seen"] = measure(pipeline, both_ways(seen[:90]), best, 6, 3)
+    facts = {"held out": measure(pipeline, both_ways(held_out), best, ROUNDS, 2)}
+    facts["seen"] = measure(pipeline, both_ways(seen[:N_TRIED]), best, ROUNDS, 3)
     facts["trials"] = {str(scale): found for scale, found in trials.items()}
-    drawings = draw_shapes(5000, generator=seeded(4))
+    drawings = draw_shapes(N_RULE, generator=seeded(4))
     right = score_shapes(drawings.images, drawings.scenes).double().mean(0).tolist()
-    facts["rule on 5000 drawings"] = dict(zip(NAMES, right, strict=True))
-    facts["CPU minutes"] = {k: round(v, 1) for k, v in json.loads((out / "minutes.json").read_text()).items()}
+    facts[f"rule on {N_RULE} drawings"] = dict(zip(NAMES, right, strict=True))
+    facts["CPU minutes"] = {k: round(v, 1) for k, v in read_json(out / "minutes.json").items()}
     found, card = facts["held out"], dict(pipeline.card)
-    card["least guidance within a standard error of the most right of 180 trial prompts"] = best
+    card[f"least guidance within a standard error of the most right of {2 * N_TRIED} trial prompts"] = best
     for name in (*NAMES, "all three"):
         share, error = found[name], found[f"{name}, standard error"]
         card[f"{name} right, {found['n']} held-out prompts"] = f"{share:.1%} +- {error:.1%}"
@@ -131,7 +134,8 @@ def main():
     card |= {"hardware": args.hardware, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
     pipeline.card = card
     pipeline.save_pretrained(PIPELINES / "shapes", overwrite=True, half=True)
-    write_json(PACKAGE / "measured" / "shapes.json", facts)
+    facts["sha256"] = checksums("pipelines/shapes")
+    write(PATH, facts | setting(args.hardware))
     print(json.dumps(facts, indent=1))
 
 

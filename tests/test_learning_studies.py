@@ -3,23 +3,46 @@
 import json
 import statistics
 import sys
+import time
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
+import bfloat16
+import common
+import ddim_digits as ddim
+import diffusers_solvers as solvers
+import flows
+import foreign_loops
+import objectives
 import pytest
+import quality
+import recipes
+import relatives
+import shapes
+import ship
 import torch
+import train_pipeline as pipelines
+import variances
 
+from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.files import read_json
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.results import read_results
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import TrainConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "studies"))
-flows, recipes, objectives = (pytest.importorskip(name) for name in ("flows", "recipes", "objectives"))
-variances = pytest.importorskip("variances")
-ddim, pipelines, common = (pytest.importorskip(name) for name in ("ddim_digits", "train_pipeline", "common"))
+
+@pytest.fixture
+def run(monkeypatch):
+    """Return how to call a study as from a shell, with some of its constants changed."""
+
+    def call(study, *words, **changed):
+        for name, value in changed.items():
+            monkeypatch.setattr(study, name, value)
+        monkeypatch.setattr(sys, "argv", [f"{study.__name__}.py", *words])
+        study.main()
+
+    return call
 
 
 # chapter 15: networks side by side
@@ -111,22 +134,67 @@ def test_the_stored_draws_are_whole():
 # what is stored is whole, and a stopped run goes on
 
 
-def test_recipes_go_on_and_train_as_they_say(tmp_path, monkeypatch):
+def test_recipes_go_on_and_train_as_they_say(tmp_path, run, capsys):
     path = tmp_path / "recipes.json"
-    monkeypatch.setattr(recipes, "PATH", path)
-    monkeypatch.setattr(recipes, "SEEDS", 1)
-    monkeypatch.setattr(recipes, "LENGTHS", (3,))
-    recipes.main()
+    run(recipes, PATH=path, SEEDS=1, LENGTHS=(3,))
     first = read_json(path)["scores"]["3"]
     assert all(len(rows) == 1 and len(rows[0]) == 2 for rows in first.values()) and set(first) == set(recipes.RECIPES)
     assert len({json.dumps(rows) for rows in first.values()}) > 1  # the recipes differ
-    monkeypatch.setattr(recipes, "SEEDS", 2)
-    recipes.main()
+    run(recipes, SEEDS=2)
     second = read_json(path)["scores"]["3"]
     assert all(rows[:1] == first[name] and len(rows) == 2 and rows[1] != rows[0] for name, rows in second.items())
+    run(recipes, SEEDS=1, LR=1e-4)  # rows of another learning rate do not stay
+    third = read_json(path)
+    assert third["lr"] == 1e-4 and all(len(rows) == 1 and rows != first[name] for name, rows in third["scores"]["3"].items())
+    assert "recipes.json is measured anew: its rows have another lr" in capsys.readouterr().out
 
 
-def test_objectives_go_on_with_what_is_missing(tmp_path, monkeypatch):
+def test_what_is_stored_is_kept_only_under_its_settings(tmp_path, capsys):
+    path, settings = tmp_path / "x.json", {"lr": 1.0, "seeds": (0, 1), "network": {"mults": (1, 2)}}
+    assert common.kept(path, settings) == {}
+    common.write(path, settings | {"rows": [3]})
+    assert common.kept(path, settings)["rows"] == [3]  # a tuple is read back as a list
+    assert common.kept(path, settings | {"network": {"mults": (1, 4)}}) == {}
+    assert common.kept(path, settings | {"new": None}) == {}  # made when nobody thought of it
+    assert capsys.readouterr().out.splitlines()[-1] == "x.json is measured anew: its rows have another new"
+
+
+@pytest.mark.parametrize(
+    ("study", "settings"),
+    [
+        (recipes, recipes.settings()),
+        (objectives, objectives.settings()),
+        (variances, variances.settings()[0]),
+        (relatives, relatives.settings()),
+        (solvers, {k: v for k, v in solvers.settings().items() if k != "solvers of"}),  # its version is that of the day
+    ],
+)
+def test_stored_rows_have_the_settings_of_the_study(study, settings):
+    assert common.kept(study.PATH, settings), f"measure again: python studies/{study.__name__}.py"
+
+
+def test_variances_go_on_and_begin_anew_under_other_settings(tmp_path, run, monkeypatch):
+    path, seeds = tmp_path / "variances.json", []
+    monkeypatch.setattr(variances, "trained", lambda schedule, images, seed, learns: seeds.append((seed, learns)) or seed)
+    monkeypatch.setattr(variances, "bounds", lambda network, schedule, images, n: {"seed": network, "images": len(images)})
+    monkeypatch.setattr(variances, "noise_error", lambda network, *a: 0.5)
+    monkeypatch.setattr(variances, "trained_on_bound", lambda images, held_out, seed, draw: (1.0, 2.0))
+    monkeypatch.setattr(sys, "argv", ["x"])
+    run(variances, "2", PATH=path)
+    found = read_json(path)
+    assert found["seeds"] == [0, 1] and "draws" not in found and [row["seed"] for row in found["bound"]["50"]] == [0, 1]
+    run(variances)
+    found = read_json(path)
+    assert found["seeds"] == [0, 1, 2, 3, 4] and len(seeds) == 10 and found["bound"]["1000"][0]["images"] == 32
+    assert found["draws"]["bound"] == {name: [1.0] * 3 for name in variances.DRAWS}
+    run(variances, T_DRAWS=50)  # the second part alone
+    again = read_json(path)
+    assert len(seeds) == 10 and again["draws"]["T"] == 50 and again["bound"] == found["bound"]
+    run(variances, "1", BATCH=32)
+    assert len(seeds) == 12 and read_json(path)["seeds"] == [0]
+
+
+def test_objectives_go_on_with_what_is_missing(tmp_path, monkeypatch, run):
     path, asked = tmp_path / "objectives.json", []
     found = {"bound": {"bits/dim": 1.0}, "samples": {"frechet": 2.0}, "training seconds": 3.0}
 
@@ -136,16 +204,19 @@ def test_objectives_go_on_with_what_is_missing(tmp_path, monkeypatch):
         asked.append((name, seed))
         return found | {"seed": seed}
 
-    monkeypatch.setattr(objectives, "PATH", path)
     monkeypatch.setattr(objectives, "row", row)
     with pytest.raises(KeyboardInterrupt):
-        objectives.main()
+        run(objectives, PATH=path)
     asked.append("stopped")
-    objectives.main()
+    run(objectives)
     wanted = [(name, seed) for seed in range(objectives.SEEDS) for name in objectives.VARIANTS]
     assert asked[:7] + asked[8:] == wanted
     stored = read_json(path)["rows"]
     assert all([each["seed"] for each in rows] == [0, 1, 2] for rows in stored.values())
+    asked.clear()
+    monkeypatch.setattr(objectives, "row", lambda name, seed, *a: asked.append((name, seed)) or found | {"seed": seed})
+    run(objectives, CONFIG=replace(objectives.CONFIG, n_iterations=7))
+    assert asked == wanted and read_json(path)["training"]["n_iterations"] == 7
 
 
 def test_stored_figures_agree_with_each_other():
@@ -166,10 +237,149 @@ def test_stored_figures_agree_with_each_other():
     assert found["n"] == 2000 and [gap["claim"] for gap in found["gaps"]] == list(ddim.CLAIMS)
     for gap in found["gaps"]:
         worse, better = ddim.CLAIMS[gap["claim"]]
-        assert gap["gap"] == pytest.approx(value[worse] - value[better], abs=3 * gap["error"])
+        assert gap["gap"] == pytest.approx(value[worse] - value[better], rel=1e-6)
         assert gap["error"] > 0
     distances = read_results("flows")["distance"]
     assert all(len(values) == flows.SEEDS for row in distances.values() for values in row.values())
+
+
+@pytest.mark.parametrize("path", sorted(common.MEASURED.glob("*.json")), ids=lambda path: path.stem)
+def test_stored_figures_are_of_the_models_that_ship(path):
+    facts = read_json(path)
+    shipped = facts.get("sha256") or (path.stem == "mnist" and facts["study"]["sha256"])
+    without = ("recipes", "variances", "reading", "performance-cpu")  # in which nothing that ships is measured, or only timed
+    assert bool(shipped) != (path.stem in without)
+    assert not shipped or shipped == common.checksums(*shipped), f"a model was renewed: measure {path.name} again"
+
+
+# studies of the digits, with few images and steps
+
+
+def test_settings_of_ddim_are_compared_by_the_same_places(tmp_path, run, monkeypatch):
+    starts = {}
+
+    def sample(model, schedule, shape, *, n_steps, eta, generator):
+        x = torch.randn(shape, generator=generator)
+        starts.setdefault((eta, n_steps), []).append(x)
+        for _ in range(n_steps if eta else 0):
+            torch.randn(shape, generator=generator)
+        return x.clamp(-1, 1)
+
+    monkeypatch.setattr(ddim, "sample_ddim", sample)
+    run(ddim, N=60, PART=30, PATH=tmp_path / "x.json")
+    found = read_json(tmp_path / "x.json")
+    assert [gap["claim"] for gap in found["gaps"]] == list(ddim.CLAIMS) and found["sha256"] == common.checksums(*ddim.SHIPPED)
+    few, many, noisy = starts[0.0, 10], starts[0.0, 50], starts[1.0, 10]
+    assert all(a.equal(b) for a, b in zip(few, many, strict=True))  # as the script says
+    assert noisy[0].equal(few[0]) and not noisy[1].equal(few[1])
+
+
+def test_relatives_measure_parts_and_keep_the_others(tmp_path, run, monkeypatch):
+    path = tmp_path / "relatives.json"
+    few = {"PATH": path, "N": 20, "PART": 10, "CALLS": (2,), "SEEDS": (0,), "ROUNDS": 2, "ITERATIONS": {"VAE": 2, "DDPM": 2}}
+    terms = relatives.vlb_terms
+    monkeypatch.setattr(relatives, "held_out", relatives.held_out[:12])
+    monkeypatch.setattr(relatives, "vlb_terms", lambda model, schedule, x, **options: terms(model, schedule, x[:12], **options))
+    run(relatives, "shipped", "balance", **few)
+    first = read_json(path)
+    assert [row["steps"] for row in first["shipped"]] == [2] and set(first["balance"]) == set(relatives.GAMES) and "bounds" not in first
+    run(relatives, "bounds")
+    second = read_json(path)
+    assert second["balance"] == first["balance"] and set(second["bounds"][0]) == {"VAE", "DDPM", "DDPM, stopped"}
+    monkeypatch.setattr(relatives, "checksums", lambda *folders: dict.fromkeys(folders, "another"))
+    run(relatives, "shipped")
+    assert "balance" not in read_json(path)
+    with pytest.raises(SystemExit):
+        run(relatives, "nothing")
+
+
+def test_solvers_go_on_and_are_those_of_the_model_that_ships(tmp_path, run, monkeypatch):
+    path, few = tmp_path / "solvers.json", {"SEEDS": (0,), "N": 12, "CALLS": 4}
+    names = (solvers.BASE, "ours, second order", "DDIM", "EulerDiscrete, cut, Karras", "k-diffusion, get_sigmas", "k-diffusion, Karras up to 80")
+    few["SAMPLERS"] = {name: solvers.SAMPLERS[name] for name in names}
+    run(solvers, "1", PATH=path, **few)
+    first = read_json(path)["samplers"]
+    assert list(first) == list(solvers.SAMPLERS)[:2] and first[solvers.BASE]["gap"] == 0
+    run(solvers)
+    found = read_json(path)
+    assert set(found["samplers"]) == set(solvers.SAMPLERS) and found["samplers"]["ours, second order"] == first["ours, second order"]
+    monkeypatch.setattr(solvers, "checksums", lambda *folders: dict.fromkeys(folders, "another"))
+    run(solvers, "1")
+    assert list(read_json(path)["samplers"]) == list(first)
+
+
+def test_precisions_are_compared_from_one_start(tmp_path, run, monkeypatch):
+    digits = bfloat16.load_images
+    monkeypatch.setattr(bfloat16, "load_images", lambda name, split="train": digits(name, split=split)[:40])
+    few = {"CONFIG": TrainConfig(n_iterations=2, batch_size=8), "SEEDS": (0,), "T": 4, "N_SAMPLES": 20}
+    monkeypatch.setattr(bfloat16, "sample_ddim", lambda *a, **options: bfloat16_samples(*a, **options | {"n_steps": 2}))
+    run(bfloat16, "--hardware", "a machine", OUT=tmp_path / "x.json", **few)
+    (row,) = read_json(tmp_path / "x.json")["rows"]
+    gap = row["bfloat16"]["bits/dim"] - row["float32"]["bits/dim"]
+    assert row["difference"][0] == pytest.approx(gap, abs=1e-4) and len(row["float32"]["frechet"]) == 2
+
+
+bfloat16_samples = bfloat16.sample_ddim
+
+
+def test_a_run_is_measured_and_shipped(tmp_path, run, monkeypatch):
+    from ddpm_nb.hub import load_pretrained
+    from ddpm_nb.runs import train
+    from ddpm_nb.unet import make_unet
+
+    config = TrainConfig(n_iterations=2, batch_size=8, checkpoint_every=2)
+    data, schedule = ship.load_dataset("digits"), make_schedule("cosine", 60)
+    card = {"name": "tiny", "grey levels": 17}
+    train(make_unet("digits", base_channels=8, norm_groups=4), schedule, data, config, out=tmp_path / "run", card=card, origin={"dataset": "digits"})
+    monkeypatch.setattr(ship, "train_classifier", lambda *a: load_classifier("digits"))
+    words = [str(tmp_path / "run"), "tiny", "--hardware", "a machine", "--images", "2", "--samples", "20"]
+    run(ship, *words, WEIGHTS=tmp_path / "weights")
+    model, _ = load_pretrained(tmp_path / "weights" / "tiny")
+    card = ship.describe_model(tmp_path / "weights" / "tiny")["card"]
+    assert next(model.parameters()).dtype == torch.float32 and card["hardware"] == "a machine" and card["iterations"] == 2
+    assert card["test images"] == 2 and card["samples judged"] == 20 and "samples of the model before: Frechet distance" not in card
+
+
+def test_time_to_quality_is_measured(run, capsys):
+    few = {"LIMIT": 3.0, "EVERY": 1.0, "N_SAMPLES": 20, "SAMPLE_STEPS": 2, "START": time.perf_counter()}
+    run(quality, "ddpm_nb", "own", "cpu", "1", **few)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["library"] == "ddpm_nb" and found["curve"] and found["floor"] > 0
+    assert all(a["iterations"] < b["iterations"] for a, b in zip(found["curve"], found["curve"][1:], strict=False))
+
+
+def test_loops_of_packages_that_are_not_there_are_told(run, monkeypatch, capsys):
+    monkeypatch.setattr(foreign_loops.importlib.util, "find_spec", lambda name: None)
+    run(foreign_loops)
+    assert capsys.readouterr().out.splitlines()[0] == "k_diffusion: not installed"
+    network = foreign_loops.ForLucidrains(foreign_loops.new_unet())
+    assert network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).shape == (2, 1, 8, 8)
+    monkeypatch.setattr(foreign_loops, "load_images", lambda name: torch.rand(40, 1, 8, 8, generator=seeded(0)))
+    assert foreign_loops.distance(foreign_loops.load_images("digits")) == pytest.approx(0, abs=1)
+
+
+# chapter 29: coloured shapes
+
+
+def test_shapes_are_trained_measured_and_shipped(tmp_path, run, monkeypatch, capsys):
+    stage = TrainConfig(2, batch_size=8, checkpoint_every=2, precision="float32")
+    few = {"RECIPE": replace(shapes.RECIPE, clip=stage, autoencoder=stage, unet=stage), "N_PICTURES": 32}
+    few |= {"N_TRIED": 4, "ROUNDS": 2, "N_RULE": 20, "PATH": tmp_path / "shapes.json", "PIPELINES": tmp_path / "shipped"}
+    scenes = shapes.split_scenes()
+    monkeypatch.setattr(shapes, "split_scenes", lambda: (scenes[0], scenes[1][:4]))
+    monkeypatch.setattr("ddpm_nb.texts.SampleSheets.checkpoint", lambda *a: None)
+    generate = shapes.TextToImage.generate
+    monkeypatch.setattr(shapes.TextToImage, "generate", lambda *a, **options: generate(*a, **{"n_steps": 2} | options))
+    out = str(tmp_path / "run")
+    run(shapes, "train", "--out", out, **few)
+    with pytest.raises(SystemExit):
+        run(shapes, "ship", "--out", out)  # without the machine
+    run(shapes, "ship", "--out", out, "--hardware", "a machine")
+    found = read_json(tmp_path / "shapes.json")
+    assert found["held out"]["n"] == 16 and found["held out"]["scenes"] == 4 and set(found["trials"]) == {"1.0", "2.0", "3.0", "5.0"}
+    assert found["rule on 20 drawings"]["colours"] == 1 and found["hardware"] == "a machine"
+    card = shapes.TextToImage.from_pretrained(tmp_path / "shipped" / "shapes").card
+    assert card["all three right, 16 held-out prompts"].count("%") == 2 and not any("attention" in key for key in found)
 
 
 # chapter 22: the pipelines that ship
@@ -181,7 +391,7 @@ def test_a_pipeline_is_trained_measured_and_shipped_whole(tmp_path, monkeypatch,
     monkeypatch.setattr(pipelines, "GUIDANCES", (1.0, 2.0))
     monkeypatch.setattr(pipelines, "PIPELINES", tmp_path / "shipped")
     monkeypatch.setattr(pipelines, "relative_spread", lambda *a: (1.0, 0.1))
-    monkeypatch.setattr("ddpm_nb.texts.SampleSheets.step", lambda *a: None)
+    monkeypatch.setattr("ddpm_nb.texts.SampleSheets.checkpoint", lambda *a: None)
     arguments = ["x", "digits", "--hardware", "a machine", "--work", str(tmp_path / "runs"), "--prompts", "8"]
     monkeypatch.setattr(sys, "argv", arguments)
     pipelines.main()
