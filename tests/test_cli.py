@@ -878,6 +878,7 @@ def test_a_place_that_cannot_take_a_run_is_refused_before_the_work(tmp_path, mon
     assert Path("file").read_text() == Path("one/samples").read_text() == Path("three/checkpoints").read_text() == "mine"
     Path("locked").mkdir()
     Path("locked").chmod(0o555)
+    tmp_path.chmod(0o755)
     with as_nobody():
         assert "--out locked/run cannot be written: Permission denied" in failed(f"{words} --out locked/run", capsys)
         assert "cannot write here (Permission denied)" in failed("sample --run digits --n 1 --out locked/x.png", capsys)
