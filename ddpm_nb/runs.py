@@ -83,8 +83,8 @@ def _global_streams(device):
 
 def _describe(network):
     """Return what decides what a network computes, besides its weights, as JSON holds it."""
-    described = {"class": type(network).__name__} | getattr(network, "config", {})
-    return json.loads(json.dumps(described))
+    described = {"class": type(network).__name__, "dtype": str(next(network.parameters()).dtype)}
+    return json.loads(json.dumps(described | getattr(network, "config", {})))
 
 
 def _same_betas(betas, other):

@@ -1424,6 +1424,14 @@ def test_a_folder_is_free_after_a_run_however_it_ended(tmp_path):
     assert leftovers(tmp_path) == []
 
 
+def test_a_network_of_another_precision_is_another_network(dead, undisturbed):
+    """Weights that are kept in float32 would be cast without a word."""
+    words = "dtype was 'torch.float32' and is 'torch.float64'"
+    refuses(lambda: run(model=tiny_unet().double(), out=dead, resume=True), "the network differs", words)
+    run(out=dead, resume=True)
+    assert_same_run(dead, undisturbed[0])
+
+
 @pytest.mark.parametrize("line", ["3", "[]", '{"loss": 1}', "null", '{"step": "x"}'])
 def test_lines_that_are_none_end_a_log(line, tmp_path):
     (tmp_path / LOG_FILE).write_bytes(b'{"step": 1, "losses": [1.0]}\n' + line.encode() + b"\n\xff\xfe\n")
