@@ -106,13 +106,22 @@ def _flag(name):
     return "--" + short.get(name, name).replace("_", "-")
 
 
+def _expand_home(options):
+    """Write paths that begin with ~ in full: a shell leaves them where they follow a sign."""
+    for name in ("out", "root", "run", "config", "model", "image", "mask"):
+        if isinstance(options.get(name), str):
+            options[name] = os.path.expanduser(options[name])
+
+
 def _share(text):
     """Read a number of images, or below 1 a share of them."""
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        wanted = "a number of images, or a share of them such as 0.1"
-        raise argparse.ArgumentTypeError(f"must be {wanted}; got {text!r}") from None
+    with contextlib.suppress(ValueError):
+        if "." not in text:
+            return int(text)
+        if float(text) < 1:
+            return float(text)
+    wanted = "a whole number of images, or a share of them such as 0.1"
+    raise argparse.ArgumentTypeError(f"must be {wanted}; got {text!r}")
 
 # %% ../nbs/30_command_line.ipynb #add-options
 def _add_options(add, names, of_run=()):
@@ -230,6 +239,8 @@ def _add_generate(parser):
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     text = "screen pixels for each picture pixel (default: at least 512 on the longer side)"
     add("--scale", type=int, help=text)
+    text = "pictures drawn at once; bounds the memory, changes rounding only (default: 64)"
+    add("--batch-size", type=int, default=64, help=text)
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
 # %% ../nbs/30_command_line.ipynb #add-train-text
@@ -501,11 +512,13 @@ def _is_flat(
         warnings.simplefilter("ignore")  # whoever loads the folder hears them
         return not find_parts(list_pictures(_existing_folder(options["root"]))[0])
 
-
+# %% ../nbs/30_command_line.ipynb #count
 def _count(held_out, n):
     """Return how many of n images a number or a share of them is."""
-    if held_out < 0:
+    if not held_out >= 0:  # not a number is no number
         raise ValueError(f"--held-out must be at least 0; got {held_out}")
+    if held_out >= 1 and held_out % 1:
+        raise ValueError(f"--held-out must be whole, or a share below 1; got {held_out}")
     is_share = isinstance(held_out, float) and held_out < 1
     return math.ceil(held_out * n) if is_share else int(min(held_out, n))
 
@@ -674,6 +687,7 @@ def _run_train(args):
     given = read_options(args.config) if args.config else {}
     given = {name: value for name, value in given.items() if value is not None}  # null: not said
     given |= {name: value for name, value in vars(args).items() if name != "config"}
+    _expand_home(given)
     options = default_options() | given
     missing = ["--" + name for name in ("dataset", "out") if options[name] is None]
     if missing:
@@ -682,6 +696,7 @@ def _run_train(args):
     _check_options(options)
     make_schedule(options["schedule"], options["n_steps"])
     refuse_other_run(options["out"], options["resume"])  # before anything is downloaded
+    _check_places(options["out"], options["root"] if options["dataset"] == "folder" else None)
     if options["resume"] and (Path(options["out"]) / "train.json").exists():
         config, kept = _read_own_run(options["out"])
         _refuse_changes(given, default_options() | asdict(config) | kept, options["out"])
@@ -714,7 +729,18 @@ def _check_options(options):
     _count(options["held_out"], 1)
     return config
 
+# %% ../nbs/30_command_line.ipynb #check-places
+def _check_places(out, root=None):
+    """Refuse a run whose sheets could not be written, or would lie among the pictures it reads."""
+    samples, sheet = Path(out, "samples"), Path(out, "samples.png")
+    if (samples.exists() and not samples.is_dir()) or sheet.is_dir():
+        wrong = "a folder samples.png" if sheet.is_dir() else "samples, which is no folder"
+        raise FileExistsError(f"out={str(out)!r} holds {wrong}; choose another folder")
+    if root is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
+        problem = "lies among the pictures that are read, and its sheets would be read as well"
+        raise ValueError(f"out={str(out)!r} {problem}; choose one beside it")
 
+# %% ../nbs/30_command_line.ipynb #refuse-changes
 def _refuse_changes(given, was, out):
     """Refuse options that would make another run of the one in a folder."""
     movable = (*_MACHINE, "root", "n_iterations")
@@ -740,13 +766,14 @@ def _read_own_run(out):
         raise ValueError(f"the run in {out} {problem}: go on with it there")
     return config, kept
 
-
+# %% ../nbs/30_command_line.ipynb #go-on
 def _go_on(out, given):
     """Go on with the run in a folder, perhaps with other options of the machine, or for longer."""
     config, kept = _read_own_run(out)
     where = {} if "root" in given else {"root": _find_root(kept, out)}
     options = default_options() | asdict(config) | kept | where | given | {"resume": True}
     _check_options(options)
+    _check_places(out)
     data, held_out = _load(options)
     now, kept = _facts(options, data)[1], default_options() | kept  # older runs lack new options
     movable = ("root", "roots", "sample_every")
@@ -754,7 +781,7 @@ def _go_on(out, given):
     if names:
         was = ", ".join(f"{name} was {kept.get(name)!r} and is {now[name]!r}" for name in names)
         raise ValueError(f"the run in {out} cannot go on: {was}")
-    _train(options, data, held_out)
+    _train(options | {"has_moved": "root" in given}, data, held_out)
 
 # %% ../nbs/30_command_line.ipynb #train-2
 def _train(options, data, held_out, chosen=None):
@@ -774,6 +801,8 @@ def _train(options, data, held_out, chosen=None):
     else:
         _tell_plan(options, chosen, data, model, schedule, processes)
     card, origin = _facts(options, data)
+    if chosen is None and not options.get("has_moved"):
+        origin = None  # the run's own
     wanted = {name: options[name] for name in ("out", "tensorboard", "resume")}
     wanted |= {"n_workers": options["workers"], "held_out": None}
     if held_out is not None:
@@ -970,6 +999,7 @@ def _run_train_text(args):
     from ddpm_nb.texts import STAGES, TEXT_FILE, CaptionedFolder, train_text
 
     refuse_other_run(Path(args.out) / STAGES[0], args.resume)  # before all pictures are read
+    _check_places(args.out, args.root)
     found = _look_at_pictures(args.root, 32)  # larger ones are made smaller
     size = found["image_size"] if args.image_size is None else args.image_size
     grey = args.grey or found["grey"]
@@ -1014,7 +1044,12 @@ def _text_config(file, n):
     if not isinstance(values, dict) or set(values) != {"config"}:
         allowed = '{"config": {...}}, as the text.json of a run'
         raise ValueError(f"--config {file} must hold {allowed}")
-    return TextConfig.from_dict(values["config"])
+    try:
+        return TextConfig.from_dict(values["config"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        problem = "does not hold the settings of all stages"
+        told = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"--config {file} {problem}: {told}") from None
 
 # %% ../nbs/30_command_line.ipynb #run-generate
 def _run_generate(args):
@@ -1025,16 +1060,18 @@ def _run_generate(args):
 
     device, out = _check_drawing(args)
     pipeline = TextToImage.from_pretrained(args.model, device=device)
-    generator = torch.Generator().manual_seed(args.seed)
-    options = {"n_steps": args.steps, "generator": generator, "progress": True}
-    options |= {"negative": args.negative, "strength": args.strength}
+    options = {"n_steps": args.steps, "negative": args.negative, "strength": args.strength}
     coder = pipeline.autoencoder or pipeline.unet
     for name in ("image", "mask"):
         if getattr(args, name) is not None:
             x = _read_square(f"--{name}", getattr(args, name), coder.config)
             options[name] = x if name == "image" else x[:, :1] > 0
-    x = pipeline.generate(args.prompt, args.n, args.guidance, **options)
-    _save_picture(x, out, args.scale)
+    draw = partial(pipeline.generate, args.prompt, guidance=args.guidance, progress=True)
+    parts = []
+    for start in range(0, args.n, args.batch_size):
+        own = _own_noise(args.seed, range(start, min(start + args.batch_size, args.n)))
+        parts.append(draw(n=len(own), generator=own, **options).cpu())
+    _save_picture(torch.cat(parts), out, args.scale)
     print(f"wrote {args.n} picture{'s' * (args.n > 1)} to {out}")
 
 # %% ../nbs/30_command_line.ipynb #read-square
@@ -1072,8 +1109,8 @@ def _check_drawing(args):
         raise ValueError(f"--out must name a .png file; got {args.out}")
     for name in ("n", "steps", "scale", "batch_size"):
         value = getattr(args, name, None)
-        if value is not None:
-            check_int(_flag(name), value)
+        if value is not None:  # a sheet of large pixels would not fit in memory
+            check_int(_flag(name), value, 1, 100 if name == "scale" else None)
     check_int("--seed", args.seed, 0, 2**64 - 1)
     _check_folder(out)
     return device, out
@@ -1153,9 +1190,9 @@ def _own_pictures(args, kept, options):
 def _is_divided(run, data, held_out):
     """Tell whether a run was trained on these pictures but for those held out; None: unknown."""
     from ddpm_nb.files import read_json
-    from ddpm_nb.runs import CHECKPOINTS, _comparable, describe_data
+    from ddpm_nb.runs import CHECKPOINTS, _comparable, _saved_checkpoints, describe_data
 
-    path = max(Path(run, CHECKPOINTS).glob("step-*.json"), default=None)
+    path = max(_saved_checkpoints(Path(run, CHECKPOINTS)), default=None)
     kept = read_json(path, max_bytes=2**26).get("data") if path else None
     if not kept:  # an older run
         return None
@@ -1259,7 +1296,7 @@ def _run_info(args):
     """Print what is known about a model, its data and settings, and how far its run has come."""
     from ddpm_nb.files import find_model, plan_module
     from ddpm_nb.hub import MODELS, SHIPPED, describe_model
-    from ddpm_nb.runs import CHECKPOINTS, LOG_FILE, read_log, read_settings
+    from ddpm_nb.runs import CHECKPOINTS, LOG_FILE, _saved_checkpoints, read_log, read_settings
 
     folder = find_model(args.run, SHIPPED)
     config = describe_model(folder)
@@ -1282,8 +1319,8 @@ def _run_info(args):
         facts["iterations"] = f"{made} of {settings.n_iterations}"
         if lines:
             facts["last logged"] = f"iteration {made}, loss {lines[-1]['loss']:.4f}"
-        saved = sorted((folder / CHECKPOINTS).glob("step-*.json"))
-        facts["checkpoints"] = ", ".join(str(int(path.stem[5:])) for path in saved)
+        saved = [int(path.stem[5:]) for path in _saved_checkpoints(folder / CHECKPOINTS)]
+        facts["checkpoints"] = ", ".join(map(str, saved))
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:{width}}  {value}")
@@ -1350,7 +1387,7 @@ _VERBS = {
     "info": _run_info,
 }
 
-
+# %% ../nbs/30_command_line.ipynb #main-3
 def main(
     argv=None,  # words after the command's name; those of the shell without
 ) -> int:
@@ -1359,6 +1396,7 @@ def main(
     with _stops_at_once() if argv is None else contextlib.nullcontext():
         args = make_parser().parse_args(argv)
         command = args.__dict__.pop("command")
+        _expand_home(vars(args))
         for module in ("fast", "runs", "pipeline" if command == "generate" else "hub"):
             import_module(f"ddpm_nb.{module}")
     trains = command in ("train", "resume")
@@ -1375,8 +1413,8 @@ def main(
         import_module("ddpm_nb.fast").keep_freed_memory()
         with _own_warnings(tell):
             _VERBS[command](args)
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
-        tell(error)
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
+        tell(error if str(error) else "there is not enough memory")
         return 1
     except KeyboardInterrupt as error:
         tell(error if str(error) else "interrupted")

@@ -294,6 +294,7 @@ class TextUNet(UNet):
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Return the noise in images `x` at steps `t` (B,), given words (B, L, context_dim)."""
         _check_words("context", context, len(x), (None, self.config["context_dim"]))
+        context = context.to(x.dtype)  # an encoder may be more exact than this network
         time = self.embed_time(x, t) + self.sentence(context[:, 0])  # <begin> stands for the whole
         return self.walk(x, (F.silu(time), context))
 

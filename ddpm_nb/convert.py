@@ -19,6 +19,7 @@ from .files import plan_module
 from .forward import NoiseSchedule
 from .hub import NoisePredictor, PeerUNet
 from .improved import learns_variance
+from .runs import _same_betas
 from .schedules import cosine_betas, linear_betas
 from .unet import SelfAttention, UNet
 
@@ -237,7 +238,7 @@ def _options_to_diffusers(unet):
         "downsample_padding": 0,
     }
 
-# %% ../nbs/28_diffusers.ipynb #schedule-from-diffusers
+# %% ../nbs/28_diffusers.ipynb #refuse-walk
 _PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x_0": "sample"}
 _SCHEDULER_ONLY = {
     "prediction_type": list(_PREDICTIONS.values()),
@@ -246,6 +247,18 @@ _SCHEDULER_ONLY = {
 }
 
 
+def _refuse_walk(config):
+    """Refuse by name what a scheduler does to the predicted image and no sampler here does."""
+    clips = config.get("clip_sample", False)
+    refused = {
+        "thresholding": config.get("thresholding", False),
+        "clip_sample_range": clips and config.get("clip_sample_range", 1.0) != 1.0,
+    }
+    for name in (name for name, is_refused in refused.items() if is_refused):
+        problem = "cannot be expressed; pass another scheduler to do without"
+        raise ValueError(f"the scheduler's {name}={config[name]!r} {problem}")
+
+# %% ../nbs/28_diffusers.ipynb #schedule-from-diffusers
 def _schedule_from_diffusers(scheduler, learns=False):
     """Turn a scheduler of diffusers into a `NoiseSchedule`; some networks learn the variance."""
     config, given = getattr(scheduler, "config", None), getattr(scheduler, "betas", None)
@@ -259,6 +272,7 @@ def _schedule_from_diffusers(scheduler, learns=False):
             needs = " or ".join(map(repr, allowed))
             given = f"the scheduler's {name}={config[name]!r}"
             raise ValueError(f"{given} cannot be expressed, only {needs}")
+    _refuse_walk(config)
     exact, rule = given.double(), config.get("beta_schedule")
     if config.get("trained_betas") is not None:
         exact = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
@@ -269,12 +283,7 @@ def _schedule_from_diffusers(scheduler, learns=False):
     agree = torch.allclose(exact, given.double(), rtol=1e-5, atol=1e-8)
     return NoiseSchedule(exact if agree else given)
 
-# %% ../nbs/28_diffusers.ipynb #same-betas
-def _same_betas(betas, other):
-    """Tell whether two lists are equal but for the last bits, which differ between processors."""
-    return torch.allclose(betas, other, rtol=1e-10, atol=0)
-
-
+# %% ../nbs/28_diffusers.ipynb #schedule-to-diffusers
 def _schedule_to_diffusers(schedule):
     """Turn a `NoiseSchedule` into the arguments of a DDPMScheduler."""
     betas, n_steps = schedule.exact_betas.cpu(), schedule.n_steps
@@ -352,12 +361,11 @@ _BAD_FILES = (SafetensorError, LookupError, TypeError, RuntimeError, ArithmeticE
 def _read_diffusers(library, folder, size, with_scheduler):
     """Load a UNet2DModel from a local folder, and the scheduler beside it if it is wanted."""
     root = folder / "unet" if (folder / "unet").is_dir() else folder
-    places = [p for p in (folder / "scheduler", root) if (p / "scheduler_config.json").is_file()]
     try:
         _check_diffusers_files(library, root, size)
         options = {"use_safetensors": True, "output_loading_info": True}
         model, info = library.UNet2DModel.from_pretrained(root, **options)
-        scheduler = _read_scheduler(library, places[0]) if places and with_scheduler else None
+        scheduler = _scheduler_beside(library, folder) if with_scheduler else None
     except (*_BAD_FILES, OSError) as error:
         raise ValueError(f"{root} does not hold a UNet2DModel in safetensors: {error}") from None
     if wrong := {name: keys for name, keys in info.items() if keys}:
@@ -373,6 +381,14 @@ def _read_scheduler(library, folder):
     if kind is None:
         raise ValueError(f"the scheduler is a {name}, which this version of diffusers lacks")
     return kind.from_config(config)
+
+
+def _scheduler_beside(library, folder):
+    """Load the scheduler that lies beside a model, or return None."""
+    places = (folder / "scheduler", folder / "unet", folder)
+    found = (place for place in places if (place / "scheduler_config.json").is_file())
+    place = next(found, None)
+    return None if place is None else _read_scheduler(library, place)
 
 # %% ../nbs/28_diffusers.ipynb #check-diffusers-files
 def _check_diffusers_files(library, root, size):
@@ -427,33 +443,42 @@ def unet_from_diffusers(
         return unet, schedule
     return NoisePredictor(unet, schedule, objective).train(model.training), schedule
 
-# %% ../nbs/28_diffusers.ipynb #options-from-scheduler
-def options_from_scheduler(
-    scheduler,  # a scheduler of diffusers
-) -> dict:
-    """Return the options with which `sample_ddpm` walks as a scheduler says."""
-    if (kind := type(scheduler).__name__) != "DDPMScheduler":
+# %% ../nbs/28_diffusers.ipynb #find-scheduler
+_SPACINGS = ("linspace", "trailing")
+_VARIANCES = {"fixed_small": "posterior", "fixed_large": "beta", "learned_range": "learned"}
+
+
+def _find_scheduler(scheduler):
+    """Return the DDPMScheduler that is given, or that a pipeline or a folder holds."""
+    found = getattr(scheduler, "scheduler", scheduler)  # of a pipeline
+    if isinstance(scheduler, str | os.PathLike):
+        found = _scheduler_beside(_import_diffusers(), _diffusers_folder(scheduler))
+        if found is None:
+            raise FileNotFoundError(f"{scheduler} holds no scheduler_config.json")
+    if (kind := type(found).__name__) != "DDPMScheduler":
         wanted = "a DDPMScheduler, which walks as sample_ddpm does"
         raise TypeError(f"scheduler must be {wanted}; got {kind}")
-    c = scheduler.config
-    options = {"clip_x_0": bool(c.get("clip_sample", False))}
+    return found
+
+# %% ../nbs/28_diffusers.ipynb #options-from-scheduler
+def options_from_scheduler(
+    scheduler,  # of diffusers, or what holds one: a pipeline, a folder, or a name on the Hub
+) -> dict:
+    """Return the options with which `sample_ddpm` walks as a scheduler says."""
+    c = _find_scheduler(scheduler).config
+    _refuse_walk(c)
+    spacing, kind = c.get("timestep_spacing"), c.get("variance_type") or "fixed_small"
+    variance = _VARIANCES.get(kind.removesuffix("_log"))
+    learns_else = variance == "learned" and c.get("prediction_type", "epsilon") != "epsilon"
     refused = {
-        "thresholding": c.get("thresholding", False),
-        "clip_sample_range": options["clip_x_0"] and c.get("clip_sample_range", 1.0) != 1.0,
-        "timestep_spacing": c.get("timestep_spacing") not in (None, "leading", *_SPACINGS),
+        "timestep_spacing": spacing not in (None, "leading", *_SPACINGS),
+        "steps_offset": spacing not in _SPACINGS and c.get("steps_offset", 0) != 0,
+        "variance_type": variance is None or learns_else,
     }
     for name in (name for name, is_refused in refused.items() if is_refused):
-        raise ValueError(f"the scheduler's {name}={c[name]!r} cannot be expressed")
-    kind = (c.get("variance_type") or "fixed_small").removesuffix("_log")
-    if kind not in _VARIANCES:
-        raise ValueError(f"the scheduler's variance_type={kind!r} cannot be expressed")
-    options["variance"] = _VARIANCES[kind]
-    if c.get("timestep_spacing") in _SPACINGS:  # "leading" is ours when no step is left out
-        options["spacing"] = c["timestep_spacing"]
-    else:
-        options["n_steps"] = c["num_train_timesteps"]
-    return options
-
-
-_SPACINGS = ("linspace", "trailing")
-_VARIANCES = {"fixed_small": "posterior", "fixed_large": "beta"}
+        where = " but for the noise" if name == "variance_type" and learns_else else ""
+        raise ValueError(f"the scheduler's {name}={c[name]!r} cannot be expressed{where}")
+    options = {"clip_x_0": bool(c.get("clip_sample", False)), "variance": variance}
+    if spacing in _SPACINGS:
+        return options | {"spacing": spacing}
+    return options | {"n_steps": c["num_train_timesteps"]}  # "leading" is ours with all steps

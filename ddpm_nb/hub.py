@@ -18,7 +18,7 @@ from .embeddings import TimeEmbedding
 from .files import PACKAGE, find_model, load_parts, read_config, save_parts
 from .forward import NoiseSchedule
 from .improved import learns_variance
-from .schedules import SCHEDULES, make_schedule
+from .runs import _schedule_name
 from .unet import Downsample, Level, ResBlock, ResNetBaseline, SelfAttention, UNet
 from .unet import _down_path, _level_sizes, _up_path, group_norm, zero_init
 
@@ -241,15 +241,6 @@ def _check_model(model, schedule, objective):
         names = ", ".join(kind.__name__ for kind in MODELS)
         raise TypeError(f"model must be one of {names}; got {type(model).__name__}")
     return model, objective
-
-
-def _schedule_name(schedule):
-    """Return the name that makes this schedule, or None."""
-    for name in SCHEDULES:
-        betas = make_schedule(name, schedule.n_steps).exact_betas
-        if torch.allclose(betas, schedule.exact_betas.cpu(), rtol=1e-10, atol=0):
-            return name  # equal but for the last bits, which differ from one processor to another
-    return None
 
 # %% ../nbs/25_sharing.ipynb #describe-model
 def describe_model(

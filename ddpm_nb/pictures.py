@@ -421,6 +421,17 @@ def _layout(name):
     files = dict.fromkeys(Path(file).stem for file in packed)
     return kind, files, packed, Path(kind.__name__, "raw")
 
+# %% ../nbs/23_pictures.ipynb #refuse-namesake
+def _refuse_namesake(kind, labels, folder):
+    """Refuse MNIST's files where Fashion-MNIST's are wanted, and the other way round."""
+    counts = torch.as_tensor(labels).bincount(minlength=10)
+    even, told = bool((counts == counts[0]).all()), f"classes of {counts.min()} to {counts.max()}"
+    other = {"MNIST": "Fashion-MNIST", "FashionMNIST": "MNIST"}.get(kind.__name__)
+    if len(labels) in (60_000, 10_000) and other and even != (kind.__name__ == "FashionMNIST"):
+        told = f"{counts[0]} images of each class" if even else told
+        problem = f"hold {told}, as {other} does, whose files have the same names"
+        raise ValueError(f"the files in {folder} {problem}")
+
 # %% ../nbs/23_pictures.ipynb #read-found
 def _read_found(kind, files, packed, folder, train):
     """Read a set from files that are there, after comparing checksums; no network is used."""
@@ -436,7 +447,9 @@ def _read_found(kind, files, packed, folder, train):
         place["base_folder"] = ""  # the files lie in the root itself
     kind = type(kind.__name__, (kind,), place)  # torchvision's class, told where the files lie
     # to "download" verified packed files is to unpack them
-    return kind(str(folder), train=train, download=not unpacked)
+    data = kind(str(folder), train=train, download=not unpacked)
+    _refuse_namesake(kind, data.targets, folder)
+    return data
 
 # %% ../nbs/23_pictures.ipynb #download-manners
 @contextmanager

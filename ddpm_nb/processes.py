@@ -39,6 +39,7 @@ class Processes:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the network to train, behind which gradients are averaged over the processes."""
+        _check_place(model, self.device)
         if self.n == 1:
             return model
         own = [self.device.index] if self.device.type == "cuda" else None
@@ -65,7 +66,15 @@ class Processes:
         if self.n > 1:
             self.state.wait_for_everyone()
 
-# %% ../nbs/26_scaling.ipynb #refuse-shards
+# %% ../nbs/26_scaling.ipynb #check-place
+def _check_place(model, device):
+    """Refuse a network that is elsewhere than its process computes."""
+    place = next(model.parameters()).device
+    if place.type != device.type or device.index not in (None, place.index):
+        remedy = "move it there: model.to(processes.device)"
+        raise ValueError(f"model must be on the processes' device, {device}, not {place}; {remedy}")
+
+
 def _refuse_shards(kind=None):
     """Refuse ways of running in which a process does not hold the whole network."""
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # Accelerate's names, and its variables

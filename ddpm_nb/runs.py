@@ -19,6 +19,7 @@ import signal
 import threading
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
@@ -28,14 +29,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+# %% ../nbs/24_runs.ipynb #from-ddpm-nb-checks-import-check
 from .checks import check_floating, check_images, check_model
 from .conditioning import ClassUNet
 from .data import _fact_of, _image_of, _is_mirrored, _spared_streams, mix_seeds
-from .files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, _check_card, _check_writable
-from .files import read_json, read_sealed, replaced_file, save_parts, write_json
-from .files import write_sealed
+from .files import CARD_FILE, CONFIG_FILE, MAX_FACTS, WEIGHTS_FILE
+from .files import _check_card, _check_writable, read_json, read_sealed
+from .files import replaced_file, save_parts, write_json, write_sealed
 from .forward import NoiseSchedule
 from .improved import hybrid_loss
+from .schedules import SCHEDULES, make_schedule
 from .training import TrainConfig, Trainer, TrainResult, Watcher, fit, recent_loss
 from .training import seed_dropout
 from .unet import ResNetBaseline, UNet
@@ -80,8 +83,20 @@ def _global_streams(device):
 
 def _describe(network):
     """Return what decides what a network computes, besides its weights, as JSON holds it."""
-    described = {"class": type(network).__name__} | getattr(network, "config", {})
-    return json.loads(json.dumps(described))
+    described = {"class": type(network).__name__, "dtype": str(next(network.parameters()).dtype)}
+    return json.loads(json.dumps(described | getattr(network, "config", {})))
+
+
+def _same_betas(betas, other):
+    """Tell whether two lists are equal but for the last bits, which differ between processors."""
+    return len(betas) == len(other) and torch.allclose(betas, other, rtol=1e-10, atol=0)
+
+
+def _schedule_name(schedule):
+    """Return the name that makes this schedule, or None."""
+    betas = schedule.exact_betas.cpu()
+    made = ((name, make_schedule(name, len(betas)).exact_betas) for name in SCHEDULES)
+    return next((name for name, own in made if _same_betas(own, betas)), None)
 
 # %% ../nbs/24_runs.ipynb #load-trainer-state
 def load_trainer_state(
@@ -98,7 +113,7 @@ def load_trainer_state(
     for name, value in tensors.items():
         group, rest = name.split(".", 1)
         groups[group][rest] = value
-    if not groups["schedule"]["betas"].equal(trainer.schedule.exact_betas.cpu()):
+    if not _same_betas(groups["schedule"]["betas"], trainer.schedule.exact_betas.cpu()):
         raise ValueError("schedule differs from the one that the run was started with")
     trainer.network.load_state_dict(groups["model"])
     trainer.ema.model.load_state_dict(groups["ema"])
@@ -277,12 +292,14 @@ def read_log(
 ) -> list[dict]:
     """Read the log of a run, without a last line that a killed process left unfinished."""
     lines = []
-    for text in Path(path).read_text().splitlines() if Path(path).exists() else []:
+    found = Path(path).read_text(errors="replace") if Path(path).exists() else ""
+    for text in found.splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+            wanted = n_steps is None or line["step"] <= n_steps
+        except (ValueError, LookupError, TypeError):
             break
-        if n_steps is None or line["step"] <= n_steps:
+        if wanted:
             lines.append(line)
     return lines
 
@@ -303,6 +320,40 @@ def prepare_run(
     except OSError as error:
         raise OSError(f"out={str(out)!r} cannot be written: {error.strerror or error}") from None
     return out
+
+# %% ../nbs/24_runs.ipynb #hold
+def _hold(out, waits=(0.1, 0.4, 1.5, 3.0, 0.0)):
+    """Lock a folder for this process; return what is to be released, None without locks."""
+    if os.name != "posix":
+        return None
+    import fcntl
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = os.open(out, os.O_RDONLY)
+    except OSError:  # `prepare_run` will say it
+        return None
+    for wait in waits:  # workers of a killed process end a moment after it
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return folder
+        except BlockingIOError:
+            time.sleep(wait)
+        except OSError:  # a file system without locks
+            return folder
+    os.close(folder)
+    problem = "is in use: another process trains in it"
+    raise FileExistsError(f"out={str(out)!r} {problem}; stop that one, or choose another folder")
+
+# %% ../nbs/24_runs.ipynb #release
+def _release(folder):
+    """Give a lock back, also where a worker process still has the folder open."""
+    if folder is not None:
+        import fcntl
+
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_UN)
+        os.close(folder)
 
 # %% ../nbs/24_runs.ipynb #refuse-other-run
 def refuse_other_run(
@@ -386,9 +437,9 @@ class Checkpoints(Watcher):
         card: dict | None = None,  # facts for the model card
         origin: dict | None = None,  # how to load the data again; kept for whoever resumes
     ):
-        self.out, self.data, self.resume = Path(out), data, resume
+        self.out, self.data, self.resume, self.loss, self.hold = Path(out), data, resume, None, None
         self.held_out = (held_out,) if isinstance(held_out, Tensor) else held_out
-        self.card, self.origin, self.loss = _check_card(card or {}), _check_origin(origin), None
+        self.card, self.origin = _check_card(card or {}) or None, _check_origin(origin)
         self.goes_on = resume and (self.out / SETTINGS_FILE).exists()
 
     def start(self, trainer: Trainer):
@@ -397,9 +448,14 @@ class Checkpoints(Watcher):
         if not self.goes_on:  # what goes on was kept before
             _check_kind(trainer.network)
         if trainer.processes.is_main:
+            self.hold = _hold(self.out)
             prepare_run(self.out, self.resume)
         trainer.processes.wait()
         (_go_back if self.goes_on else _begin)(self, trainer)
+
+    def close(self):
+        """Let other processes have the folder."""
+        self.hold = _release(self.hold)
 
     def line(self, trainer: Trainer, losses: list):
         """Note the mean loss, the score of the next checkpoint."""
@@ -408,12 +464,7 @@ class Checkpoints(Watcher):
     def checkpoint(self, trainer: Trainer):
         """Write a checkpoint and the averaged model."""
         tensors, facts = trainer_state(trainer)
-        if not all(v.isfinite().all() for v in tensors.values() if v.is_floating_point()):
-            where = f"after iteration {facts['step'] - 1}; try a smaller lr or precision='float32'"
-            raise FloatingPointError(f"the weights are not finite {where}")
-        facts |= {"data": self.description, "score": self.loss}
-        if self.held_out is not None and facts["step"] > 0:
-            facts["score"] = held_out_loss(trainer, *self.held_out)
+        facts |= _told_beside(self, trainer, tensors)
         if trainer.processes.is_main:
             save_checkpoint(self.out / CHECKPOINTS, tensors, facts, trainer.config.keep)
             _write_model(self, trainer)
@@ -428,6 +479,23 @@ def _check_kind(network):
         raise TypeError(f"model must be one of {known} to be kept; got {kind}")
 
 
+def _check_finite(tensors, step):
+    """Refuse to keep weights that are spoilt."""
+    if not all(v.isfinite().all() for v in tensors.values() if v.is_floating_point()):
+        where = f"after iteration {step - 1}; try a smaller lr or precision='float32'"
+        raise FloatingPointError(f"the weights are not finite {where}")
+
+# %% ../nbs/24_runs.ipynb #told-beside
+def _told_beside(run, trainer, tensors):
+    """Return what a checkpoint says beside a sound state: the data, what is held out, the score."""
+    _check_finite(tensors, trainer.n_steps)
+    score = run.loss
+    if run.held_out is not None and trainer.n_steps > 0:
+        score = held_out_loss(trainer, *run.held_out)
+    held_out = _describe_held_out(run.held_out)
+    return {"data": run.description, "held_out": held_out, "score": score}
+
+
 def _check_origin(origin):
     """Return `origin` as JSON will hold it; refuse what it cannot hold."""
     try:
@@ -438,6 +506,8 @@ def _check_origin(origin):
 
 def _begin(run, trainer):
     """Write checkpoint 0 and then the settings: a folder that has them can be resumed."""
+    if (run.out / SETTINGS_FILE).exists():  # since this run was asked for
+        raise FileExistsError(f"out={str(run.out)!r} was begun by another process; resume it")
     run.checkpoint(trainer)
     if trainer.processes.is_main:
         (run.out / LOG_FILE).unlink(missing_ok=True)
@@ -449,6 +519,8 @@ def _go_back(run, trainer):
     tensors, facts = load_checkpoint(run.out / CHECKPOINTS)
     facts = {"network": _network_of_model(run.out), "data": {}} | facts  # older ones do not say it
     refuse_difference("the data", *_comparable(facts["data"], run.description))
+    held_out = _describe_held_out(run.held_out)  # older ones do not say this either
+    refuse_difference("held_out", facts.get("held_out", held_out), held_out)
     made, wanted = facts["step"], trainer.config.n_iterations
     if made > wanted:
         raise ValueError(f"n_iterations must be at least {made}, those already made; got {wanted}")
@@ -461,8 +533,9 @@ def _go_back(run, trainer):
     trainer.processes.wait()
     if trainer.processes.is_main:
         kept, origin = read_settings(run.out)
-        if kept != trainer.config:  # it is longer now, or shorter
-            _write_settings(run.out, trainer.config, origin)
+        now = trainer.config, run.origin or origin  # longer or shorter, or with data elsewhere
+        if now != (kept, origin):
+            _write_settings(run.out, *now)
         _remove_newer(run.out / CHECKPOINTS, trainer.n_steps)
         _write_model(run, trainer)  # a killed process may have left it half replaced
         with replaced_file(run.out / LOG_FILE) as file:
@@ -479,7 +552,7 @@ def _remove_newer(folder, step):
 def _write_model(run, trainer):
     """Write the averaged model in the form of chapter 25."""
     config = trainer.config
-    facts = {"objective": config.objective}
+    facts = {"objective": config.objective, "schedule": _schedule_name(trainer.schedule)}
     if config.variance == "learned":
         facts["variance"] = "learned"
     classes, n_levels = _fact_of(run.data, "classes"), _fact_of(run.data, "n_levels")
@@ -487,6 +560,8 @@ def _write_model(run, trainer):
         facts["classes"] = [str(name) for name in classes]
     if n_levels is not None:
         facts["n_levels"] = int(n_levels)
+    if run.card is None:
+        run.card = _card_of_model(run.out) if run.goes_on else {}
     card = run.card | {"iterations": trainer.n_steps, "batch size": config.batch_size}
     card |= {"seed": config.seed, "objective": config.objective}
     tensors = {"schedule.betas": trainer.schedule.exact_betas}
@@ -497,11 +572,20 @@ def _write_model(run, trainer):
 def _network_of_model(out):
     """Return what the folder of a run says of its network, in today's form or the first."""
     try:
-        contents = read_json(Path(out) / CONFIG_FILE)
+        contents = read_json(Path(out) / CONFIG_FILE, max_bytes=MAX_FACTS)
         model = contents.get("parts", {}).get("model", contents)
         return {"class": model["class"]} | model["config"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # a killed process may have left none
+
+
+def _card_of_model(out):
+    """Return the card of the model in the folder of a run."""
+    try:
+        return _check_card(read_json(Path(out) / CONFIG_FILE, max_bytes=MAX_FACTS)["card"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        warnings.warn(f"the card of the run is lost: {CONFIG_FILE} holds none", stacklevel=2)
+        return {}
 
 # %% ../nbs/24_runs.ipynb #describe-data
 def describe_data(
@@ -535,7 +619,19 @@ def describe_data(
         found["files"] = data.describe_files()
     return found
 
-# %% ../nbs/24_runs.ipynb #places
+# %% ../nbs/24_runs.ipynb #describe-held-out
+def _describe_held_out(held_out):
+    """Return number, shape and checksums of held-out images, and of their labels."""
+    if held_out is None:
+        return {"number": 0}
+    images, *labels = held_out
+    found = {"number": len(images), "shape": list(images.shape[1:])}
+    found["sha256"] = _checksum(images.float())
+    if labels:
+        found["labels"] = _checksum(labels[0].long())
+    return found
+
+
 def _places(data):
     """Return eight places of the data, the first and the last among them."""
     return sorted({i * (len(data) - 1) // 7 for i in range(8)})
@@ -596,6 +692,7 @@ class StopSignals(Watcher):
 
     def start(self, trainer: Trainer):
         """Listen."""
+        self.n_steps = trainer.n_steps
         if threading.current_thread() is threading.main_thread():  # Python allows it only there
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.previous[number] = signal.signal(number, self.note)

@@ -47,7 +47,7 @@ from .pictures import _check_white, _read_all, _report
 from .pipeline import TextToImage
 from .plots import tile
 from .runs import LOG_FILE, Checkpoints, Interrupted, StopSignals, TrainLog
-from .runs import _begin, _go_back, describe_data, prepare_run
+from .runs import _begin, _go_back, _hold, describe_data, prepare_run
 from .sampling import respace, respaced_steps
 from .schedules import make_schedule
 from .training import TrainConfig, Watcher, fit
@@ -840,9 +840,12 @@ def _reduce(images, side=32):
 class StageCheckpoints(Checkpoints):
     """Keep a stage in a folder of its own, whatever its network is."""
 
+    pictures: list | None = None  # their shape, which is said when the run goes on with others
+
     def start(self, trainer):
         """Go back to the newest intact checkpoint, or write checkpoint 0 and then the settings."""
-        self.description = describe_data(self.data)
+        self.description = {"pictures": self.pictures} | describe_data(self.data)
+        self.hold = _hold(self.out)
         prepare_run(self.out, self.resume)
         (_go_back if self.goes_on else _begin)(self, trainer)
 
@@ -931,6 +934,7 @@ class _Run:
         numbers = torch.arange(len(self.pairs), dtype=_exact(place), device=place)  # which pairs
         stop, schedule = StopSignals(), _schedule(self.config)
         keeper = StageCheckpoints(folder, self.pairs.to_bytes(), resume=True)
+        keeper.pictures = list(self.pairs.levels.shape[1:])
         watching = [TrainLog(folder / LOG_FILE), keeper, loss, stop, *watchers]
         call = None
         if self.callback is not None:
@@ -938,8 +942,8 @@ class _Run:
         options = {"callback": call, "progress": self.progress, "range_check": False}
         found = fit(network, schedule, numbers, settings, watchers=watching, loss=loss, **options)
         number = stop.number or next(iter(stop.received), 0)  # after the last step none looked
-        if number and (len(found.losses) < settings.n_iterations or stage != STAGES[-1]):
-            done = f"stage {stage} after iteration {len(found.losses)} of {settings.n_iterations}"
+        if number and (stop.n_steps < settings.n_iterations or stage != STAGES[-1]):
+            done = f"stage {stage} after iteration {stop.n_steps} of {settings.n_iterations}"
             text = f"stopped in {done}: saved; go on with resume=True"
             raise Interrupted(text, number)
         return found.ema

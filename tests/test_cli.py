@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from on_disk import as_nobody
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -95,6 +96,8 @@ def test_help_needs_no_explanation(tmp_path):
         "train --dataset digits --out x --network net",
         "train --dataset digits --out x --device abacus",
         "train --dataset digits --out x --held-out some",
+        "train --dataset digits --out x --held-out 1.5",
+        "train --dataset digits --out x --held-out nan",
         "sample --run digits --out x.png --sampler walker",
         "sample --run digits --out x.png --n so",
         "evaluate",
@@ -115,6 +118,8 @@ def test_options_that_cannot_be_understood(words, capsys, tmp_path, monkeypatch)
         ("sample --run digits --out no/x.png", "the folder no does not exist"),
         ("sample --run digits --out x.png --n 0", "--n must be at least 1; got 0"),
         ("sample --run digits --out x.png --batch-size 0", "--batch-size must be at least 1; got 0"),
+        ("sample --run digits --out x.png --scale 101", "--scale must be in 1..100; got 101"),
+        ("generate --out x.png --batch-size 0", "--batch-size must be at least 1; got 0"),
         ("sample --run digits --out x.png --precision float16 --device cpu", "--precision float16 needs a CUDA device; got cpu"),
         ("sample --run digits --out x.png --steps 5000", "--steps must be in 1..1000; got 5000"),
         ("sample --run digits --out x.png --seed -1", "--seed must be in 0..18446744073709551615; got -1"),
@@ -278,11 +283,19 @@ def weights(run):
     return json.loads(Path(run, "config.json").read_text())["sha256"], Path(run, "model.safetensors").read_bytes()
 
 
+@pytest.fixture
+def one_thread():
+    """Compute as another process with one thread does; then as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_resume_ends_where_an_undisturbed_run_does(number, code, tmp_path, monkeypatch, capsys):
+def test_a_signal_saves_and_resume_ends_where_an_undisturbed_run_does(number, code, tmp_path, monkeypatch, capsys, one_thread):
     words = ["train", "--dataset", "digits", "--iterations", "40", "--batch-size", "16", "--n-steps", "20", "--log-every", "1"]
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)  # as the other process
     assert main([*words, "--out", "whole"]) == 0
     log = tmp_path / "cut" / "log.jsonl"
     with subprocess.Popen([COMMAND, *words, "--out", "cut"], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
@@ -357,8 +370,7 @@ def test_generate_draws_what_the_pipeline_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["generate", "a bold seven leaning right", "--n", "4", "--steps", "3", "--guidance", "2", "--seed", "5", "--scale", "2"]
     assert main([*words, "--out", "seven.png"]) == 0 and "wrote 4 pictures to seven.png" in capsys.readouterr().out
-    g = torch.Generator().manual_seed(5)
-    x = TextToImage.from_pretrained("mnist").generate("a bold seven leaning right", 4, 2.0, n_steps=3, generator=g)
+    x = TextToImage.from_pretrained("mnist").generate("a bold seven leaning right", 4, 2.0, n_steps=3, generator=own_noise(5, 4))
     with Image.open("seven.png") as picture:
         assert np.array_equal(np.asarray(picture), tile(x, 2).squeeze().repeat(2, 0).repeat(2, 1))
 
@@ -448,6 +460,20 @@ def test_no_batch_size_and_no_number_changes_a_picture(sampler, tmp_path, monkey
         assert main([*words.split(), "--n", str(n), "--batch-size", str(size)]) == 0
     for x in drawn[1:]:  # rounding is enlarged 20,000 times by the first step of a cosine schedule
         torch.testing.assert_close(x, drawn[0][: len(x)], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("more", [["a thin seven"], [], ["a thin seven", "--negative", "a bold seven", "--guidance", "3"]])
+def test_no_batch_size_and_no_number_changes_a_picture_of_a_sentence(more, tmp_path, monkeypatch):
+    drawn, asked, generate = [], [], TextToImage.generate
+    monkeypatch.setattr(cli, "_save_picture", lambda x, *args: drawn.append(x))
+    monkeypatch.setattr(TextToImage, "generate", lambda self, *a, n, **o: asked.append(n) or generate(self, *a, n=n, **o))
+    words = ["generate", *more, "--model", "digits", "--steps", "4", "--device", "cpu", "--out", str(tmp_path / "x.png")]
+    for n, size in ((5, 5), (5, 2), (3, 1)):
+        assert main([*words, "--n", str(n), "--batch-size", str(size)]) == 0
+    assert asked == [5, 2, 2, 1, 1, 1, 1]  # never more at once
+    for x in drawn[1:]:
+        torch.testing.assert_close(x, drawn[0][: len(x)], rtol=0, atol=0.02)
+    assert (drawn[0][0] - drawn[0][1]).abs().max() > 0.1
 
 
 def test_samples_drawn_in_batches_are_the_samples_of_the_library(tmp_path, monkeypatch):
@@ -541,7 +567,7 @@ def test_generate_begins_with_a_picture(tmp_path, monkeypatch, capsys):
     cases[("--negative", "a bold seven")] = {"negative": "a bold seven"}
     for more, options in cases.items():
         assert main([*words, "--image", "image.png", *more]) == 0, capsys.readouterr().err
-        drawn = pipeline.generate("a seven", 1, image=x, n_steps=3, generator=seeded(5), **options)
+        drawn = pipeline.generate("a seven", 1, image=x, n_steps=3, generator=own_noise(5, 1), **options)
         with Image.open("seven.png") as picture:
             assert np.array_equal(np.asarray(picture), tile(drawn, 1, 0).squeeze())
 
@@ -795,3 +821,119 @@ def test_defaults_in_the_help_are_those_that_hold(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "chosen for a folder or cifar10)" in " ".join(capsys.readouterr().out.split())
+
+
+# odd places
+
+
+def test_a_copy_beside_the_checkpoints_is_in_nobodys_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_noise("pics", range(8))
+    assert main([*SHORT.split(), "--batch-size", "4", "--held-out", "0.25"]) == 0
+    for name in ("step-best", "step-00000002 (1)"):
+        Path(f"run/checkpoints/{name}.json").write_text("{}")
+    assert re.search(r"checkpoints +0, 2\n", succeeded("info --run run", capsys))
+    Path("pics").rename("moved")
+    assert "on 2 test images" in succeeded(f"{MEASURE} run --root moved", capsys)
+
+
+def test_info_tells_the_schedule_of_any_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_training(make_unet("digits"), make_schedule("sigmoid", 20), load_dataset("digits"), TrainConfig(1, batch_size=8), out="run", progress=False)
+    assert re.search(r"schedule +sigmoid\n", succeeded("info --run run", capsys))
+
+
+def test_odd_names_of_folders(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("a place").mkdir()
+    Path("link").symlink_to("a place")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for out, place in (("a place/my run", "a place/my run"), ("link/../link/r2", "a place/r2"), ("~/r3", "home/r3")):
+        assert main([*QUICK, f"--out={out}"]) == 0, capsys.readouterr().err
+        told = capsys.readouterr().out
+        assert (tmp_path / place / "train.json").exists()
+        words = shlex.split(re.search("next: ddpm-nb (.*)", told)[1])
+        assert main([*words, "--n", "1"]) == 0
+    assert not Path("~").exists()
+    assert "is finished" in succeeded("resume --out ~/r3", capsys)
+    assert main(["info", "--run", "link/my run"]) == 0
+
+
+def test_a_place_that_cannot_take_a_run_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddpm_nb.training.Trainer.step", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr(cli, "_seconds_per_iteration", lambda *_: 1.0)
+    Path("file").write_text("mine")
+    Path("one").mkdir()
+    Path("one/samples").write_text("mine")
+    Path("two/samples.png").mkdir(parents=True)
+    Path("three").mkdir()
+    Path("three/checkpoints").write_text("mine")
+    words = " ".join(QUICK)
+    assert "file" in (told := failed(f"{words} --out file", capsys)) and "cannot be written" in told
+    assert "cannot be written" in failed(f"{words} --out file/run", capsys)
+    assert "--out one holds samples, which is no folder" in failed(f"{words} --out one", capsys)
+    assert "--out two holds a folder samples.png" in failed(f"{words} --out two", capsys)
+    assert "cannot be written" in failed(f"{words} --out three", capsys)
+    assert Path("file").read_text() == Path("one/samples").read_text() == Path("three/checkpoints").read_text() == "mine"
+    Path("locked").mkdir()
+    Path("locked").chmod(0o555)
+    tmp_path.chmod(0o755)
+    with as_nobody():
+        assert "--out locked/run cannot be written: Permission denied" in failed(f"{words} --out locked/run", capsys)
+        assert "cannot write here (Permission denied)" in failed("sample --run digits --n 1 --out locked/x.png", capsys)
+
+
+@pytest.mark.parametrize("out", ["pics", "pics/run", "link/run", "pics/../pics/deep/run"])
+def test_a_run_does_not_lie_among_the_pictures_that_it_reads(out, tmp_path, monkeypatch, capsys):
+    """Its sheets of samples would be pictures of the next loading."""
+    monkeypatch.chdir(tmp_path)
+    save_noise("pics", range(8))
+    Path("link").symlink_to("pics")
+    for i in range(8):
+        Path(f"pics/{i:02d}.txt").write_text("a dark one")
+    before = sorted(Path("pics").rglob("*"))
+    for words in (f"{SHORT} --batch-size 4 --out {out}", f"train-text --root pics --out {out}"):
+        assert "lies among the pictures that are read" in failed(words, capsys)
+    assert sorted(Path("pics").rglob("*")) == before
+    assert main([*SHORT.split(), "--batch-size", "4", "--out", "pics2"]) == 0  # beside it, by whatever name
+
+
+def test_a_run_whose_pictures_have_moved_remembers_where_they_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_noise("pics", range(8))
+    assert main([*SHORT.split(), "--batch-size", "4", "--held-out", "0.25"]) == 0
+    before = read_settings("run")[1]
+    succeeded("resume --out run --iterations 3 --device cpu", capsys)
+    assert read_settings("run")[1] == before
+    Path("pics").rename("moved")
+    succeeded("resume --out run --root moved --device cpu", capsys)
+    assert "on 2 test images" in succeeded(f"{MEASURE} run", capsys)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"config": {}}, "--config o.json does not hold the settings of all stages: 'clip' is missing"),
+        ({"config": 3}, "--config o.json does not hold the settings of all stages"),
+        ({"config": TextConfig().to_dict() | {"drop": 2}}, "drop must be finite and in [0, 1]"),
+        ({"config": TextConfig().to_dict() | {"colour": 2}}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_settings_of_stages_that_are_none_are_said_in_a_line(contents, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_noise("pics", range(8))
+    for i in range(8):
+        Path(f"pics/{i:02d}.txt").write_text("a dark one")
+    write_json("o.json", contents)
+    assert message in failed("train-text --root pics --out run --config o.json", capsys)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(("error", "message"), [(MemoryError(), "there is not enough memory"), (OverflowError("too large"), "too large")])
+def test_too_much_is_said_in_a_line(error, message, monkeypatch, capsys):
+    def fail(args):
+        raise error
+
+    monkeypatch.setitem(cli._VERBS, "info", fail)
+    assert message in failed("info --run digits", capsys)

@@ -42,6 +42,7 @@ from ddpm_nb.conditioning import (
 from ddpm_nb.data import ImageDataset, load_dataset
 from ddpm_nb.elbo import output_to_eps, simple_loss
 from ddpm_nb.evaluation import load_classifier
+from ddpm_nb.fast import optimize_for_sampling
 from ddpm_nb.files import load_parts, save_parts
 from ddpm_nb.forward import NoiseSchedule
 from ddpm_nb.gaussian import seeded, seeded_init
@@ -858,3 +859,18 @@ def test_shipped_maps_and_the_stroke(shipped, judged):
     assert errors(excess(8, "slant", ink)) > 6
     assert errors(excess(8, "slant", ink) - excess(8, "slant", ink.roll(1, 0))) > 4
     assert errors(excess(8, "digit", ink)) < -4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_of_another_precision_hears_the_same_words(dtype):
+    """The words come from an encoder in float32, also for a copy that computes faster."""
+    network, x, t, words = tiny(), draw(2, 1, 8, 8), torch.tensor([3, 900]), draw(2, 5, 6, seed=1)
+    with torch.no_grad():
+        exact = network(x, t, words)
+        if dtype != torch.float64:
+            fast = optimize_for_sampling(network, dtype)
+            told, silent = (guided(fast, words, null, 2.0)(x, t) for null in (torch.zeros(1, 5, 6), words))
+            assert told.dtype == torch.float32 and (told - silent).abs().max() > 1e-3
+            assert (fast(x, t, words) - exact).abs().max() < 0.05 * exact.abs().max()
+        other = network.to(dtype)
+        assert other(x.to(dtype), t, words).equal(other(x.to(dtype), t, words.to(dtype)))

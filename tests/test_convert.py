@@ -367,7 +367,8 @@ def test_schedulers_of_diffusers_keep_their_variances(kind, rule):
     torch.testing.assert_close(schedule.alpha_bars, scheduler.alphas_cumprod, rtol=1e-5, atol=1e-9)
 
 
-OTHER = [("variance_type", "learned_range"), ("rescale_betas_zero_snr", True), ("prediction_type", "flow_prediction")]
+OTHER = [("variance_type", "learned_range"), ("variance_type", "learned"), ("thresholding", True), ("clip_sample_range", 2.0)]
+OTHER += [("rescale_betas_zero_snr", True), ("prediction_type", "flow_prediction")]
 
 
 @pytest.mark.parametrize(("name", "value"), OTHER)
@@ -414,7 +415,7 @@ def test_a_scheduler_says_how_our_sampler_walks(schedule):
     torch.testing.assert_close(ddpm_step(schedule, x, 9, output, **options)[0], theirs, atol=1e-5, rtol=1e-4)
     plain = options_from_scheduler(diffusers.DDPMScheduler(20))
     assert plain == {"clip_x_0": True, "variance": "posterior", "n_steps": 20}
-    for option in ({"thresholding": True}, {"clip_sample_range": 2.0}, {"variance_type": "learned_range"}):
+    for option in ({"thresholding": True}, {"clip_sample_range": 2.0}, {"variance_type": "learned"}, {"steps_offset": 1}):
         (name,) = option
         refuses(lambda option=option: options_from_scheduler(diffusers.DDPMScheduler(20, **option)), name)
 
@@ -645,3 +646,50 @@ def test_a_learned_variance_is_walked_by_diffusers():
     with torch.no_grad():
         step = scheduler.step(peer(x, 7).sample, 7, x, generator=torch.Generator().manual_seed(0))
     assert step.prev_sample.shape == x.shape and scheduler.config.variance_type == "learned_range"
+
+
+def test_a_learned_variance_is_walked_here_as_diffusers_walks_it(schedule):
+    ours = randomize(UNet(**SMALL | {"in_channels": 3, "out_channels": 6}))
+    peer, scheduler = unet_to_diffusers(ours, schedule)
+    options = options_from_scheduler(scheduler)
+    assert options == {"clip_x_0": True, "variance": "learned", "spacing": "linspace"}
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for i in (1, 9, 19):
+        with torch.no_grad():
+            output = peer(x, i).sample
+        theirs = scheduler.step(output, i, x, generator=torch.Generator().manual_seed(0)).prev_sample
+        here = {"variance": options["variance"], "clip_x_0": options["clip_x_0"]}
+        mine = ddpm_step(schedule, x, i, output, **here, generator=torch.Generator().manual_seed(0))[0]
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    as_v = diffusers.DDPMScheduler(20, variance_type="learned_range", prediction_type="v_prediction")
+    refuses(lambda: options_from_scheduler(as_v), "the scheduler's variance_type='learned_range' cannot be expressed but for the noise")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"variance_type": "fixed_large"}, {"timestep_spacing": "trailing", "clip_sample": False}, {"variance_type": "learned_range"}, {"timestep_spacing": "linspace"}],
+)
+def test_what_lies_beside_a_model_says_how_to_walk(change, tmp_path):
+    """The pictures of the pipeline in a folder come out here, with what the folder says of the walk and with nothing else."""
+    learns = change.get("variance_type") == "learned_range"
+    peer = random_peer(out_channels=6 if learns else 3)
+    pipeline = diffusers.DDPMPipeline(peer, diffusers.DDPMScheduler(20, beta_schedule="squaredcos_cap_v2", **change))
+    pipeline.save_pretrained(tmp_path)
+    options = options_from_scheduler(tmp_path)
+    assert options == options_from_scheduler(pipeline) == options_from_scheduler(pipeline.scheduler) == options_from_scheduler(str(tmp_path))
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(2, torch.Generator().manual_seed(1), num_inference_steps=20, output_type="np").images
+    model, schedule = unet_from_diffusers(tmp_path)
+    draw = lambda **o: sample_ddpm(model, schedule, (2, 3, 8, 8), generator=torch.Generator().manual_seed(1), **o)
+    expected = lambda x: x.clamp(-1, 1).add(1).div(2).permute(0, 2, 3, 1)
+    torch.testing.assert_close(torch.from_numpy(images), expected(draw(**options)), atol=2e-3, rtol=0)
+
+
+def test_a_folder_without_a_scheduler_or_with_one_that_cannot_be_walked(tmp_path):
+    random_peer().save_pretrained(tmp_path / "model")
+    refuses(lambda: options_from_scheduler(tmp_path / "model"), "holds no scheduler_config.json", error=FileNotFoundError)
+    torn = diffusers.DDPMScheduler(20, thresholding=True)
+    diffusers.DDPMPipeline(random_peer(), torn).save_pretrained(tmp_path / "torn")
+    for call in (unet_from_diffusers, options_from_scheduler):
+        refuses(lambda call=call: call(tmp_path / "torn"), "the scheduler's thresholding=True cannot be expressed; pass another scheduler")
+    unet_from_diffusers(tmp_path / "torn", scheduler=diffusers.DDPMScheduler(20))

@@ -88,6 +88,30 @@ def test_files_on_disk_need_no_network(tmp_path, no_network, name, inner):
     assert load_images(name, root=tmp_path, image_size=32).shape == (6, 1, 32, 32) and not no_network
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("inner", ["{}/raw", "raw", ""])
+def test_mnist_and_fashion_mnist_are_told_apart(tmp_path, no_network, inner, split):
+    """Their files have equal names; whole sets of one are refused where the other is asked for."""
+    n = {"train": 60_000, "test": 10_000}
+    even = {part: np.arange(size) % 10 for part, size in n.items()}
+    uneven = {part: np.where(np.arange(size) == 5, 0, labels) for (part, size), labels in zip(n.items(), even.values(), strict=True)}
+    own, other = {"mnist": uneven, "fashion-mnist": even}, {"mnist": even, "fashion-mnist": uneven}
+    words = {"mnist": f"hold {n[split] // 10} images of each class, as Fashion-MNIST does", "fashion-mnist": "hold classes of"}
+    for name, kind in KINDS.items():
+        for labels, place in ((own[name], "own"), (other[name], "other")):
+            folder = tmp_path / name / place / inner.format(kind.__name__)
+            files = {}
+            for part, file in (("train", "train"), ("test", "t10k")):
+                header = struct.pack(">IIII", 2051, n[part], 1, 1)
+                files[f"{file}-images-idx3-ubyte"] = header + bytes(n[part])
+                files[f"{file}-labels-idx1-ubyte"] = struct.pack(">II", 2049, n[part]) + labels[part].astype(np.uint8).tobytes()
+            write(folder, files)
+        assert len(load_dataset(name, root=tmp_path / name / "own", split=split)) == n[split]
+        refused = lambda name=name: load_dataset(name, root=tmp_path / name / "other", split=split)
+        refuses(refused, f"{name} could not be loaded", words[name], "whose files have the same names", error=RuntimeError)
+    assert not no_network
+
+
 def test_names_of_classes_are_those_of_the_digits(tmp_path):
     write(tmp_path, mnist_files())
     assert load_dataset("mnist", root=tmp_path).classes == load_dataset("digits").classes == tuple("0123456789")

@@ -94,3 +94,15 @@ def test_sharded_training_is_refused(monkeypatch):
             state = SimpleNamespace(device=torch.device("cpu"), process_index=0, distributed_type=SimpleNamespace(value=kind))
             patch.setattr(processes, "PartialState", lambda cpu, state=state: state)
             refuses(lambda: Processes("cpu"), words)
+
+
+def test_a_network_that_is_elsewhere_is_refused_in_words(tmp_path, monkeypatch):
+    """Alone it would train where it is, with no word of the GPU; of several, torch would speak of its own arguments."""
+    words = "model must be on the processes' device, cuda, not cpu; move it there: model.to(processes.device)"
+    refuses(lambda: run(processes=Processes("cuda"), out=tmp_path / "run"), words)
+    assert not (tmp_path / "run").exists()
+    second = Processes("cuda")
+    second.device, second.n = torch.device("cuda", 1), 2
+    refuses(lambda: second.wrap(tiny_unet()), "the processes' device, cuda:1, not cpu")
+    on_meta = tiny_unet().to("meta")
+    refuses(lambda: Processes("cpu").wrap(on_meta), "the processes' device, cpu, not meta")

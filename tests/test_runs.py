@@ -11,10 +11,13 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,8 +73,8 @@ from ddpm_nb.runs import (
     trainer_state,
 )
 from ddpm_nb.schedules import make_schedule
+from ddpm_nb.training import OneProcess, lr_factor
 from ddpm_nb.training import _read_losses as read_losses
-from ddpm_nb.training import lr_factor
 from ddpm_nb.unet import PRESETS, UNet
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -1071,7 +1074,7 @@ def test_signals_are_left_alone_in_other_threads():
 
     def work():
         stop = StopSignals()
-        stop.start(None)
+        stop.start(SimpleNamespace(n_steps=0))
         seen.append((stop.previous, signal.getsignal(signal.SIGTERM)))
         stop.close()
 
@@ -1306,3 +1309,160 @@ def test_tensorboard_takes_back_what_was_undone(tmp_path):
     found.Reload()
     steps = [event.step for event in found.Scalars("loss")]
     assert steps == sorted(set(steps))
+
+
+# what is told again, or not, when a run goes on
+
+
+def card_of(out):
+    return describe_model(out)["card"]
+
+
+def test_going_on_keeps_the_card_or_takes_the_given_one(tmp_path):
+    stop_at(3, tmp_path, card={"name": "mine", "licence": "MIT"})
+    run(out=tmp_path, resume=True)
+    assert card_of(tmp_path) | {"name": "mine", "licence": "MIT", "iterations": QUICK.n_iterations} == card_of(tmp_path)
+    assert "# mine" in (tmp_path / "README.md").read_text()
+    run(out=tmp_path, resume=True, card={"name": "ours"})
+    assert card_of(tmp_path)["name"] == "ours" and "licence" not in card_of(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"card": 3}))
+    with pytest.warns(UserWarning, match="the card of the run is lost"):
+        run(out=tmp_path, resume=True)
+    load_pretrained(tmp_path)
+
+
+def test_a_data_set_that_has_moved_is_found_from_then_on(tmp_path):
+    stop_at(3, tmp_path, origin={"dataset": "folder", "root": "here"})
+    run(replace(QUICK, n_iterations=4), out=tmp_path, resume=True)
+    assert read_settings(tmp_path)[1]["root"] == "here"
+    run(replace(QUICK, n_iterations=4), out=tmp_path, resume=True, origin={"dataset": "folder", "root": "there"})
+    assert read_settings(tmp_path)[1]["root"] == "there"
+
+
+def test_other_held_out_images_are_named_and_nothing_is_lost(tmp_path):
+    x = make_data("tensor")[:6]
+    stop_at(5, tmp_path, held_out=x)
+    before = fingerprint(tmp_path)
+    for other, words in ((None, "number was 6 and is 0"), (x[:4], "number was 6 and is 4"), (x.flip(0), "sha256 was")):
+        refuses(lambda other=other: run(out=tmp_path, held_out=other, resume=True), "held_out differs from the one", words)
+    assert {k: v[1] for k, v in fingerprint(tmp_path).items()} == {k: v[1] for k, v in before.items()}
+    run(out=tmp_path, held_out=x.double(), resume=True)  # the same images
+    stop_at(5, tmp_path / "none")
+    refuses(lambda: run(out=tmp_path / "none", held_out=x, resume=True), "held_out differs", "number was 0 and is 6")
+    class_run(tmp_path / "classes", held_out=(x, torch.arange(6) % 3))
+    other = (x, (torch.arange(6) + 1) % 3)
+    refuses(lambda: class_run(tmp_path / "classes", held_out=other, resume=True), "held_out differs", "labels was")
+
+
+def test_a_run_of_before_does_not_say_what_was_held_out(dead):
+    for path in (dead / CHECKPOINTS).glob("*.json"):
+        facts = {k: v for k, v in json.loads(path.read_text()).items() if k != "held_out"}
+        facts["sha256"] = checksum(facts, path.with_suffix(".safetensors").read_bytes())
+        path.write_text(json.dumps(facts))
+    run(out=dead, held_out=make_data("tensor")[:4], resume=True)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "sigmoid", None])
+def test_a_run_knows_its_schedule_by_name(name, tmp_path):
+    schedule = NoiseSchedule(torch.full((N_STEPS,), 0.1)) if name is None else make_schedule(name, N_STEPS)
+    config = replace(QUICK, n_iterations=1)
+    train(tiny_unet(), schedule, make_data(), config, out=tmp_path / "run", progress=False)
+    facts = describe_model(tmp_path / "run")["facts"]
+    save_pretrained(tmp_path / "model", tiny_unet(), schedule, n_levels=17)
+    assert facts["schedule"] == name and facts == describe_model(tmp_path / "model")["facts"]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["facts"]["schedule"]  # as a run of before
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"sha256": checksum(config, (tmp_path / "run" / "model.safetensors").read_bytes())}))
+    assert load_pretrained(tmp_path / "run")[1].n_steps == N_STEPS
+
+
+def test_another_processor_s_last_bits_are_the_same_schedule(dead, undisturbed):
+    exact = make_schedule("cosine", N_STEPS).exact_betas
+    other = NoiseSchedule(exact * (1 + 1e-15 * torch.arange(N_STEPS, dtype=torch.float64)))
+    assert not other.exact_betas.equal(exact)
+    train(tiny_unet(), other, make_data(), QUICK, out=dead, resume=True, progress=False)
+    schedule = make_schedule("cosine", N_STEPS + 1)
+    refuses(lambda: train(tiny_unet(), schedule, make_data(), QUICK, out=dead, resume=True), "schedule differs")
+
+
+TAKES = """
+import os, sys, time
+sys.path[:0] = sys.argv[2:]
+from training_helpers import run, at
+
+def wait(trainer):
+    print("trains", flush=True)
+    time.sleep(60)
+
+run(out=sys.argv[1], callback=at(3, act=wait))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of a folder")
+def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch, undisturbed):
+    out, here = tmp_path / "run", os.path.dirname(__file__)
+    words = [sys.executable, "-c", TAKES, str(out), here]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "trains\n"
+            before = fingerprint(out)
+            with monkeypatch.context() as patch:
+                patch.setattr(runs, "_hold", partial(runs._hold, waits=(0,)))
+                refuses(lambda: run(out=out, resume=True), "is in use: another process trains in it", error=FileExistsError)
+            assert fingerprint(out) == before
+        finally:
+            process.kill()
+    run(out=out, resume=True)  # a killed process holds nothing
+    assert_same_run(out, undisturbed[0])
+
+
+def test_a_folder_is_free_after_a_run_however_it_ended(tmp_path):
+    stop_at(3, tmp_path)
+    run(out=tmp_path, resume=True)
+    runs._release(runs._hold(tmp_path, waits=(0,)))
+    assert leftovers(tmp_path) == []
+
+
+def test_a_network_of_another_precision_is_another_network(dead, undisturbed):
+    """Weights that are kept in float32 would be cast without a word."""
+    words = "dtype was 'torch.float32' and is 'torch.float64'"
+    refuses(lambda: run(model=tiny_unet().double(), out=dead, resume=True), "the network differs", words)
+    run(out=dead, resume=True)
+    assert_same_run(dead, undisturbed[0])
+
+
+@pytest.mark.parametrize("line", ["3", "[]", '{"loss": 1}', "null", '{"step": "x"}'])
+def test_lines_that_are_none_end_a_log(line, tmp_path):
+    (tmp_path / LOG_FILE).write_bytes(b'{"step": 1, "losses": [1.0]}\n' + line.encode() + b"\n\xff\xfe\n")
+    assert read_log(tmp_path / LOG_FILE, 5) == [{"step": 1, "losses": [1.0]}]
+
+
+# signals in several processes
+
+
+class Two(OneProcess):
+    """Be one of two processes, which were sent different signals or none."""
+
+    def __init__(self, other=0):
+        self.n, self.other, self.asked = 2, other, 0
+
+    def gather(self, value):
+        self.asked += 1
+        return [value, self.other]
+
+
+@pytest.mark.parametrize(("own", "other"), [(0, 0), (signal.SIGTERM, 0), (0, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
+def test_processes_stop_at_the_same_line_of_the_log(own, other):
+    """Neither stops alone, where the others would wait for it: all ask all, at the lines only, and the answer is one."""
+    for received, told in ((own, other), (other, own)):  # as either of both sees it
+        stop, processes = StopSignals(), Two(told)
+        stop.received = [received] if received else []
+        stopped = []
+        for step in range(1, 9):
+            trainer = SimpleNamespace(processes=processes, config=SimpleNamespace(log_every=4), n_steps=step, stop=None)
+            stop.step(trainer, None, None)
+            stopped.append(trainer.stop)
+        wanted = max(own, other) or None
+        assert stopped == [None, None, None, wanted, None, None, None, wanted] and processes.asked == 2
+        assert stop.n_steps == 8

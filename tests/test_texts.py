@@ -5,9 +5,11 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -452,6 +454,108 @@ def test_a_signal_after_the_last_step_of_a_stage_is_heard(few, tmp_path, monkeyp
     monkeypatch.setattr(StageCheckpoints, "checkpoint", interrupt)
     with pytest.raises(Interrupted, match="stage clip after iteration 4 of 4: saved"):
         train_text(few, tmp_path / "a", SMALL, progress=False)
+
+
+@pytest.mark.parametrize(("stage", "wanted"), [("clip", "stage clip after iteration 4 of 4"), ("unet", None)])
+def test_lost_lines_of_a_log_do_not_count_as_steps(stage, wanted, few, whole, tmp_path, monkeypatch):
+    """A signal in a stage that is finished, but for lines of its log: what was made is counted by the steps."""
+    out = shutil.copytree(whole[0], tmp_path / "run")
+    (out / stage / "log.jsonl").write_text("")
+    plain = texts.StopSignals.start
+
+    def start(stop, trainer):
+        plain(stop, trainer)
+        if trainer.n_steps == (5 if stage == "unet" else 4) and len(trainer.history) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(texts.StopSignals, "start", start)
+    call = lambda: train_text(few, out, resume=True, progress=False)
+    ends = nullcontext() if wanted is None else pytest.raises(Interrupted, match=wanted)
+    with pytest.warns(UserWarning, match=r"log\.jsonl holds 0 of the"), ends:
+        assert equal(call(), whole[1])  # nothing was left to stop
+
+
+def test_pictures_of_another_size_are_named_when_a_run_goes_on(few, whole):
+    images = torch.nn.functional.interpolate(few[0], 8)
+    config = {"resume": True, "progress": False}
+    refuses(lambda: train_text((images, few[1]), whole[0], **config), "pictures was [3, 16, 16] and is [3, 8, 8]")
+    refuses(lambda: train_text((few[0][:, :1], few[1]), whole[0], **config), "pictures was [3, 16, 16] and is [1, 16, 16]")
+
+
+# options that do something: each of them changes what comes out
+
+# words are heard from the second step of the U-Net on, since what hears them begins at zero
+ONE = replace(SMALL, n_merges=40, clip=tiny(1), autoencoder=tiny(1), unet=tiny(2))
+CHANGED = {  # settings of all stages, and the part whose weights must be others
+    "length": (30, "text"),
+    "n_merges": (0, "text"),
+    "dim": (32, "text"),
+    "n_downs": (1, "autoencoder"),
+    "latent_channels": (3, "autoencoder"),
+    "autoencoder_channels": (8, "autoencoder"),
+    "kl_weight": (10.0, "autoencoder"),
+    "unet_channels": (16, "unet"),
+    "channel_mults": ((1, 1), "unet"),
+    "attn_resolutions": ((2,), "unet"),
+    "n_alike": (1, "text"),
+    "drop": (1.0, "unet"),
+    "max_weight": (1.0, "unet"),
+    "n_steps": (100, "unet"),
+}
+PART_OF = {"clip": "text", "autoencoder": "autoencoder", "unet": "unet"}
+CHANGED |= {(stage, name): (value, part) for stage, part in PART_OF.items() for name, value in (("lr", 1e-2), ("seed", 7), ("batch_size", 4))}
+
+
+def final(config, few, out, **options):
+    """Train shortly without the sheets, which take longer than the training; return the weights of each part."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts.SampleSheets, "checkpoint", lambda *_: None)
+        return weights(train_text(few, out, config, progress=False, **options))
+
+
+@pytest.fixture(scope="module")
+def alike(few):
+    """Give four pictures each caption, so that there is something to draw from."""
+    return few[0], [few[1][i // 4] for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def one_step(alike, tmp_path_factory):
+    return final(ONE, alike, tmp_path_factory.mktemp("one") / "run")
+
+
+def test_no_setting_of_the_stages_is_forgotten():
+    """Those that are not changed below have tests of their own."""
+    assert set(TextConfig.__dataclass_fields__) == {name for name in CHANGED if isinstance(name, str)} | {"too_long", "clip", "autoencoder", "unet"}
+
+
+@pytest.mark.parametrize("name", CHANGED, ids=lambda name: name if isinstance(name, str) else "-".join(name))
+def test_every_setting_of_the_stages_changes_its_part(name, alike, one_step, tmp_path):
+    value, part = CHANGED[name]
+    if isinstance(name, str):
+        config = replace(ONE, **{name: value})
+    else:
+        config = replace(ONE, **{name[0]: replace(getattr(ONE, name[0]), **{name[1]: value})})
+    found = final(config, alike, tmp_path)
+    own = {key for key in {**found, **one_step} if key.startswith(part)}
+    same = [key for key in own if key in found and key in one_step and found[key].equal(one_step[key])]
+    assert own and len(same) < len(own), name
+    if isinstance(name, tuple) and name[0] == "unet":  # a stage changes nothing of those before it
+        assert all(found[key].equal(one_step[key]) for key in found if not key.startswith("unet"))
+
+
+def test_every_other_argument_of_the_training_does_something(alike, one_step, tmp_path):
+    stages = []
+    pipeline = train_text(alike, tmp_path / "run", ONE, prompts=[alike[1][3]], card={"licence": "MIT"}, callback=lambda stage, trainer: stages.append(stage), progress=True)
+    assert stages == ["clip", "autoencoder", "unet", "unet"] and pipeline.card["licence"] == "MIT"
+    assert all(value.equal(one_step[key]) for key, value in weights(pipeline).items())  # looking changes nothing
+    with Image.open(tmp_path / "run" / "samples" / "step-00000002.png") as sheet:
+        assert sheet.size == (8 * 17 + 1, 18)  # a row for the one prompt
+    words = Tokenizer(tuple(dict.fromkeys(word for text in alike[1] for word in text.split())), 12)
+    other = final(ONE, alike, tmp_path / "words", tokenizer=words)
+    assert other.keys() != one_step.keys() or any(not value.equal(one_step[key]) for key, value in other.items())
+    refuses(lambda: train_text(alike, tmp_path / "gpu", ONE, device="none"), "none", error=RuntimeError)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
