@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ddpm_nb.files import PACKAGE, WEIGHTS_FILE, read_json, replaced_file, write_json
+from ddpm_nb.training import pick_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED, PICTURES = ROOT / "ddpm_nb" / "measured", ROOT / "book" / "_static"
@@ -45,12 +46,13 @@ def kept(path, settings):
 
 
 def setting(hardware, packages=("ddpm_nb", "torch", "numpy")):
-    """Describe what a study was measured with: the machine in words, versions, threads."""
+    """Describe what a study was measured with: the machine in words, versions, threads, what `precision="auto"` is here."""
     versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
     return {
         "hardware": hardware,
         "versions": versions,
         "threads of a process": torch.get_num_threads(),
+        "auto precision": str(pick_precision("auto", torch.device("cpu"))).removeprefix("torch."),
     }
 
 

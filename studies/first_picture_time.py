@@ -100,6 +100,7 @@ def main():
     args = parser.parse_args()
     if ("cpu" in args.doors) != bool(args.torch):
         parser.error("--torch is needed for the door cpu, and for no other")
+    args.torch, args.uv_cache = (path and path.resolve() for path in (args.torch, args.uv_cache))  # commands run elsewhere
     measured = read_json(FILE) if FILE.exists() else {}
     about = {"hardware": args.hardware, "python": sys.version.split()[0], "day": date.today().isoformat()}
     for door in args.doors:

@@ -4,7 +4,7 @@ Usage: python studies/ship.py runs/digits digits --hardware "1 thread of an AMD 
 
 Every figure on the card is computed here or read from the run: nothing is typed but the description of the machine. The classifier
 that judges the samples is trained here, on the same training images, from a fixed seed. The model that the new one takes the place
-of is measured beside it, with as many samples. Weights are kept as float16.
+of is measured beside it, with as many samples. Weights are kept as float16, and measured so.
 """
 
 import argparse
@@ -32,6 +32,14 @@ from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.training import pick_precision
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "ddpm_nb" / "weights"
+
+
+def rounded(model):
+    """Round weights in place as they are kept: the card is of the network that ships."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    return model
 
 
 def held_out_error(model, schedule, images, repeats=10):
@@ -98,6 +106,11 @@ def measured_facts(model, schedule, name, root, n_images, n_samples, eta, before
     return facts
 
 
+def same_weights(a, b):
+    """Tell whether two networks have the same weights."""
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
 def report_facts(report):
     """Return what a classifier says of samples, rounded, for a card."""
     facts = {"mean confidence": round(report.mean_confidence, 3), f"share above {report.threshold}": round(report.confident, 3)}
@@ -116,13 +129,16 @@ def main():
     parser.add_argument("--eta", type=float, default=1.0, help="noise of the sampler that is judged, 0 to 1")
     args = parser.parse_args()
     model, schedule = load_pretrained(args.run)
+    weights = rounded(model).state_dict()
     config, data = read_settings(args.run)
     n_images = len(load_dataset(data["dataset"], root=args.root))
     facts = training_facts(args.run, args.hardware, n_images)
     if facts["iterations"] != config.n_iterations:
         parser.error(f"{args.run} is not finished: iteration {facts['iterations']} of {config.n_iterations}")
-    shipped = args.name if (WEIGHTS / args.name).is_dir() else None
+    shipped = WEIGHTS / args.name if (WEIGHTS / args.name).is_dir() else None
     before = load_pretrained(args.before or shipped) if args.before or shipped else None
+    if before is not None and same_weights(before[0].state_dict(), weights):
+        parser.error(f"this run ships as {args.name} already: name the model before it with --before")
     facts |= measured_facts(model, schedule, data["dataset"], args.root, args.images, args.samples, args.eta, before)
     options = {"n_levels": facts["grey levels"], "card": facts, "overwrite": True, "half": True}
     save_pretrained(WEIGHTS / args.name, model, schedule, **options)

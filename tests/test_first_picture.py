@@ -14,7 +14,8 @@ from docutils.utils import new_document
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "book" / "_ext"))
-first = pytest.importorskip("first_picture")
+import first_picture as first  # noqa: E402
+
 LIST = first.read_list(ROOT)
 CHAPTERS = {f"nbs/{path.stem}": path for path in sorted((ROOT / "nbs").glob("*.ipynb"))}
 

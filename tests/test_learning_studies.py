@@ -247,7 +247,7 @@ def test_stored_figures_agree_with_each_other():
 def test_stored_figures_are_of_the_models_that_ship(path):
     facts = read_json(path)
     shipped = facts.get("sha256") or (path.stem == "mnist" and facts["study"]["sha256"])
-    without = ("recipes", "variances", "reading", "performance-cpu")  # in which nothing that ships is measured, or only timed
+    without = ("recipes", "variances", "reading", "performance-cpu", "performance-cuda", "gpu")  # nothing that ships, or only timed
     assert bool(shipped) != (path.stem in without)
     assert not shipped or shipped == common.checksums(*shipped), f"a model was renewed: measure {path.name} again"
 
@@ -337,6 +337,11 @@ def test_a_run_is_measured_and_shipped(tmp_path, run, monkeypatch):
     model, _ = load_pretrained(tmp_path / "weights" / "tiny")
     card = ship.describe_model(tmp_path / "weights" / "tiny")["card"]
     assert next(model.parameters()).dtype == torch.float32 and card["hardware"] == "a machine" and card["iterations"] == 2
+    with pytest.raises(SystemExit):
+        run(ship, *words)  # or the model before it would be itself
+    before, _ = load_pretrained(tmp_path / "run")
+    kept = next(model.parameters())
+    assert kept.equal(next(before.parameters()).half().float()) and kept.equal(next(ship.rounded(before).parameters()))
     assert card["test images"] == 2 and card["samples judged"] == 20 and "samples of the model before: Frechet distance" not in card
 
 
