@@ -47,7 +47,7 @@ _ALLOWED = dict.fromkeys(_COUNTS, check_int) | {
     "precision": partial(check_choice, choices=PRECISIONS),
 }
 
-# %% ../nbs/09_training.ipynb #trainconfig-2
+# %% ../nbs/09_training.ipynb #trainconfig
 @dataclass(frozen=True)
 class TrainConfig:
     """Hold the settings of a training run."""
@@ -91,7 +91,7 @@ def lr_factor(
         return rise
     return rise * 0.5 * (1 + math.cos(math.pi * i / config.n_iterations))
 
-# %% ../nbs/09_training.ipynb #make-optimizer-2
+# %% ../nbs/09_training.ipynb #make-optimizer
 def make_optimizer(
     model: nn.Module,  # the network to train
     config: TrainConfig,  # lr, weight_decay and precision are used
@@ -156,7 +156,7 @@ class EMA:
         for own, new in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(new)
 
-# %% ../nbs/09_training.ipynb #pick-precision-2
+# %% ../nbs/09_training.ipynb #pick-precision
 def pick_precision(
     precision: str,  # "auto", "float32", "bfloat16" or "float16"
     device: torch.device,  # where the training runs

@@ -5,7 +5,8 @@ Usage: python studies/train_pipeline.py {digits,mnist} --hardware "what it runs 
 
 Training is one call of `train_text`: its run folder lies in --work, and the same command goes on with a run that was stopped.
 Measuring follows training, with prompts from the captions of test images: with the guidance that `generate` takes without being
-told, without guidance, and without a prompt. Every figure on the card is computed here. --measure-again measures the pipeline that
+told, without guidance, and without a prompt; each without noise in the steps (eta 0, the default), and with as much as the posterior
+has (eta 1). Every figure on the card is computed here. --measure-again measures the pipeline that
 ships; what its card says of the training stays.
 """
 
@@ -86,29 +87,30 @@ def part_sizes(n, largest=250):
     return [min(largest, n - i) for i in range(0, n, largest)]
 
 
-def draw(pipeline, prompts, guidance, generator):
+def draw(pipeline, prompts, guidance, generator, eta=0.0):
     """Draw a picture for each prompt."""
+    options = {"guidance": guidance, "eta": eta, "generator": generator}
     pictures, first = [], 0
     for size in part_sizes(len(prompts)):
-        pictures.append(pipeline.generate(prompts[first : first + size], guidance=guidance, generator=generator))
+        pictures.append(pipeline.generate(prompts[first : first + size], **options))
         first += size
     return torch.cat(pictures)
 
 
-def measure(pipeline, rows, classifier, n, guidance, *, seed=0):
+def measure(pipeline, rows, classifier, n, guidance, *, seed=0, eta=0.0):
     """Return the share of pictures that show each attribute that their sentences ask for, and of those that are sure."""
     g = seeded(seed)
     wanted = rows[torch.randint(len(rows), (n,), generator=g)]
     full = full_templates(rows.shape[1])
     which = torch.randint(len(full), (n,), generator=g).tolist()
     prompts = [write_captions(row[None], template=full[k])[0] for row, k in zip(wanted, which, strict=True)]
-    pictures = draw(pipeline, prompts, guidance, g)
+    pictures = draw(pipeline, prompts, guidance, g, eta)
     right = score_attributes(pictures, wanted, classifier, pipeline.rule).double().mean(0)
     found = {f"{name} right": round(share, 4) for name, share in zip(WORDS, right.tolist(), strict=False)}
     return found | {"sure": round(classifier_report(classifier, pictures.clamp(-1, 1)).confident, 4)}
 
 
-def relative_spread(pipeline, rows, images, classifier, guidance, n_captions=30, n=32):
+def relative_spread(pipeline, rows, images, classifier, guidance, n_captions=30, n=32, *, eta=0.0):
     """Return how widely pictures of one caption spread in features, over real images of that caption, with its error over captions."""
     g, ratios = seeded(3), []
     kinds, kind_of, sizes = rows.unique(dim=0, return_inverse=True, return_counts=True)
@@ -117,11 +119,16 @@ def relative_spread(pipeline, rows, images, classifier, guidance, n_captions=30,
     for k in often.tolist():
         real = images[(kind_of == k).nonzero()[:n, 0]]
         prompt = write_captions(kinds[k][None], template=0)
-        drawn = draw(pipeline, prompt * n, guidance, g).clamp(-1, 1)
+        drawn = draw(pipeline, prompt * n, guidance, g, eta).clamp(-1, 1)
         spreads = [classifier_features(classifier, x).var(0).sum() ** 0.5 for x in (drawn, real)]
         ratios.append(float(spreads[0] / spreads[1]))
     ratios = torch.tensor(ratios)
     return round(ratios.mean().item(), 3), round((ratios.std() / len(ratios) ** 0.5).item(), 3)
+
+
+def setting_of(scale, eta):
+    """Say what a figure of the card was measured with; the noise only where there is any."""
+    return f"guidance {scale:g}" + (f", eta {eta:g}" if eta else "")
 
 
 def judge(pipeline, rows, images, classifier, n):
@@ -129,19 +136,21 @@ def judge(pipeline, rows, images, classifier, n):
     trials = {scale: measure(pipeline, rows, classifier, n // 4, scale, seed=1) for scale in GUIDANCES}
     best = max(trials, key=lambda scale: sum(trials[scale].values()))
     facts = {f"guidance with the most right of {n // 4} trial prompts": best, "guidance": USUAL}
-    for name, value in measure(pipeline, rows, classifier, n, USUAL, seed=2).items():
-        facts[f"{name}, share of {n} prompts"] = value
-    for name, value in measure(pipeline, rows, classifier, n, 1.0, seed=2).items():
-        facts[f"guidance 1: {name}, share of {n} prompts"] = value
-    g = seeded(4)
-    free = torch.cat([pipeline.generate(None, size, generator=g) for size in part_sizes(n)])
-    report = classifier_report(classifier, free.clamp(-1, 1))
-    facts[f"no prompt: sure, share of {n}"] = round(report.confident, 4)
-    facts |= {"no prompt: imbalance of digits": round(report.imbalance, 3), "imbalance of fair draws": round(report.imbalance_floor, 3)}
+    for scale, eta in ((USUAL, 0.0), (1.0, 0.0), (USUAL, 1.0), (1.0, 1.0)):
+        told = "" if (scale, eta) == (USUAL, 0.0) else f"{setting_of(scale, eta)}: "
+        for name, value in measure(pipeline, rows, classifier, n, scale, seed=2, eta=eta).items():
+            facts[f"{told}{name}, share of {n} prompts"] = value
+    for eta, noise in ((0.0, ""), (1.0, ", eta 1")):
+        g = seeded(4)
+        free = torch.cat([pipeline.generate(None, size, eta=eta, generator=g) for size in part_sizes(n)])
+        report = classifier_report(classifier, free.clamp(-1, 1))
+        facts[f"no prompt{noise}: sure, share of {n}"] = round(report.confident, 4)
+        facts[f"no prompt{noise}: imbalance of digits"] = round(report.imbalance, 3)
+    facts["imbalance of fair draws"] = round(report.imbalance_floor, 3)
     facts[f"{len(images)} test images: sure"] = round(classifier_report(classifier, images).confident, 4)
-    for scale in sorted({1.0, USUAL, best}):
-        spread, error = relative_spread(pipeline, rows, images, classifier, scale)
-        facts[f"spread within a caption over that of test images, guidance {scale:g}"] = f"{spread} +- {error}"
+    for scale, eta in [*((scale, 0.0) for scale in sorted({1.0, USUAL, best})), (USUAL, 1.0)]:
+        spread, error = relative_spread(pipeline, rows, images, classifier, scale, eta=eta)
+        facts[f"spread within a caption over that of test images, {setting_of(scale, eta)}"] = f"{spread} +- {error}"
     return facts
 
 

@@ -395,7 +395,7 @@ def test_a_pipeline_is_trained_measured_and_shipped_whole(tmp_path, monkeypatch,
     monkeypatch.setitem(pipelines.RECIPES, "digits", replace(pipelines.RECIPES["digits"], clip=stage, unet=stage))
     monkeypatch.setattr(pipelines, "GUIDANCES", (1.0, 2.0))
     monkeypatch.setattr(pipelines, "PIPELINES", tmp_path / "shipped")
-    monkeypatch.setattr(pipelines, "relative_spread", lambda *a: (1.0, 0.1))
+    monkeypatch.setattr(pipelines, "relative_spread", lambda *a, eta: (1.0, 0.1))
     monkeypatch.setattr("ddpm_nb.texts.SampleSheets.checkpoint", lambda *a: None)
     arguments = ["x", "digits", "--hardware", "a machine", "--work", str(tmp_path / "runs"), "--prompts", "8"]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -405,7 +405,8 @@ def test_a_pipeline_is_trained_measured_and_shipped_whole(tmp_path, monkeypatch,
     assert first.shape == (2, 1, 8, 8) and shipped.rule is not None and shipped.tokenizer.unknown_words("a bold seven") == []
     names = ("digit right", "weight right", "slant right", "sure")
     assert {f"{name}, share of 8 prompts" for name in names} <= set(shipped.card)
-    assert {f"guidance 1: {name}, share of 8 prompts" for name in names} <= set(shipped.card)
+    for setting in ("guidance 1", "guidance 1, eta 1", f"guidance {pipelines.USUAL:g}, eta 1"):
+        assert {f"{setting}: {name}, share of 8 prompts" for name in names} <= set(shipped.card)
     assert shipped.card["hardware"] == "a machine" and shipped.card["CPU minutes of training, unet"] >= 0
     checkpoint = next((tmp_path / "runs" / "digits" / "unet" / "checkpoints").glob("step-*.safetensors"))
     before = checkpoint.stat().st_mtime_ns

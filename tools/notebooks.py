@@ -69,7 +69,7 @@ def defined_name(source):
     """Return the first public function or class that code defines, else any, else a constant."""
     names = re.findall(r"^(?:async )?(?:def|class) (\w+)", source, re.M)
     public = [name for name in names if not name.startswith("_")]
-    constant = re.search(r"^([A-Z][A-Z0-9_]+)\b.* = ", source, re.M)
+    constant = re.search(r"^(_?[A-Z][A-Z0-9_]+)\b.* = ", source, re.M)
     return (public or names or ([constant[1]] if constant else []) or [None])[0]
 
 
@@ -91,12 +91,17 @@ def readable_id(cell):
 
 
 def name_cells(nb, known):
-    """Name each cell that defines something after it, new cells after their words; no two alike."""
-    stays = [cell.get("id") in known and own_name(cell) is None for cell in nb.cells]
-    taken = {cell.id for cell, stay in zip(nb.cells, stays, strict=True) if stay}
-    for cell, stay in zip(nb.cells, stays, strict=True):
-        if stay:
-            continue
+    """Name each cell that defines something after it, new cells after their words; no two alike.
+
+    What a definition is called after belongs to it alone, whatever another cell was called before.
+    """
+    defined = {slug(own_name(cell)) for cell in nb.cells if own_name(cell)}
+    others = [cell for cell in nb.cells if own_name(cell) is None]
+    stay = [cell.get("id") in known and cell.id not in defined for cell in others]
+    taken = {cell.id for cell, stays in zip(others, stay, strict=True) if stays}
+    renamed = [cell for cell in nb.cells if own_name(cell)]  # definitions choose first
+    renamed += [cell for cell, stays in zip(others, stay, strict=True) if not stays]
+    for cell in renamed:
         name, n = readable_id(cell), 2
         cell.id = name
         while cell.id in taken:

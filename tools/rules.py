@@ -296,10 +296,13 @@ def wide_lines(book):
 def untrue_ids(book):
     """A cell is called after what it defines, since nbdev prints its id into the module."""
     for nb in book:
+        defined = {slug(name) for cell in nb.code if (name := defined_name(cell.source))}
         for cell in nb.code:
             name = defined_name(cell.source)
             if name and not re.fullmatch(rf"{re.escape(slug(name))}(-\d+)?", cell.id):
                 yield f"{nb.name}: cell {cell.id} defines {name}; run tools/notebooks.py sync"
+            if not name and cell.id in defined:
+                yield f"{nb.name}: cell {cell.id} defines nothing; run tools/notebooks.py sync"
 
 
 def hidden_cells(book):
