@@ -3,6 +3,7 @@
 import ast
 import configparser
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -189,6 +190,25 @@ def test_the_quick_check_holds_the_rules():
     quick = (ROOT / "tools" / "test.sh").read_text().partition("= fast ]")[2].partition("exit")[0]
     for name in ("project", "equations", "glossary", "docstrings"):
         assert f"tests/test_{name}.py" in quick, name
+
+
+def test_what_is_long_runs_once_a_week():
+    """Each target of the Makefile that no push runs is in a workflow with a time, so that somebody sees it fail."""
+    text = (ROOT / ".github" / "workflows" / "weekly.yml").read_text()
+    weekly = yaml.safe_load(text)
+    assert weekly[True]["schedule"]  # YAML reads "on" so
+    targets = {row["target"] for row in weekly["jobs"]["make"]["strategy"]["matrix"]["include"]}
+    targets |= set(re.findall(r"run: make (\w+)$", text, re.M))
+    known = set(re.findall(r"^(\w+):.*## ", (ROOT / "Makefile").read_text(), re.M))
+    assert {"fresh", "oldest", "slow", "look", "axe"} <= targets <= known
+
+
+def test_axe_is_pinned_by_its_hash():
+    package, lock = (json.loads((ROOT / "tools" / name).read_text()) for name in ("package.json", "package-lock.json"))
+    assert package["dependencies"] == lock["packages"][""]["dependencies"]
+    brought = {name: entry for name, entry in lock["packages"].items() if name}
+    assert {name: entry["version"] for name, entry in brought.items()} == {f"node_modules/{name}": v for name, v in package["dependencies"].items()}
+    assert all(entry["integrity"].startswith("sha512-") for entry in brought.values())
 
 
 def test_workflows_fit_their_schema():
