@@ -46,7 +46,7 @@ book: setup ## run the notebooks whose outputs are stale and render the book to 
 test: setup ## everything that continuous integration runs
 	@PATH="$(CURDIR)/$(BIN):$$PATH" NBVAL="$(NBVAL)" bash tools/test.sh all
 
-check: setup ## the fast part of the tests: export, clean notebooks, lint, the project's own rules
+check: setup ## the fast part of the tests, two minutes: export, clean notebooks, lint, the project's own rules
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/test.sh fast
 
 look: setup ## open all pages of the built book in Chromium at three widths and list what is cut, too small or, after make axe, not accessible

@@ -186,10 +186,13 @@ def test_another_build_of_torch_replaces_cuda_alone(tmp_path):
 
 
 def test_the_quick_check_holds_the_rules():
-    """What CONTRIBUTING calls a rule is in `make check`: notebooks and package, equations, the glossary, texts of parameters."""
+    """What CONTRIBUTING calls a rule is in `make check`, and each test that it names is there."""
     quick = (ROOT / "tools" / "test.sh").read_text().partition("= fast ]")[2].partition("exit")[0]
-    for name in ("project", "equations", "glossary", "docstrings"):
-        assert f"tests/test_{name}.py" in quick, name
+    files = "project equations glossary docstrings figures touch claims fonts first_picture front measures misuse devices teaching progress"
+    named = dict(re.findall(r"tests/test_(\w+)\.py(?:::(\w+))?", quick))
+    assert set(named) == set(files.split())
+    for name, test in named.items():
+        assert f"def {test or 'test_'}" in (ROOT / "tests" / f"test_{name}.py").read_text(), (name, test)
 
 
 def test_what_is_long_runs_once_a_week():
