@@ -14,7 +14,7 @@ CUDA := torch|torchvision|triton|cuda-[a-z0-9-]+|nvidia-[a-z0-9-]+
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME MPLBACKEND VIRTUAL_ENV TQDM_DISABLE
 
 .DEFAULT_GOAL := help
-.PHONY: export help setup book test check look pdf bench slow exercises lab lock address gpu fresh oldest clean
+.PHONY: export help setup book test check look axe pdf bench slow exercises lab lock address gpu fresh oldest clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -46,11 +46,14 @@ book: setup ## run the notebooks whose outputs are stale and render the book to 
 test: setup ## everything that continuous integration runs
 	@PATH="$(CURDIR)/$(BIN):$$PATH" NBVAL="$(NBVAL)" bash tools/test.sh all
 
-check: setup ## the fast part of the tests: export, clean notebooks, lint, the project's own rules
+check: setup ## the fast part of the tests, two minutes: export, clean notebooks, lint, the project's own rules
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/test.sh fast
 
-look: setup ## open all pages of the built book in Chromium at three widths and list what is cut, too small or, with axe-core in node_modules, not accessible
-	$(BIN)/python tools/look.py _build/html --pictures _build/look $(if $(wildcard node_modules/axe-core),--access)
+look: setup ## open all pages of the built book in Chromium at three widths and list what is cut, too small or, after make axe, not accessible
+	$(BIN)/python tools/look.py _build/html --pictures _build/look $(if $(wildcard tools/node_modules/axe-core),--access)
+
+axe: ## fetch axe-core, in the pinned version, with which make look and tests/test_access.py judge access (needs npm)
+	npm ci --prefix tools --ignore-scripts --no-audit --no-fund
 
 pdf: book ## print the built book as one PDF, _build/ddpm.pdf, by Chromium (some minutes)
 	$(BIN)/python tools/pdf.py _build/html --out _build/ddpm.pdf

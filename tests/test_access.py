@@ -1,6 +1,6 @@
 """What axe-core says of the parts that are ours, on light and on dark pages; skipped where it or Chromium is missing.
 
-`npm install axe-core` in the repository's folder brings it, or AXE_CORE names its axe.min.js. BOOK_SITE may name a built site, of which every
+`make axe` brings it, or AXE_CORE names its axe.min.js. BOOK_SITE may name a built site, of which every
 page is judged.
 """
 

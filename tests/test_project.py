@@ -3,6 +3,7 @@
 import ast
 import configparser
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -188,10 +189,32 @@ def test_another_build_of_torch_replaces_cuda_alone(tmp_path):
 
 
 def test_the_quick_check_holds_the_rules():
-    """What CONTRIBUTING calls a rule is in `make check`: notebooks and package, equations, the glossary, texts of parameters."""
+    """What CONTRIBUTING calls a rule is in `make check`, and each test that it names is there."""
     quick = (ROOT / "tools" / "test.sh").read_text().partition("= fast ]")[2].partition("exit")[0]
-    for name in ("project", "equations", "glossary", "docstrings"):
-        assert f"tests/test_{name}.py" in quick, name
+    files = "project equations glossary docstrings figures touch claims fonts first_picture front measures misuse devices teaching progress"
+    named = dict(re.findall(r"tests/test_(\w+)\.py(?:::(\w+))?", quick))
+    assert set(named) == set(files.split())
+    for name, test in named.items():
+        assert f"def {test or 'test_'}" in (ROOT / "tests" / f"test_{name}.py").read_text(), (name, test)
+
+
+def test_what_is_long_runs_once_a_week():
+    """Each target of the Makefile that no push runs is in a workflow with a time, so that somebody sees it fail."""
+    text = (ROOT / ".github" / "workflows" / "weekly.yml").read_text()
+    weekly = yaml.safe_load(text)
+    assert weekly[True]["schedule"]  # YAML reads "on" so
+    targets = {row["target"] for row in weekly["jobs"]["make"]["strategy"]["matrix"]["include"]}
+    targets |= set(re.findall(r"run: make (\w+)$", text, re.M))
+    known = set(re.findall(r"^(\w+):.*## ", (ROOT / "Makefile").read_text(), re.M))
+    assert {"fresh", "oldest", "slow", "look", "axe"} <= targets <= known
+
+
+def test_axe_is_pinned_by_its_hash():
+    package, lock = (json.loads((ROOT / "tools" / name).read_text()) for name in ("package.json", "package-lock.json"))
+    assert package["dependencies"] == lock["packages"][""]["dependencies"]
+    brought = {name: entry for name, entry in lock["packages"].items() if name}
+    assert {name: entry["version"] for name, entry in brought.items()} == {f"node_modules/{name}": v for name, v in package["dependencies"].items()}
+    assert all(entry["integrity"].startswith("sha512-") for entry in brought.values())
 
 
 def test_workflows_fit_their_schema():

@@ -254,6 +254,23 @@ def test_a_displayed_formula_keeps_the_size_that_mathjax_gave_it(tmp_path):
     assert short == "110%" and 65 <= float(long.removesuffix("%")) < 110
 
 
+@browser
+def test_a_formula_that_was_set_smaller_has_full_size_after_a_tap(tmp_path):
+    page = '<div class="math"><mjx-container display="true" style="display: block; overflow-x: auto; font-size: 110%">{}</mjx-container></div>'
+    words = f'<span style="white-space: nowrap">{"x + " * 60}</span>'
+    script = """
+    return [...document.querySelectorAll("div.math")].map(box => {
+      const formula = box.firstElementChild, sizes = [], note = () => sizes.push([parseFloat(formula.style.fontSize), box.title !== ""]);
+      note();
+      for (let i = 0; i < 2; i++) { formula.firstChild.dispatchEvent(new Event("click", { bubbles: true })); fitFormula(box); note(); }
+      return sizes;
+    });
+    """
+    short, long = run_page(page.format("<b>x</b>") + page.format(words), script, tmp_path, "--window-size=500,600")
+    assert short == [[110, False]] * 3
+    assert long[0] == long[2] == [65, True] and long[1] == [110, False]
+
+
 def test_a_browser_that_dies_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(look, "chromium", lambda *_, **__: [sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(RuntimeError, match="the browser ended with 3"):

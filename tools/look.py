@@ -4,7 +4,7 @@ Usage: python tools/look.py [_build/html] [--pages 09 notation] [--widths 1280 8
 
 A page is shown in a frame of each width. Reported: code, formulas, tables and outputs that are wider than their place, pages that
 are wider than the screen, and figures whose letters are too small (11 pixels, on a phone 9) and that cannot be enlarged. With --access,
-axe-core judges each page: it is node_modules/axe-core here, or the file that AXE_CORE names. With --pictures the first screens of each page are written as PNG files.
+axe-core judges each page: `make axe` fetches it, or AXE_CORE names its file. With --pictures the first screens of each page are written as PNG files.
 A second table says of the widest view how a page looks to who scrolls, in screens of 800 pixels: whether a picture is in the first one, how
 many there are to a picture, and how long the longest run of code is, without words, outputs or pictures between. These are no faults.
 Chromium must be on the path; nothing else is needed: the pages are served by Python, and the frame sends back what it measured.
@@ -26,7 +26,7 @@ from pathlib import Path
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 KINDS = ("code", "formulas", "tables", "outputs", "figures")
 GRAVE = ("serious", "critical")
-AXE = Path(__file__).resolve().parent.parent / "node_modules" / "axe-core" / "axe.min.js"
+AXE = Path(__file__).resolve().parent / "node_modules" / "axe-core" / "axe.min.js"
 HARNESS = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 <script>
 const pages = PAGES, widths = WIDTHS, dark = DARK, access = ACCESS, found = [];
@@ -218,7 +218,7 @@ def run_script(folder, text, script, *options, timeout=120):
     return answer["found"]
 
 
-def measure(site, pages, widths, dark=False, access=False, timeout=1200):
+def measure(site, pages, widths, dark=False, access=False, timeout=3600):
     """Measure pages at each width; return a row for each."""
     text = HARNESS.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(widths))
     text = text.replace("DARK", json.dumps(dark)).replace("ACCESS", json.dumps(access))
@@ -282,7 +282,7 @@ def main(arguments=None):
         sys.exit(f"no pages in {options.site}: build the book first (make book)")
     if options.access and find_axe() is None:
         sys.exit(
-            f"axe-core is not at {AXE}: npm install axe-core, or name its axe.min.js in AXE_CORE"
+            f"axe-core is not at {AXE}: make axe, or name its axe.min.js in AXE_CORE"
         )
     rows = measure(options.site, pages, options.widths, options.dark, options.access)
     print(

@@ -1,4 +1,4 @@
-// What is wider than its column: a formula is set smaller, to 65 % at the least, a table or an output in columns a little smaller, and a
+// What is wider than its column: a formula is set smaller, to 65 % at the least, and a tap shows it in the size of the text; a table or an output in columns a little smaller, and a
 // table on a phone becomes a list. What is wider still scrolls, and its edge fades. A figure that is shown much smaller than it was
 // drawn opens at full size on a tap.
 const SMALLEST = 0.65;
@@ -29,8 +29,21 @@ function fitFormula(box) {
   const size = sizeOf(formula);
   formula.style.fontSize = `${size}%`;
   const ratio = formula.clientWidth / formula.scrollWidth;
-  if (ratio < 1) formula.style.fontSize = `${Math.max(100 * SMALLEST, 0.98 * ratio * size)}%`;
+  box.classList.toggle("set-smaller", ratio < 1);
+  const small = ratio < 1 && !box.classList.contains("full-size");
+  if (small) formula.style.fontSize = `${Math.max(100 * SMALLEST, 0.98 * ratio * size)}%`;
+  box.title = small ? "Tap for the size of the text" : "";
   markScrolls(formula, wider(formula));
+}
+
+// a formula that was set smaller has the size of the text after a tap, and scrolls; a second tap takes that back
+function watchTaps() {
+  document.addEventListener("click", ({ target }) => {
+    const box = target.closest("div.math.set-smaller");
+    if (!box || target.closest("a") || String(getSelection())) return;
+    box.classList.toggle("full-size");
+    fitFormula(box);
+  });
 }
 
 function fitInline(formula) {
@@ -158,6 +171,7 @@ function watch() {
   watchOutputs();
   watchInline();
   watchEnds();
+  watchTaps();
   const fit = box => (box.matches("table") ? fitTable(box) : fitFormula(box));
   const typeset = new MutationObserver(changes => {
     const boxes = new Set(changes.map(change => change.target.closest("div.math, table")));
