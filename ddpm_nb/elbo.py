@@ -225,8 +225,8 @@ def predict_noise(
     objective: str,  # "eps", "x_0", "v", "mu" or "velocity"
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a callable model(x_t, t) -> eps_hat, which every sampler and the bound take."""
-    check_model(model, schedule)
     check_choice("objective", objective, OBJECTIVES)
+    check_model(model, schedule)
 
     def predict(x_t, t):
         output = drop_variance(x_t, call_model(model, check_floating("x_t", x_t), t))

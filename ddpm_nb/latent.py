@@ -153,7 +153,7 @@ def psnr(
 ) -> Tensor:
     """Compute the peak signal-to-noise ratio of each image in decibels, (N,)."""
     check_range("x", x, may_spill=True)
-    check_same_shape("y", check_range("y", y, may_spill=True), "x", x)
+    check_same_shape("y", check_floating("y", y), "x", x)
     return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1))
 
 # %% ../nbs/21_latent_diffusion.ipynb #fit-latent-scale

@@ -797,7 +797,7 @@ def test_a_wrong_number_of_grey_levels_is_refused_on_a_device():
     with pretended_cuda():
         p = Place("cuda", "cuda")
         words = "must lie on the grid of n_levels=256 levels"
-        refuses(lambda: bound.vlb_terms(None, p.schedule, p.x), f"x_0 {words}")
+        refuses(lambda: bound.vlb_terms(abs, p.schedule, p.x), f"x_0 {words}")
         refuses(lambda: evaluation.bits_per_dim(p.net, p.schedule, p.x, n_levels=256), f"images {words}")
 
 

@@ -257,7 +257,7 @@ def test_refusals():
     refuses(lambda: hybrid_loss(one, schedule, x, n_levels=None), "needs a model that returns")
     refuses(lambda: hybrid_loss(network, schedule, x, share=-1.0), "share must be")
     for n_levels, words in ((1, "n_levels must be at least 2"), (17, "x_0 must lie on the grid of n_levels=17")):
-        refuses(lambda n=n_levels: hybrid_loss(None, schedule, x.clamp(-1, 1), n_levels=n), words)
+        refuses(lambda n=n_levels: hybrid_loss(abs, schedule, x.clamp(-1, 1), n_levels=n), words)
     for objective in OBJECTIVES[1:]:
         refuses(lambda o=objective: TrainConfig(variance="learned", objective=o), "needs objective='eps'")
     refuses(lambda: TrainConfig(variance="wide"), "variance must be one of")

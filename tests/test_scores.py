@@ -238,13 +238,13 @@ def test_bad_arguments_are_refused_before_the_model_is_asked():
     x = torch.zeros(2, 3)
     short = NoiseSchedule([0.1, 0.2, 0.3])
     for call, words, error in [
-        (lambda: score(None, short, x, 3), ("t must be in 0..2",), ValueError),
-        (lambda: score(None, short, x.long(), 1), ("x_t", "floating"), TypeError),
-        (lambda: flow_velocity(None, short, x, 5), ("t must be in 0..2",), ValueError),
-        (lambda: langevin(None, short, x, 1, n_steps=0), ("n_steps", "at least 1"), ValueError),
-        (lambda: langevin(None, short, x, 7, n_steps=1), ("t must be in 0..2",), ValueError),
-        (lambda: langevin(None, short, x, 1, n_steps=1, step=0), ("step", "(0"), ValueError),
-        (lambda: langevin(None, short, x, 1, n_steps=1, generator=3), ("generator",), TypeError),
+        (lambda: score(abs, short, x, 3), ("t must be in 0..2",), ValueError),
+        (lambda: score(abs, short, x.long(), 1), ("x_t", "floating"), TypeError),
+        (lambda: flow_velocity(abs, short, x, 5), ("t must be in 0..2",), ValueError),
+        (lambda: langevin(abs, short, x, 1, n_steps=0), ("n_steps", "at least 1"), ValueError),
+        (lambda: langevin(abs, short, x, 7, n_steps=1), ("t must be in 0..2",), ValueError),
+        (lambda: langevin(abs, short, x, 1, n_steps=1, step=0), ("step", "(0"), ValueError),
+        (lambda: langevin(abs, short, x, 1, n_steps=1, generator=3), ("generator",), TypeError),
         (lambda: sample_sde(abs, short, (2, 3), noise=-1), ("noise", "[0"), ValueError),
         (lambda: sample_sde(abs, short, (2, 0)), ("shape", "at least 1"), ValueError),
         (lambda: sample_sde(abs, short, (2, 3), x_T=x[:1]), ("x_T", "(2, 3)", "(1, 3)"), ValueError),
