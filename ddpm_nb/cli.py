@@ -696,11 +696,11 @@ def _run_train(args):
     _check_options(options)
     make_schedule(options["schedule"], options["n_steps"])
     refuse_other_run(options["out"], options["resume"])  # before anything is downloaded
-    _check_places(options["out"], options["root"] if options["dataset"] == "folder" else None)
     if options["resume"] and (Path(options["out"]) / "train.json").exists():
         config, kept = _read_own_run(options["out"])
         _refuse_changes(given, default_options() | asdict(config) | kept, options["out"])
         return _go_on(options["out"], given)
+    _check_places(options["out"], options["root"] if options["dataset"] == "folder" else None)
     if hasattr(args, "label_dropout") and options["conditional"] == "none":
         raise ValueError("--label-dropout is for runs that are told classes: --conditional class")
     device = pick_device(options["device"])
@@ -999,13 +999,14 @@ def _run_train_text(args):
     from ddpm_nb.texts import STAGES, TEXT_FILE, CaptionedFolder, train_text
 
     refuse_other_run(Path(args.out) / STAGES[0], args.resume)  # before all pictures are read
-    _check_places(args.out, args.root)
+    goes_on = args.resume and (Path(args.out) / TEXT_FILE).exists()
+    _check_places(args.out, None if goes_on else args.root)
     found = _look_at_pictures(args.root, 32)  # larger ones are made smaller
     size = found["image_size"] if args.image_size is None else args.image_size
     grey = args.grey or found["grey"]
     data = CaptionedFolder(args.root, size, grey=grey, problems=args.problems)
     kept = Path(args.out) / TEXT_FILE
-    goes_on = args.resume and kept.exists() and args.config is None
+    goes_on = goes_on and args.config is None
     if goes_on and args.iterations is not None:
         was = _text_config(kept, len(data)).unet.n_iterations
         if was != args.iterations:

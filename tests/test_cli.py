@@ -896,7 +896,12 @@ def test_a_run_does_not_lie_among_the_pictures_that_it_reads(out, tmp_path, monk
     for words in (f"{SHORT} --batch-size 4 --out {out}", f"train-text --root pics --out {out}"):
         assert "lies among the pictures that are read" in failed(words, capsys)
     assert sorted(Path("pics").rglob("*")) == before
+    monkeypatch.setattr(cli, "_train", lambda *_, **__: None)
     assert main([*SHORT.split(), "--batch-size", "4", "--out", "pics2"]) == 0  # beside it, by whatever name
+    monkeypatch.setattr("ddpm_nb.texts.train_text", lambda *_, **__: None)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_json(Path(out, "text.json"), {"config": TextConfig().to_dict()})
+    assert main(["train-text", "--root", "pics", "--out", out, "--resume"]) == 0  # one of before goes on
 
 
 def test_a_run_whose_pictures_have_moved_remembers_where_they_are(tmp_path, monkeypatch, capsys):
