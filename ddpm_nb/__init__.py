@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from ddpm_nb.training import EMA, TrainConfig, TrainResult, fit
     from ddpm_nb.unet import UNet, make_unet
 
-# %% ../nbs/94_names.ipynb #module-the-names-that-it-offers
+# %% ../nbs/94_names.ipynb #offered
 # module -> the names that it offers here; a test compares this with the imports above
 _OFFERED = {
     "bound": "VLBTerms optimal_denoiser rate_distortion vlb_terms",

@@ -210,7 +210,7 @@ def check_attributes(
             got = f"{int(column.min())} to {int(column.max())}"
             raise ValueError(f"attributes must have {name} in 0..{top}; got values from {got}")
 
-# %% ../nbs/18_captions.ipynb #split-words-2
+# %% ../nbs/18_captions.ipynb #split-words
 def split_words(
     text: str,  # any text
 ) -> list[str]:
@@ -331,10 +331,10 @@ def fit_tokenizer(
     words = sorted({word for caption in captions for word in split_words(caption)})
     return Tokenizer(tuple(words), check_int("length", length, 2))
 
-# %% ../nbs/18_captions.ipynb #check-prompts
+# %% ../nbs/18_captions.ipynb #of-digits
 _OF_DIGITS = {"an", *split_words(" ".join([*TEMPLATES, *sum(WORDS.values(), ())]))}
 
-# %% ../nbs/18_captions.ipynb #check-prompts-2
+# %% ../nbs/18_captions.ipynb #check-prompts
 def check_prompts(
     prompts,  # a text, or a list of texts
     tokenizer: Tokenizer,  # the vocabulary

@@ -26,7 +26,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-# %% ../nbs/30_command_line.ipynb #devices
+# %% ../nbs/30_command_line.ipynb #data
 _DATA = {  # option: (default, help)
     "dataset": (None, "what to train on; 'digits' needs no download"),
     "root": ("data", "folder with the data files, or where to download them"),
@@ -261,7 +261,7 @@ def _add_train_text(parser):
     add("--resume", action="store_true", help="go on with the run in OUT, if there is one")
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
-# %% ../nbs/30_command_line.ipynb #make-parser-2
+# %% ../nbs/30_command_line.ipynb #make-parser
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of the command `ddpm-nb`."""
     about = "Train small diffusion models, sample from them, and measure them."
@@ -783,7 +783,7 @@ def _go_on(out, given):
         raise ValueError(f"the run in {out} cannot go on: {was}")
     _train(options | {"has_moved": "root" in given}, data, held_out)
 
-# %% ../nbs/30_command_line.ipynb #train-2
+# %% ../nbs/30_command_line.ipynb #train
 def _train(options, data, held_out, chosen=None):
     """Train, and say what came of it; what was chosen is told by a run that begins."""
     from ddpm_nb.processes import Processes
@@ -1377,7 +1377,7 @@ def _own_warnings(tell):
         warnings.showwarning = show
         yield
 
-# %% ../nbs/30_command_line.ipynb #main-2
+# %% ../nbs/30_command_line.ipynb #verbs
 _VERBS = {
     "train": _run_train,
     "resume": _run_resume,
@@ -1388,7 +1388,7 @@ _VERBS = {
     "info": _run_info,
 }
 
-# %% ../nbs/30_command_line.ipynb #main-3
+# %% ../nbs/30_command_line.ipynb #main
 def main(
     argv=None,  # words after the command's name; those of the shell without
 ) -> int:

@@ -28,7 +28,7 @@ from .gaussian import seeded
 from .training import TrainConfig, descend, show_progress
 from .unet import group_norm
 
-# %% ../nbs/19_clip.ipynb #textblock-2
+# %% ../nbs/19_clip.ipynb #textblock
 class TextBlock(nn.Module):
     """Let the words ask each other, then work on the answers; add both to what was there."""
 

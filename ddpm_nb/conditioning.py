@@ -161,7 +161,7 @@ def of_class(
 
     return predict
 
-# %% ../nbs/20_text_conditioning.ipynb #crossattention-2
+# %% ../nbs/20_text_conditioning.ipynb #crossattention
 class CrossAttention(nn.Module):
     """Let positions (B, S, channels) ask and words (B, L, context_dim) answer."""
 
@@ -403,7 +403,7 @@ def _check_captioned(x_0, tokens, config, drop):
         allowed += "n_accumulate=1 and not precision='float16'"
         raise ValueError(f"config must have {allowed}")
 
-# %% ../nbs/20_text_conditioning.ipynb #score-attributes-2
+# %% ../nbs/20_text_conditioning.ipynb #score-attributes
 def score_attributes(
     images: Tensor,  # (N, 1, H, W) generated images in [-1, 1]; what sticks out is clipped
     wanted: Tensor,  # (N, 3 or 4) attributes that they were asked for

@@ -42,7 +42,7 @@ def diffusers_names(
         return [theirs.replace("qkv", f"to_{part}") for part in "qkv"]
     return [theirs]
 
-# %% ../nbs/28_diffusers.ipynb #head-count
+# %% ../nbs/28_diffusers.ipynb #only
 _ONLY = {
     "center_input_sample": [False],
     "time_embedding_type": ["positional"],

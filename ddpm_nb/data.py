@@ -28,7 +28,7 @@ def scale_levels(
     """Map grey levels to [-1, 1], float32."""
     return levels.float() * (2 / (n_levels - 1)) - 1
 
-# %% ../nbs/08_data.ipynb #imagedataset-3
+# %% ../nbs/08_data.ipynb #imagedataset
 class ImageDataset(Dataset):
     """Serve images in [-1, 1] and labels from memory; remember grey levels and classes."""
 
@@ -108,7 +108,7 @@ def __getattr__(name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"ddpm_nb.{FROM_FILES[name]}"), name)
 
-# %% ../nbs/08_data.ipynb #load-dataset-2
+# %% ../nbs/08_data.ipynb #load-dataset
 def load_dataset(
     name: str,  # "digits", "mnist", "fashion-mnist", "cifar10" or "folder"
     *,

@@ -45,7 +45,7 @@ def wave_frequencies(
     dtype = torch.float32 if on_apple else torch.float64
     return torch.exp(slope * torch.arange(n, dtype=dtype, device=device))
 
-# %% ../nbs/06_time_embedding.ipynb #sinusoidal-embedding-2
+# %% ../nbs/06_time_embedding.ipynb #sinusoidal-embedding
 def sinusoidal_embedding(
     t: Tensor,  # (B,) code indices of steps: integers, float32, or float64 for a result in float64
     dim: int,  # d, length of a vector: at least 2, or 4 for "concat"

@@ -25,7 +25,7 @@ from .forward import NoiseSchedule
 from .gaussian import seeded_init
 from .training import TrainConfig, descend, show_progress
 
-# %% ../nbs/11_evaluation.ipynb #bitsperdim-2
+# %% ../nbs/11_evaluation.ipynb #bitsperdim
 @dataclass(frozen=True)
 class BitsPerDim:
     """Hold the bound on a set of images, in bits per dimension."""
@@ -104,7 +104,7 @@ PUBLISHED = {
     },
 }
 
-# %% ../nbs/11_evaluation.ipynb #digitclassifier-2
+# %% ../nbs/11_evaluation.ipynb #digitclassifier
 class DigitClassifier(nn.Module):
     """Classify small images, and offer what its last hidden layer sees as features."""
 
@@ -297,7 +297,7 @@ def _check_features(features_1, features_2):
         raise ValueError(f"features_2 must have {needed}; got {features_2.shape[1]}")
     return features_1.detach().cpu().double(), features_2.detach().cpu().double()
 
-# %% ../nbs/11_evaluation.ipynb #kernel-distance-2
+# %% ../nbs/11_evaluation.ipynb #kernel-distance
 def kernel_distance(
     features_1: Tensor,  # (N, D) features of the first set, N above 1
     features_2: Tensor,  # (M, D) features of the second set, M above 1

@@ -105,7 +105,7 @@ def _refuse_constant(name):
     """Refuse NaN and the infinities, which Python reads and JSON does not have."""
     raise ValueError(f"{name} is no number")
 
-# %% ../nbs/93_files.ipynb #checksum-2
+# %% ../nbs/93_files.ipynb #checksum
 def checksum(
     facts: dict,  # the contents of the JSON file, with or without the checksum
     weights: bytes,  # the contents of the safetensors file

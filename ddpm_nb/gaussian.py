@@ -63,7 +63,7 @@ def _check_broadcast(**tensors):
         allowed = f"{', '.join(tensors)} must have shapes that broadcast"
         raise ValueError(f"{allowed}; got {shapes}") from None
 
-# %% ../nbs/01_reparameterization.ipynb #reparameterize-3
+# %% ../nbs/01_reparameterization.ipynb #reparameterize
 def reparameterize(
     mean: Tensor,  # (...) mean
     std: Tensor,  # broadcastable with `mean`; standard deviation, at least 0
@@ -135,7 +135,7 @@ def log_normal_mass(
     top, bottom = _log_cdf(upper), _log_cdf(lower)
     return top + torch.log(-torch.expm1(bottom - top))
 
-# %% ../nbs/01_reparameterization.ipynb #discretized-gaussian-log-likelih-2
+# %% ../nbs/01_reparameterization.ipynb #discretized-gaussian-log-likelih
 def discretized_gaussian_log_likelihood(
     x: Tensor,  # values on the grid of `n_levels` equally spaced levels of [-1, 1]
     mean: Tensor,  # broadcastable with `x`
@@ -188,7 +188,7 @@ def _choose(weights, n, generator):
     chosen = torch.multinomial(weights_there, n, replacement=True, generator=generator)
     return chosen.to(weights.device)
 
-# %% ../nbs/01_reparameterization.ipynb #gaussianmixture-2
+# %% ../nbs/01_reparameterization.ipynb #gaussianmixture
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
     """Know a mixture of Gaussians: its density, moments, responsibilities and samples."""

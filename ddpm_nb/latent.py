@@ -198,7 +198,7 @@ def _raw_latents(autoencoder, images, generator, batch_size):
         parts.append(mean if own is None else reparameterize(mean, std, generator=own))
     return torch.cat(parts)
 
-# %% ../nbs/21_latent_diffusion.ipynb #to-latents-2
+# %% ../nbs/21_latent_diffusion.ipynb #to-latents
 @torch.no_grad()
 def to_latents(
     autoencoder: Autoencoder,  # a network whose scale is fitted
@@ -227,7 +227,7 @@ def from_latents(
     z = z * autoencoder.latent_std + autoencoder.latent_mean
     return torch.cat([autoencoder.decode(part) for part in z.split(batch_size)]).clamp(-1, 1)
 
-# %% ../nbs/21_latent_diffusion.ipynb #train-autoencoder-2
+# %% ../nbs/21_latent_diffusion.ipynb #train-autoencoder
 def train_autoencoder(
     autoencoder: Autoencoder,  # trained in place, on the device of the images
     images: Tensor,  # (N, C, H, W) square training images in [-1, 1]

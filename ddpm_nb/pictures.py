@@ -32,7 +32,7 @@ from .checks import check_choice, check_int
 from .data import ImageDataset, _describe_images, scale_levels
 from .training import show_progress
 
-# %% ../nbs/23_pictures.ipynb #to-mode-2
+# %% ../nbs/23_pictures.ipynb #to-mode
 def _to_mode(image, mode, white_level):
     """Convert a Pillow image to "L" or "RGB": 16 bits divided down, transparency laid on white."""
     if image.mode.startswith("I"):  # one channel of 16 bits, or of 32 that hold 16

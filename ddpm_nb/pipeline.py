@@ -25,7 +25,7 @@ from .gaussian import randn
 from .latent import Autoencoder, from_latents, to_latents
 from .sampling import ddim_step, respaced_steps, walk
 
-# %% ../nbs/22_stable_diffusion.ipynb #texttoimage-2
+# %% ../nbs/22_stable_diffusion.ipynb #texttoimage
 PIPELINES = PACKAGE / "pipelines"  # where shipped pipelines lie
 _CLASSES = (TextEncoder, TextUNet, Autoencoder)
 

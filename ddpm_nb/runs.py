@@ -749,7 +749,7 @@ class TensorBoard(Watcher):
         if self.writer is not None:
             self.writer.close()
 
-# %% ../nbs/24_runs.ipynb #train-2
+# %% ../nbs/24_runs.ipynb #train
 def train(
     model: nn.Module,  # callable model(x_t, t), trained in place where its parameters are
     schedule: NoiseSchedule,  # the noise schedule

@@ -91,7 +91,7 @@ def p_sample(
     options = {"variance": variance, "clip_x_0": clip_x_0, "generator": generator}
     return ddpm_step(schedule, x_t, t, eps_hat, **options)
 
-# %% ../nbs/10_sampling.ipynb #respaced-steps-2
+# %% ../nbs/10_sampling.ipynb #respaced-steps
 def respaced_steps(
     n_steps: int,  # T, the number of steps of the schedule
     n_kept: int | None = None,  # how many to keep, 1..T; all without
@@ -175,7 +175,7 @@ def sample_ddpm(
     x = _start(schedule.betas, shape, x_T, generator)
     return walk(model, x, kept, step, progress=progress, callback=callback)
 
-# %% ../nbs/10_sampling.ipynb #start-2
+# %% ../nbs/10_sampling.ipynb #start
 def _start(like, shape, x_T, generator):
     """Return the noise to start from, where `like` is; drawn in its type if it is not given."""
     if not isinstance(shape, list | tuple) or not shape:
@@ -188,7 +188,7 @@ def _start(like, shape, x_T, generator):
         raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x_T.shape)}")
     return x_T.to(like.device)
 
-# %% ../nbs/10_sampling.ipynb #ddim-step-2
+# %% ../nbs/10_sampling.ipynb #ddim-step
 def ddim_step(
     schedule: NoiseSchedule,  # the noise schedule
     x_t: Tensor,  # (B, ...) noisy images at t
@@ -247,7 +247,7 @@ def sample_ddim(
     x = _start(schedule.betas, shape, x_T, generator)
     return walk(model, x, kept, step, progress=progress, callback=callback)
 
-# %% ../nbs/10_sampling.ipynb #sample-dpm-solver-2
+# %% ../nbs/10_sampling.ipynb #sample-dpm-solver
 def sample_dpm_solver(
     model,  # callable model(x_t, t) -> eps_hat
     schedule: NoiseSchedule,  # the noise schedule

@@ -591,12 +591,12 @@ def fit_pieces(
     check_int("length", length, 2)
     return PieceTokenizer(tuple(pieces), tuple(merges), tuple(words), length)
 
-# %% ../nbs/29_own_captions.ipynb #textconfig-2
+# %% ../nbs/29_own_captions.ipynb #clip
 _CLIP = TrainConfig(1000, batch_size=128, lr=1e-3)
 _AUTOENCODER = TrainConfig(3000, batch_size=64, lr=2e-3, ema_decay=0.99)
 _UNET = TrainConfig(10000, batch_size=64, lr=1e-3, ema_decay=0.999)
 
-# %% ../nbs/29_own_captions.ipynb #textconfig-3
+# %% ../nbs/29_own_captions.ipynb #textconfig
 @dataclass(frozen=True)
 class TextConfig:
     """Hold the settings of the three stages."""

@@ -38,7 +38,7 @@ class Downsample(nn.Module):
         """Return (B, channels, H/2, W/2); pad right and below only, as the paper's code does."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
-# %% ../nbs/07_unet.ipynb #upsample-2
+# %% ../nbs/07_unet.ipynb #upsample
 class Upsample(nn.Module):
     """Double height and width: repeat pixels and convolve, or convolve transposed."""
 
@@ -378,7 +378,7 @@ def __repr__(self) -> str:
     n_classes = self.config.get("n_classes")
     return f"{type(self).__name__}({told}{f', {n_classes} classes' if n_classes else ''})"
 
-# %% ../nbs/07_unet.ipynb #presets
+# %% ../nbs/07_unet.ipynb #small
 _SMALL = {"in_channels": 1, "base_channels": 32, "norm_groups": 8}  # four channels to a group
 PRESETS = {
     "ddpm-cifar10": {"image_size": 32, "in_channels": 3, "dropout": 0.1},

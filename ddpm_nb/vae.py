@@ -29,7 +29,7 @@ def make_mlp(
     first, second = nn.Linear(n_in, hidden), nn.Linear(hidden, hidden)
     return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Linear(hidden, n_out))
 
-# %% ../nbs/16_vae.ipynb #vae-2
+# %% ../nbs/16_vae.ipynb #vae
 class VAE(nn.Module):
     """Encode an image as a Gaussian over a short vector, and decode a vector to pixels' means."""
 
