@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .captions import PADDING, CaptionRule, attributes
-from .checks import call_model, check_floating, check_generator, check_images
-from .checks import check_int, check_number
+from .checks import call_model, check_callable, check_floating, check_generator
+from .checks import check_images, check_int, check_model, check_number
 from .clip import TextEncoder
 from .data import mix_seeds
 from .elbo import simple_loss
@@ -90,6 +90,7 @@ def guided(
     scale: float,  # 0: ignores the context; 1: as trained; above: pushed on
 ):
     """Return a model(x_t, t) -> eps_hat for every sampler (Ho and Salimans 2022, equation 6)."""
+    check_callable("model", model, "model(x_t, t, context)")
     check_number("scale", scale, 0)
     null = _check_null(null_context, context).expand_as(context)
     if scale in (0, 1):
@@ -343,6 +344,7 @@ def conditional_loss(
     generator: torch.Generator | None = None,  # source of the steps, the noise and the choice
 ) -> Tensor:
     """Return the squared error, some captions left out (Ho and Salimans 2022, Algorithm 1)."""
+    check_model(model, schedule)
     check_number("drop", drop, 0, 1)
     context = drop_context(context, null_context, drop, generator=generator)
     told = partial(model, context=context)
@@ -361,6 +363,7 @@ def train_conditional(
     callback=None,  # called as callback(i, loss, average) after each iteration
 ) -> TextUNet:
     """Fit the noise given a caption, and without one now and then; return the averaged network."""
+    check_model(model, schedule)
     _check_captioned(x_0, tokens, config, drop)
     device, schedule, tokens = x_0.device, schedule.to(x_0.device), tokens.to(x_0.device)
     precision, g = pick_precision(config.precision, device), seeded(config.seed, device)

@@ -113,14 +113,14 @@ GIVEN |= {"t": 3, "t_prev": 1, "kept": [0, 3], "shape": (1, 1, 8, 8), "mask": MA
 GIVEN |= {"variance": "posterior", "name": "vlb", "n_levels": 17, "n_steps": 2, "n_images": 2, "n_samples": 10, "config": QUICK}
 GIVEN |= {"mixture": GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None]), "yardstick": Yardstick(X, 17, None, None)}
 GIVEN |= {"step": lambda x, i, eps_hat: (x, x), "unet": MODEL, "path": "never-written"}
-HEARS_WORDS = {"conditioning"}  # whose models take a third argument
+GIVEN |= {"context": None, "null_context": None, "tokens": None, "text_encoder": None, "scale": 2.0}  # looked at after the model
 
 
 def public_functions():
     """Yield every public function of the package outside the checks, with its name and the names of its parameters."""
     for path in sorted(Path(bound.__file__).parent.glob("[a-z]*.py")):
         for name, function in rules.public_objects(path.stem):
-            if inspect.isfunction(function) and path.stem not in {"checks", *HEARS_WORDS}:
+            if inspect.isfunction(function) and path.stem != "checks":
                 yield f"{path.stem}.{name}", function, list(inspect.signature(function).parameters)
 
 
