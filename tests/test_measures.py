@@ -45,6 +45,7 @@ def chapter(tmp_path):
     (tmp_path / "nbs").mkdir()
     path = tmp_path / "nbs" / "09_training.ipynb"
     cells = [{"cell_type": kind, "source": source, "metadata": {}} for kind, source in CELLS]
+    cells[5]["metadata"]["tags"] = ["hide-input"]
     cells[6]["outputs"] = [{"data": {"image/png": ""}}]
     path.write_text(json.dumps({"cells": cells}))
     return rules.read_notebook(path)
@@ -57,12 +58,17 @@ def test_chapter_is_counted(chapter):
         "in ex.": 3,
         "code": 4 + 6 + 4 + 2 + 1,
         "in ex. ": 1,
+        "shown": 4 + 6 + 2,
         "cells": 10,
         "longest": 6,
         "> 88": 1,
         "> 100": 0,
         "figure": 8,
     }
+
+
+def test_pairs_of_different_kinds_are_counted():
+    assert measures.count_pairs("a, b = f(), 1\nc, d = 1, 2\nmean, variance = f()\ne = f(), 1") == 1
 
 
 def test_module_is_counted(chapter):

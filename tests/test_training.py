@@ -69,9 +69,10 @@ def test_results_are_those_of_the_first_version(name):
     if torch.__version__ < torch.torch_version.TorchVersion("2.15"):
         pytest.skip("older kernels round otherwise, and Adam's first steps make much of it: weights differ by 2 in 1,000 on 2.6")
     result = run(replace(QUICK, **changes), model=tiny_unet(norm_groups=2))  # groups of more than one channel: no rounding grows
-    assert result.losses.double().sum().item() == pytest.approx(losses, rel=1e-5)
-    rounding = 5e-4 if name == "bfloat16" else 1e-5  # processors differ in how they multiply 16 bits
-    assert sum(p.double().sum().item() for p in result.ema.parameters()) == pytest.approx(weights, rel=rounding)
+    # processors differ in how they multiply 16 bits: ten times what another one changed
+    rounding = {"losses": 1e-4, "weights": 1e-3} if name == "bfloat16" else {"losses": 1e-5, "weights": 1e-5}
+    assert result.losses.double().sum().item() == pytest.approx(losses, rel=rounding["losses"])
+    assert sum(p.double().sum().item() for p in result.ema.parameters()) == pytest.approx(weights, rel=rounding["weights"])
 
 
 # --- one descent for all ---

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import statistics
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +63,14 @@ def objectives():
         yield f"{kind}, {better} beats {worse}", 12, rows[worse][0][part]["n"], *over_seeds(one, other)
 
 
+def epochs():
+    """Chapter 12: the one training of the MNIST model, judged as it went."""
+    for before, after in pairwise(read("mnist_epochs")["rows"]):
+        words = f"MNIST, Fréchet distance: {after['epochs']:.0f} epochs beat {before['epochs']:.0f}"
+        error = math.hypot(before["frechet error"], after["frechet error"])
+        yield words, 12, after["n"], 1, before["frechet"] - after["frechet"], error
+
+
 def variances():
     """Chapter 13: the learned variance of the steps."""
     study = read("variances")
@@ -102,6 +111,17 @@ def relatives():
         yield f"GAN, Fréchet distance: {words} is worse", 17, study["samples"], *over_seeds(found[name], found["1 : 1"])
 
 
+def sentences():
+    """Chapter 22: guidance, and noise in the steps, by what stands on the card of the one pipeline."""
+    card, n = json.loads((ROOT / "ddpm_nb" / "pipelines" / "mnist" / "config.json").read_text(encoding="utf-8"))["card"], 1000
+    settings = (("guidance 2 beats 1", "guidance 1: ", ""), ("at guidance 1, noise in the steps helps", "guidance 1: ", "guidance 1, eta 1: "))
+    for words, worse, better in settings:
+        for word in ("digit", "weight", "slant", "size"):
+            low, high = (card[f"{start}{word} right, share of {n} prompts"] for start in (worse, better))
+            error = math.sqrt((low * (1 - low) + high * (1 - high)) / n)
+            yield f"sentences on MNIST, {word} right: {words}", 22, n, 1, high - low, error
+
+
 def precision():
     """Chapter 27: bfloat16."""
     study = read("bfloat16")
@@ -123,7 +143,7 @@ def solvers():
 
 def rows():
     """Yield every claim: (words, chapter, samples or images, trainings, difference, error)."""
-    for study in (recipes, steps_and_noise, objectives, variances, flows, relatives, precision, solvers):
+    for study in (recipes, steps_and_noise, objectives, epochs, variances, flows, relatives, sentences, precision, solvers):
         yield from study()
 
 

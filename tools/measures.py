@@ -5,12 +5,13 @@ FOLDER is a copy of this repository, this one if it is not given. Three tables a
 
 Chapters: `words` of text (a formula counts as one word, code as none), of which `in ex.` stand
 in exercises and their solutions; `code` lines (neither blank nor only a comment) in all cells,
-again with those in exercises; `cells`; lines of the `longest` code cell; lines over 88 and 100
+again with those in exercises, and `shown` those that stand unfolded before them; `cells`; lines of the `longest` code cell; lines over 88 and 100
 columns; `figure`, the words before the first picture.
 
 Modules: `lines` of code; the median of syntax `nodes` a line in the bodies of functions;
 `comments` for 100 lines of these bodies; `private` and `public` functions and classes at the top
-level; `early`, the references to a name that only a later cell of the module defines.
+level; `pairs`, assignments of a tuple whose values are of different kinds, such as a call and a
+constant; `early`, the references to a name that only a later cell of the module defines.
 
 Purposes: each line of a function or class counts for one purpose. A function that is named in
 PURPOSES has the purpose under which it stands; one whose name begins with check_ or _check is a
@@ -113,6 +114,7 @@ def measure_chapter(notebook):
         for cell, install in zip(notebook.cells, installs, strict=True)
     ]
     code = [sum(map(is_code, cell)) for cell in lines]
+    folded = ["hide-input" in cell.tags for cell in notebook.cells]
     pictured = [
         i for i, cell in enumerate(notebook.cells) if any("image/png" in o for o in cell.outputs)
     ]
@@ -123,6 +125,9 @@ def measure_chapter(notebook):
         "in ex.": sum(n for n, ex in zip(words, told, strict=True) if ex),
         "code": sum(code),
         "in ex. ": sum(n for n, ex in zip(code, told, strict=True) if ex),
+        "shown": sum(
+            n for n, ex, fold in zip(code, told, folded, strict=True) if not ex and not fold
+        ),
         "cells": len(notebook.cells),
         "longest": max(map(len, lines)),
         "> 88": sum(len(line) > 88 for line in every),
@@ -193,6 +198,16 @@ def early_references(trees):
     return count
 
 
+def count_pairs(source):
+    """Count the assignments of a tuple whose values are syntax of different kinds."""
+    count = 0
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+            kinds = {type(value) for value in node.value.elts}
+            count += isinstance(node.targets[0], ast.Tuple) and len(kinds) > 1
+    return count
+
+
 def measure_module(notebook):
     """Measure what a notebook exports: a row of the second table."""
     cells = [cell for cell in notebook.code if cell.exported]
@@ -208,6 +223,7 @@ def measure_module(notebook):
         "comments": round(100 * comments / lines, 1) if lines else "-",
         "private": private,
         "public": len(names) - private,
+        "pairs": count_pairs(source),
         "early": early_references([cell.tree for cell in cells]),
     }, density
 
