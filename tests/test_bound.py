@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import refuses
+from conftest import linear, never, refuses
 from ddpm_nb.bound import VLBTerms, optimal_denoiser, rate_distortion, vlb_terms
 from ddpm_nb.elbo import (
     VARIANCES,
@@ -26,12 +26,6 @@ from ddpm_nb.gaussian import GaussianMixture, normal_kl, seeded
 F64 = {"dtype": torch.float64}
 CONTINUOUS = {"n_levels": None, "clip_x_0": False}
 quick = settings(deadline=None, max_examples=30)
-
-
-def linear(n_steps, dtype=torch.float64):
-    """Build DDPM's schedule, rescaled so that a short chain ends in noise as well."""
-    scale = 1000 / n_steps
-    return NoiseSchedule(torch.linspace(1e-4 * scale, min(0.02 * scale, 0.9), n_steps, **F64), dtype=dtype)
 
 
 def gaussian(dim, seed=0):
@@ -357,11 +351,6 @@ def test_rate_falls_and_its_scale_is_grey_levels():
     torch.testing.assert_close(rate_distortion(terms, n_levels=17)[1], 8 * torch.tensor([0.1, 0.2, 0.4]))
     refuses(lambda: rate_distortion(VLBTerms(terms.prior, terms.kl, terms.decoder)), "terms.mse")
     refuses(lambda: rate_distortion(terms, n_levels=1), "n_levels must be at least 2")
-
-
-def never(x_t, t):
-    """Stand for a network that must not be reached."""
-    raise AssertionError("the network was called before the arguments were checked")
 
 
 IMAGES = torch.zeros(2, 1, 3, 3)

@@ -27,10 +27,7 @@ DIGITS = f"train --dataset digits {TOLD} --batch-size 32 --iterations 6"
 FOLDER = f"train --dataset folder --root pics {TOLD} --batch-size 4 --iterations 2 --network digits"
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Work in an empty folder."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def speak_up(patch):

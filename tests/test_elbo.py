@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import refuses
+from conftest import linear, never, refuses
 from ddpm_nb.elbo import (
     OBJECTIVES,
     VARIANCES,
@@ -30,12 +30,6 @@ from ddpm_nb.gaussian import GaussianMixture, normal_kl, seeded
 
 F64 = {"dtype": torch.float64}
 quick = settings(deadline=None, max_examples=30)
-
-
-def linear(n_steps, dtype=torch.float64):
-    """Build DDPM's schedule, rescaled so that a short chain ends in noise as well."""
-    scale = 1000 / n_steps
-    return NoiseSchedule(torch.linspace(1e-4 * scale, min(0.02 * scale, 0.9), n_steps, **F64), dtype=dtype)
 
 
 # The parts
@@ -258,11 +252,6 @@ def test_timesteps_are_uniform_and_belong_to_the_images():
 
 
 # Bad input
-
-
-def never(x_t, t):
-    """Stand for a network that must not be reached."""
-    raise AssertionError("the network was called before the arguments were checked")
 
 
 IMAGES = torch.zeros(2, 1, 3, 3)

@@ -26,11 +26,7 @@ from ddpm_nb.training import OneProcess, _Lines
 QUICK = ["train", "--dataset", "digits", "--iterations", "2", "--batch-size", "8", "--n-steps", "20", "--device", "cpu", "--out", "run"]
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Work in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def draw_pictures(folder, n=40, size=(32, 32), mode="RGB"):

@@ -16,6 +16,7 @@ import exercises
 import gpu
 import matplotlib.pyplot as plt
 import measures
+import nbdev_directives
 import portable
 import pytest
 import rules
@@ -309,3 +310,28 @@ def test_a_chapter_runs_on_pictures_of_ones_own(name, tmp_path, monkeypatch):
         cell += OWN_NETWORK
     found = run_chapter(ROOT / "nbs" / f"{name}.ipynb", cell)
     assert found["train_set"].images().shape == (64, 3, 16, 16) and len(found["test_set"]) == 20
+
+
+LABEL = re.compile(r"\$\$ \(([\w-]+)\)|^:label: ([\w-]+)|^\(([\w-]+)\)=", re.M)
+REFERENCE = re.compile(r"\{(?:eq|ref|numref|prf:ref)\}`(?:[^`<]*<)?([\w-]+)>?`")
+
+
+def shown(source, solutions):
+    """Return the texts and the labels of what a page shows."""
+    notebook = json.loads(nbdev_directives.translate(source, "", solutions=solutions))
+    cells = [cell for cell in notebook["cells"] if "remove-cell" not in cell["metadata"].get("tags", [])]
+    texts = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    figures = {cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") for cell in cells}
+    return texts, {name for names in LABEL.findall(texts) for name in names if name} | figures - {None}
+
+
+def test_a_book_without_solutions_refers_to_nothing_that_is_gone():
+    sources = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "nbs").glob("*.ipynb"))]
+    whole, left = ([shown(source, solutions) for source in sources] for solutions in (True, False))
+    assert sum(text.count("{solution-start}") for text, _ in whole) > 100
+    assert not any("{solution-" in text for text, _ in left)
+    assert all(text.count("{exercise}") == other.count("{exercise}") for (text, _), (other, _) in zip(whole, left, strict=True))
+    gone = set().union(*(labels for _, labels in whole)) - set().union(*(labels for _, labels in left))
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")]
+    named = {name for text in [*pages, *(text for text, _ in left)] for name in REFERENCE.findall(text)}
+    assert gone and not gone & named  # solutions have equations and figures of their own; only they refer to them
