@@ -70,7 +70,8 @@ class Processes:
 def _check_place(model, device):
     """Refuse a network that is elsewhere than its process computes."""
     place = next(model.parameters()).device
-    if place.type != device.type or device.index not in (None, place.index):
+    other = place.type != "cpu" and device.index not in (None, place.index)  # there is one CPU
+    if place.type != device.type or other:
         remedy = "move it there: model.to(processes.device)"
         raise ValueError(f"model must be on the processes' device, {device}, not {place}; {remedy}")
 

@@ -603,16 +603,18 @@ def test_captions_train_a_pipeline_that_generate_draws_with(tmp_path, monkeypatc
 def test_text_to_image_takes_size_greys_and_batches_from_the_pictures(side, mode, expected, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr("ddpm_nb.texts.train_text", lambda data, out, config, **options: asked.append((data, config)))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
     for i in range(20):
-        Image.new("L", (side, side), 10 * i).convert(mode).save(tmp_path / f"{i}.png")
-        (tmp_path / f"{i}.txt").write_text("a grey one")
-    assert main(["train-text", "--root", str(tmp_path), "--out", str(tmp_path / "run")]) == 0
+        Image.new("L", (side, side), 10 * i).convert(mode).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text("a grey one")
+    assert main(["train-text", "--root", str(pictures), "--out", str(tmp_path / "run")]) == 0
     data, config = asked[0]
     assert (data[0][0].shape[-1], data[0][0].shape[0] == 1) == expected
     assert [stage.batch_size for stage in (config.clip, config.autoencoder, config.unet)] == [20, 20, 20]
     told = capsys.readouterr().out
     assert f"at {expected[0]} x {expected[0]} pixels" in told and "batches of 20, 20, 20" in told
-    assert main(["train-text", "--root", str(tmp_path), "--out", str(tmp_path / "run"), "--image-size", "16"]) == 0
+    assert main(["train-text", "--root", str(pictures), "--out", str(tmp_path / "run"), "--image-size", "16"]) == 0
     assert asked[1][0][0][0].shape[-1] == 16
 
 
