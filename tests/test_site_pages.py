@@ -239,10 +239,12 @@ def test_the_edge_fades_again_when_more_is_hidden(tmp_path):
     assert run_page(page, script, tmp_path, "--window-size=800,600") == [False, True]
 
 
+FORMULA = '<div class="math"><mjx-container display="true" style="display: block; overflow-x: auto; font-size: 110%">{}</mjx-container></div>'
+LONG = f'<span style="white-space: nowrap">{"x + " * 60}</span>'
+
+
 @browser
 def test_a_displayed_formula_keeps_the_size_that_mathjax_gave_it(tmp_path):
-    page = '<div class="math"><mjx-container display="true" style="display: block; overflow-x: auto; font-size: 110%">{}</mjx-container></div>'
-    words = f'<span style="white-space: nowrap">{"x + " * 60}</span>'
     script = """
     return [...document.querySelectorAll("div.math")].map(box => {
       fitFormula(box);
@@ -250,14 +252,12 @@ def test_a_displayed_formula_keeps_the_size_that_mathjax_gave_it(tmp_path):
       return box.firstElementChild.style.fontSize;
     });
     """
-    short, long = run_page(page.format("x") + page.format(words), script, tmp_path, "--window-size=800,600")
+    short, long = run_page(FORMULA.format("x") + FORMULA.format(LONG), script, tmp_path, "--window-size=800,600")
     assert short == "110%" and 65 <= float(long.removesuffix("%")) < 110
 
 
 @browser
 def test_a_formula_that_was_set_smaller_has_full_size_after_a_tap(tmp_path):
-    page = '<div class="math"><mjx-container display="true" style="display: block; overflow-x: auto; font-size: 110%">{}</mjx-container></div>'
-    words = f'<span style="white-space: nowrap">{"x + " * 60}</span>'
     script = """
     return [...document.querySelectorAll("div.math")].map(box => {
       const formula = box.firstElementChild, sizes = [], note = () => sizes.push([parseFloat(formula.style.fontSize), box.title !== ""]);
@@ -266,7 +266,7 @@ def test_a_formula_that_was_set_smaller_has_full_size_after_a_tap(tmp_path):
       return sizes;
     });
     """
-    short, long = run_page(page.format("<b>x</b>") + page.format(words), script, tmp_path, "--window-size=500,600")
+    short, long = run_page(FORMULA.format("<b>x</b>") + FORMULA.format(LONG), script, tmp_path, "--window-size=500,600")
     assert short == [[110, False]] * 3
     assert long[0] == long[2] == [65, True] and long[1] == [110, False]
 
