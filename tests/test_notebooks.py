@@ -163,6 +163,9 @@ def test_script_without_a_record_is_not_overwritten(folder, tmp_path):
         ("x = 1", None),
         ("if x:\n    def inner(): ...", None),
         ("@patch\ndef walk(self: UNet): ...", "walk"),
+        ("#| export\nimport sys\nfrom math import (\n    pi,\n)", "imports"),
+        ("import sys\nprint(1)", None),
+        ("import sys\n!pip list", None),
     ],
 )
 def test_cells_are_called_after_what_they_define(source, name):

@@ -5,6 +5,7 @@ import tempfile
 
 import pytest
 import rules
+from notebooks import defined_name
 
 from ddpm_nb.checks import assert_refused
 
@@ -33,7 +34,11 @@ def notebook(tmp_path, cells, name="02_planted", ids=None):
         source = source.removeprefix("md: ").removeprefix("REMOVED")
         cell = {"cell_type": kind, "source": source, "metadata": {"tags": tags}}
         cell["id"] = (ids or {}).get(i) or (
-            "jump" if source.startswith("#| export\ndef jump") else f"cell-{i}"
+            "jump"
+            if source.startswith("#| export\ndef jump")
+            else f"imports-{i}"
+            if defined_name(source) == "imports"
+            else f"cell-{i}"
         )
         written.append(cell | ({"outputs": []} if kind == "code" else {}))
     path = tmp_path / f"{name}.ipynb"
@@ -61,6 +66,15 @@ def faults(nb):
     return found
 
 
+def test_an_import_by_name_is_seen(tmp_path):
+    by_name = [
+        "#| default_exp unet",
+        "#| export\nimport importlib\nruns = importlib.import_module(f'{__package__}.runs')",
+    ]
+    found = list(rules.order_of_modules([notebook(tmp_path, by_name, "07_unet")], CHAPTERS))
+    assert found == ["07_unet: module unet imports by name, which hides its order"]
+
+
 def test_sound_notebook_passes(tmp_path):
     assert faults(notebook(tmp_path, SOUND)) == []
 
@@ -85,7 +99,10 @@ def test_sound_notebook_passes(tmp_path):
         ("#| hide\nx = 1", "hides by hide"),
         ("REMOVEDx = 1", "hides by remove-input"),
         ("import pytest", "uses pytest"),
-        ("md: So $\\\\ln x$ and $$\na \\\\\nb\n$$ differ.", "two backslashes in the formula \\\\ln x"),
+        (
+            "md: So $\\\\ln x$ and $$\na \\\\\nb\n$$ differ.",
+            "two backslashes in the formula \\\\ln x",
+        ),
         ("md: As Exercise 2 shows, two exercises do.", "'Exercise 2' stands for a label"),
         ("#| export\nclass Unheard:\n    pass", "nothing shows Unheard"),
         ("#| export\ndef jump(x):\n    return x", "jump is defined in 02_planted, too"),
@@ -102,14 +119,19 @@ def test_planted_fault_is_found(tmp_path, cell, fault):
 
 def below(tmp_path, *cells):
     """List the names that cells need and that are defined further down."""
-    return [line.split()[4].rstrip(",") for line in rules.used_too_early([notebook(tmp_path, [*SOUND[:3], *cells])])]
+    return [
+        line.split()[4].rstrip(",")
+        for line in rules.used_too_early([notebook(tmp_path, [*SOUND[:3], *cells])])
+    ]
 
 
 def test_what_is_defined_further_down_is_found(tmp_path):
     private = "def _check(x):\n    return x", "def walk(x):\n    return _check(x)"
     assert below(tmp_path, private[1], private[0], "walk(1)") == []
     assert below(tmp_path, private[1], "walk(1)", private[0]) == ["_check"]
-    assert below(tmp_path, private[1], "assert all(walk(i) for i in range(3))", private[0]) == ["_check"]
+    assert below(tmp_path, private[1], "assert all(walk(i) for i in range(3))", private[0]) == [
+        "_check"
+    ]
     assert below(tmp_path, private[1], "refused(lambda: walk(1))", private[0]) == ["_check"]
     assert below(tmp_path, private[1], "go = lambda: walk(1)", private[0], "go()") == []
     assert below(tmp_path, private[1], "go = lambda: walk(1)", "go()", private[0]) == ["_check"]
@@ -146,7 +168,7 @@ def test_first_page_may_use_everything_but_reference_modules_nothing(tmp_path):
     checks = ["#| default_exp checks", "#| export\nfrom ddpm_nb.gaussian import seeded"]
     found = list(rules.order_of_modules([notebook(tmp_path, checks, "91_checks")], CHAPTERS))
     assert found == [
-        "91_checks: module checks imports gaussian, which is no earlier one (cell cell-1)"
+        "91_checks: module checks imports gaussian, which is no earlier one (cell imports-1)"
     ]
 
 

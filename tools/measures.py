@@ -70,6 +70,7 @@ SUBJECTS = {
     "pictures": "disk",
     "runs": "disk",
     "processes": "process",
+    "progress": "process",
 }
 SILENT = ast.expr_context  # says of a name only whether it is read or written
 TAGS = {name: purpose for purpose, names in PURPOSES.items() for name in names.split()}

@@ -17,6 +17,7 @@ NAME is the beginning of a notebook's name, such as 02; without one a command ta
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -65,8 +66,19 @@ def slug(words):
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:32].strip("-") or "cell"
 
 
+def only_imports(source):
+    """Say whether a cell imports and does nothing else."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # a line for the shell
+        return False
+    return bool(statements) and all(isinstance(s, ast.Import | ast.ImportFrom) for s in statements)
+
+
 def defined_name(source):
     """Return the first public function or class that code defines, else any, else a constant."""
+    if only_imports(source):
+        return "imports"
     names = re.findall(r"^(?:async )?(?:def|class) (\w+)", source, re.M)
     public = [name for name in names if not name.startswith("_")]
     constant = re.search(r"^(_?[A-Z][A-Z0-9_]+)\b.* = ", source, re.M)

@@ -31,12 +31,20 @@ FREE = {
     "checks",
     "plots",
     "files",
+    "progress",
 }  # every chapter may use them, and they use nothing but each other
 EARLY = {
     ("data", "load_images"),
     ("data", "load_dataset"),
     ("hub", "load_pretrained"),
 }  # what a demonstration may use before its chapter
+LATE = {
+    "__init__",  # loads what is asked for
+    "cli",  # loads PyTorch once the options are read
+    "data",  # `load_dataset("folder")` and names that moved to `pictures`
+    "training",  # names that moved to `runs`
+    "captions",  # a stored tokenizer may be one of chapter 29
+}  # modules that import others while they run, by name
 LONGEST, LONGEST_DEFINITION, WIDEST = 30, 45, 100
 KINDS = "exercise|solution-start|solution-end"
 BLOCK = re.compile(
@@ -191,8 +199,17 @@ def uses(tree):
             yield found[1], ""
 
 
+def imports_by_name(tree):
+    """Say whether code imports what it computes the name of, which `uses` cannot read."""
+    called = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return any("import_module" in (getattr(f, "id", ""), getattr(f, "attr", "")) for f in called)
+
+
 def order_of_modules(book, chapters):
     """A module imports only modules of earlier notebooks, and those that are everybody's."""
+    for nb in book:
+        if nb.module not in LATE and any(imports_by_name(c.tree) for c in nb.code if c.exported):
+            yield f"{nb.name}: module {nb.module} imports by name, which hides its order"
     for nb in book:
         for cell in nb.code:
             for module, _ in uses(cell.tree) if cell.exported else ():
