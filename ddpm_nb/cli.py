@@ -691,16 +691,22 @@ class _Drawing:
             self.is_told = True
             _print_beside_bar(f"samples after {step} of {config.n_iterations} iterations: {file}")
 
+# %% ../nbs/30_command_line.ipynb #given-options
+def _given_options(args):
+    """Return what was said: the options of the file, and over them those of the command."""
+    given = read_options(args.config) if args.config else {}
+    given = {name: value for name, value in given.items() if value is not None}  # null: not said
+    given |= {name: value for name, value in vars(args).items() if name != "config"}
+    _expand_home(given)
+    return given
+
 # %% ../nbs/30_command_line.ipynb #run-train
 def _run_train(args):
     """Train a model as the options say."""
     from ddpm_nb.runs import refuse_other_run
     from ddpm_nb.schedules import make_schedule
 
-    given = read_options(args.config) if args.config else {}
-    given = {name: value for name, value in given.items() if value is not None}  # null: not said
-    given |= {name: value for name, value in vars(args).items() if name != "config"}
-    _expand_home(given)
+    given = _given_options(args)
     options = default_options() | given
     missing = ["--" + name for name in ("dataset", "out") if options[name] is None]
     if missing:
