@@ -62,7 +62,7 @@ bench: setup ## measure the package beside its peers (more than two hours on two
 	$(UV) pip install --quiet --python $(BIN)/python --target studies/.peers --no-deps --require-hashes -r requirements-bench.txt
 	PYTHONPATH=$(CURDIR)/studies/.peers $(BIN)/python studies/bench.py --out ddpm_nb/measured/performance-cpu.json
 
-slow: setup ## run the notebooks as on two cores without bfloat16 and print the slowest cells of each
+slow: setup ## run the notebooks as on two cores without bfloat16, their clock not slowed, and print the slowest cells of each
 	$(BIN)/python tools/slow.py
 
 own: setup ## run the chapters that take pictures of one's own on such pictures (minutes)

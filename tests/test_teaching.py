@@ -157,6 +157,17 @@ def test_a_slow_notebook_is_told():
     assert slow.line("09_training", cells, None).endswith("TOO LONG")
     assert slow.line("09_training", cells[1:], None).endswith("plot 20, import 1")
     assert "STOPPED at cell x: KeyError: 1" in slow.line("09_training", [], "cell x: KeyError: 1")
+    long = [(70.0, "train"), (60.0, "sample")]
+    assert slow.line("00_start", long, None).endswith("TOO LONG") and not slow.line("01_x", long, None).endswith("TOO LONG")
+
+
+def test_slow_runs_say_what_is_not_emulated(monkeypatch, capsys):
+    monkeypatch.setattr(slow, "selected", lambda *_: [])
+    monkeypatch.setattr(slow.os, "environ", {})
+    with pytest.raises(SystemExit) as end:
+        slow.main()
+    text = capsys.readouterr().out
+    assert not end.value.code and "Emulated: two threads" in text and "Not emulated: a slower clock" in text
 
 
 def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path):
