@@ -14,7 +14,7 @@ CUDA := torch|torchvision|triton|cuda-[a-z0-9-]+|nvidia-[a-z0-9-]+
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME MPLBACKEND VIRTUAL_ENV TQDM_DISABLE
 
 .DEFAULT_GOAL := help
-.PHONY: export help setup book test check look axe pdf bench slow exercises lab lock address gpu fresh oldest clean
+.PHONY: export help setup book test check look axe pdf bench slow own exercises lab lock address gpu fresh oldest clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -46,7 +46,7 @@ book: setup ## run the notebooks whose outputs are stale and render the book to 
 test: setup ## everything that continuous integration runs
 	@PATH="$(CURDIR)/$(BIN):$$PATH" NBVAL="$(NBVAL)" bash tools/test.sh all
 
-check: setup ## the fast part of the tests, two minutes: export, clean notebooks, lint, the project's own rules
+check: setup ## the fast part of the tests: export, clean notebooks, lint, the project's own rules
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/test.sh fast
 
 look: setup ## open all pages of the built book in Chromium at three widths and list what is cut, too small or, after make axe, not accessible
@@ -62,8 +62,11 @@ bench: setup ## measure the package beside its peers (more than two hours on two
 	$(UV) pip install --quiet --python $(BIN)/python --target studies/.peers --no-deps --require-hashes -r requirements-bench.txt
 	PYTHONPATH=$(CURDIR)/studies/.peers $(BIN)/python studies/bench.py --out ddpm_nb/measured/performance-cpu.json
 
-slow: setup ## run the notebooks as on two cores without bfloat16 and print the slowest cells of each
+slow: setup ## run the notebooks as on two cores without bfloat16, their clock not slowed, and print the slowest cells of each
 	$(BIN)/python tools/slow.py
+
+own: setup ## run the chapters that take pictures of one's own on such pictures (minutes)
+	OWN_PICTURES=1 $(BIN)/python -m pytest -q tests/test_teaching.py -k ones_own
 
 exercises: setup ## write the notebooks without solutions, cells to fill and the checks that judge them, into _exercises
 	$(BIN)/python tools/exercises.py

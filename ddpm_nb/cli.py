@@ -41,6 +41,7 @@ _DATA = {  # option: (default, help)
     "held_out": (0, "test images (0.1: a tenth of them) whose loss picks the best checkpoint"),
 }
 _WHOLE = ("image_size", "white_level")  # whole numbers, if they are given
+_INT = {"type": int, "metavar": "N"}
 _MACHINE = {
     "out": (None, "folder for the run; must not hold a run yet"),
     "device": ("auto", "where to compute"),
@@ -60,11 +61,13 @@ def _module(name):
 def _training_options():
     """Read each training option with its default and its help: option -> (default, help)."""
     text, tree = _module("training")
-    lines, options = text.splitlines(), {}
+    lines = text.splitlines()
+    options = {}
     config = next(node for node in tree.body if getattr(node, "name", "") == "TrainConfig")
     for node in config.body:
         if isinstance(node, ast.AnnAssign):
             comment = lines[node.lineno - 1].partition("#")[2].strip()
+            comment = comment.replace("math.inf: any", "inf: no limit")  # as a shell says it
             options[node.target.id] = ast.literal_eval(node.value), comment
     return options
 
@@ -129,7 +132,7 @@ def _add_options(add, names, of_run=()):
     told = _DATA | _TRAINING | _MACHINE
     for name in names:
         default, text = told[name]
-        kind = {"action": "store_true"} if isinstance(default, bool) else {"type": int}
+        kind = {"action": "store_true"} if isinstance(default, bool) else _INT
         if name in _CHOICES:
             kind = {"choices": _CHOICES[name]}
         elif name == "held_out":
@@ -161,8 +164,8 @@ def _add_resume(parser):
     """Add the options of `ddpm-nb resume`."""
     parser.add_argument("--out", required=True, help="folder of the run")
     text = "how many to have in the end, to train for longer (default: as begun)"
-    kind = {"dest": "n_iterations", "type": int, "default": argparse.SUPPRESS}
-    parser.add_argument("--iterations", "--n-iterations", help=text, **kind)
+    kind = {"dest": "n_iterations", "default": argparse.SUPPRESS}
+    parser.add_argument("--iterations", "--n-iterations", help=text, **kind, **_INT)
     names = ("root", "device", "workers", "sample_every", "tensorboard")
     _add_options(parser.add_argument, names, of_run=("root", "sample_every"))
 
@@ -176,21 +179,21 @@ def _add_sample(parser):
     add = parser.add_argument
     add("--run", **_RUN)
     add("--out", required=True, help="PNG file to write")
-    add("--n", type=int, default=64, help="number of images (default: 64)")
+    add("--n", **_INT, default=64, help="number of images (default: 64)")
     text = "ddim and dpm-solver: few steps; ddpm: as noisy as trained (default: ddim)"
     add("--sampler", default="ddim", choices=("ddim", "ddpm", "dpm-solver"), help=text)
     text = "steps to walk, network calls (default: 50 of ddim, 20 of dpm-solver, all of ddpm)"
-    add("--steps", type=int, help=text)
-    add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add("--steps", **_INT, help=text)
+    add("--seed", **_INT, default=0, help="seed of the noise (default: 0)")
     text = "class to draw, by name or number, of a run with --conditional class (default: all "
     text += "classes, one after the other)"
     add("--label", help=text)
     text = "how closely to follow the class, 0 to 20: 0 any class, 1 as trained (default: 1)"
     add("--guidance", type=float, help=text)
     text = "screen pixels for each image pixel (default: at least 512 on the longer side)"
-    add("--scale", type=int, help=text)
+    add("--scale", **_INT, help=text)
     text = "images drawn at once; bounds the memory, changes rounding only (default: 256)"
-    add("--batch-size", type=int, default=256, help=text)
+    add("--batch-size", **_INT, default=256, help=text)
     text = "of weights and arithmetic (default: float32)"
     add("--precision", default="float32", choices=_CHOICES["precision"], help=text)
     text = "compile the network first; pays after some thousand steps"
@@ -211,8 +214,8 @@ def _add_evaluate(parser):
     text += "held out of training (default: as the run did; of another folder all)"
     add("--held-out", type=_share, metavar="SHARE", help=text)
     text = "held-out images, from the beginning of the test part (default: 64)"
-    add("--n", type=int, default=64, help=text)
-    add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add("--n", **_INT, default=64, help=text)
+    add("--seed", **_INT, default=0, help="seed of the noise (default: 0)")
     add("--out", help="JSON file to write the figures to as well")
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
@@ -220,27 +223,28 @@ def _add_evaluate(parser):
 def _add_generate(parser):
     """Add the options of `ddpm-nb generate`."""
     add = parser.add_argument
-    text = "a sentence such as 'a bold seven leaning right'; any picture without"
-    add("prompt", nargs="?", help=text)
+    text = "such as 'a bold seven leaning right'; several, one after the other, draw a row each; "
+    text += "any picture without"
+    add("prompts", nargs="*", metavar="SENTENCE", help=text)
     add("--out", required=True, help="PNG file to write")
     text = "a shipped pipeline (digits, mnist or shapes) or a folder of one (default: mnist)"
     add("--model", default="mnist", help=text)
-    add("--n", type=int, default=16, help="number of pictures (default: 16)")
-    text = "how closely to follow the sentence, 0 to 20 (default: 2)"
+    add("--n", **_INT, default=16, help="pictures of each sentence (default: 16)")
+    text = "how closely to follow a sentence, 0 to 20 (default: 2)"
     add("--guidance", type=float, default=2.0, help=text)
-    add("--negative", help="a sentence to keep away from")
+    add("--negative", metavar="SENTENCE", help="a sentence to keep away from")
     text = "a square picture to begin with; it is scaled to the model's size"
     add("--image", metavar="FILE", help=text)
     text = "a black and white picture over --image: white stays, black is drawn"
     add("--mask", metavar="FILE", help=text)
     text = "share of the steps that an image goes through, up to 1 (default: 0.7, with a mask 1)"
     add("--strength", type=float, help=text)
-    add("--steps", type=int, default=50, help="steps of the walk (default: 50)")
-    add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add("--steps", **_INT, default=50, help="steps of the walk (default: 50)")
+    add("--seed", **_INT, default=0, help="seed of the noise (default: 0)")
     text = "screen pixels for each picture pixel (default: at least 512 on the longer side)"
-    add("--scale", type=int, help=text)
+    add("--scale", **_INT, help=text)
     text = "pictures drawn at once; bounds the memory, changes rounding only (default: 64)"
-    add("--batch-size", type=int, default=64, help=text)
+    add("--batch-size", **_INT, default=64, help=text)
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
 # %% ../nbs/30_command_line.ipynb #add-train-text
@@ -250,13 +254,13 @@ def _add_train_text(parser):
     add("--root", required=True, help="folder of pictures with captions beside them")
     add("--out", required=True, help="folder for the run, and for the pipeline in the end")
     text = "pixels a side (default: as the pictures have, at most 32)"
-    add("--image-size", type=int, help=text)
+    add("--image-size", **_INT, help=text)
     add("--grey", action="store_true", help="read the pictures as grey (default: if all are)")
     text = "what to do with pictures and captions that do not fit together (default: refuse)"
     add("--problems", default="refuse", choices=("refuse", "skip"), help=text)
     text = "JSON file with the settings of all stages, such as the text.json of a run"
     add("--config", metavar="FILE", help=text)
-    add("--iterations", type=int, help="of the U-Net (default: 10000, or as in the file)")
+    add("--iterations", **_INT, help="of the U-Net (default: 10000, or as in the file)")
     add("--prompt", action="append", help="a sentence for the sample sheets; may be given again")
     add("--resume", action="store_true", help="go on with the run in OUT, if there is one")
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
@@ -280,7 +284,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_evaluate(add("evaluate", "measure bits per dimension on held-out images"))
     text = "train text to image on your pictures and captions, in three stages"
     _add_train_text(add("train-text", text))
-    _add_generate(add("generate", "draw pictures for a sentence into one PNG"))
+    _add_generate(add("generate", "draw pictures for sentences into one PNG"))
     add("info", "show what is known about a model and its run").add_argument("--run", **_RUN)
     return parser
 
@@ -360,7 +364,8 @@ def suit(
         chosen |= {"network": "small", "lr": 2e-3, "n_iterations": 2500}
         batch = 8
     if device == "cuda":
-        chosen["n_iterations"], batch = 10_000, 128
+        chosen["n_iterations"] = 10_000
+        batch = 128
         if size >= 32 and size % 8 == 0 and n >= 5000:  # it halves three times
             chosen |= {"network": "ddpm-cifar10", "lr": 2e-4}  # as in the paper
     return chosen | {"batch_size": min(n, batch)}
@@ -376,7 +381,9 @@ def _look_at_pictures(
     from ddpm_nb.pictures import FORMATS, _existing_folder, list_pictures
 
     root = _existing_folder(root)
-    files, sides, modes = list_pictures(root)[0], [], set()
+    files = list_pictures(root)[0]
+    sides = []
+    modes = set()
     for file in files[:: max(1, len(files) // 100)]:
         # one that is damaged or huge is named later, by whoever reads it
         with contextlib.suppress(Exception), Image.open(root / file, formats=FORMATS) as picture:
@@ -395,7 +402,8 @@ def _seconds_per_iteration(network, schedule, config, data):
     from ddpm_nb.runs import _loss
     from ddpm_nb.training import Trainer, _own_streams
 
-    device, begun = next(network.parameters()).device, time.perf_counter()
+    device = next(network.parameters()).device
+    begun = time.perf_counter()
     with _own_streams(device):
         trainer = Trainer(copy.deepcopy(network), schedule, config, loss=_loss(config, data))
         times = []
@@ -417,7 +425,8 @@ def _seconds_per_sheet(network, n_steps):
     """Call the network once on 16 images; return the seconds of a walk of so many steps."""
     import torch
 
-    device, config = next(network.parameters()).device, network.config
+    device = next(network.parameters()).device
+    config = network.config
     size = config["image_size"]
     x = torch.zeros(16, config["in_channels"], size, size, device=device)
     with torch.inference_mode():
@@ -580,7 +589,8 @@ def _check_conditional(options, data):
     """Refuse data whose classes a network could not be told."""
     if options["conditional"] != "class":
         return
-    classes, here = data.classes, options["dataset"]
+    classes = data.classes
+    here = options["dataset"]
     if here == "folder":
         here = f"--root {shlex.quote(str(options['root']))}"
     if len(classes) < 2:
@@ -648,29 +658,7 @@ def _draw_sheet(network, schedule, objective, n_steps, file):
     options["generator"] = _own_noise(0, range(16))
     _save_picture(sample_ddim(model, schedule, shape, **options), file)
 
-# %% ../nbs/30_command_line.ipynb #drawing
-class _Drawing:
-    """Draw 16 images into OUT/samples every so often; tell of the first, count the iterations."""
-
-    def __init__(self, options):
-        self.every, self.first = options["sample_every"], options.get("first_sample", 0)
-        self.n_made, self.is_told = 0, False
-        self.folder = Path(options["out"], "samples")
-
-    def __call__(self, trainer):
-        self.n_made += 1
-        step, config = trainer.n_steps, trainer.config
-        is_due = step == self.first or (self.every and step % self.every == 0)
-        if not is_due or not trainer.processes.is_main:
-            return
-        self.folder.mkdir(exist_ok=True)
-        file = self.folder / f"step-{step:08d}.png"
-        _draw_sheet(trainer.ema.model, trainer.schedule, config.objective, 50, file)
-        if not self.is_told:
-            self.is_told = True
-            _print_beside_bar(f"samples after {step} of {config.n_iterations} iterations: {file}")
-
-
+# %% ../nbs/30_command_line.ipynb #print-beside-bar
 def _print_beside_bar(text):
     """Print a line while a bar may be drawn."""
     from tqdm import tqdm
@@ -678,16 +666,47 @@ def _print_beside_bar(text):
     tqdm.write(text)
     sys.stdout.flush()
 
+# %% ../nbs/30_command_line.ipynb #drawing
+class _Drawing:
+    """Draw 16 images into OUT/samples every so often; tell of the first, count the iterations."""
+
+    def __init__(self, options):
+        self.every = options["sample_every"]
+        self.first = options.get("first_sample", 0)
+        self.n_made = 0
+        self.is_told = False
+        self.folder = Path(options["out"], "samples")
+
+    def __call__(self, trainer):
+        self.n_made += 1
+        step = trainer.n_steps
+        is_due = step == self.first or (self.every and step % self.every == 0)
+        if not is_due or not trainer.processes.is_main:
+            return
+        self.folder.mkdir(exist_ok=True)
+        file = self.folder / f"step-{step:08d}.png"
+        config = trainer.config
+        _draw_sheet(trainer.ema.model, trainer.schedule, config.objective, 50, file)
+        if not self.is_told:
+            self.is_told = True
+            _print_beside_bar(f"samples after {step} of {config.n_iterations} iterations: {file}")
+
+# %% ../nbs/30_command_line.ipynb #given-options
+def _given_options(args):
+    """Return what was said: the options of the file, and over them those of the command."""
+    given = read_options(args.config) if args.config else {}
+    given = {name: value for name, value in given.items() if value is not None}  # null: not said
+    given |= {name: value for name, value in vars(args).items() if name != "config"}
+    _expand_home(given)
+    return given
+
 # %% ../nbs/30_command_line.ipynb #run-train
 def _run_train(args):
     """Train a model as the options say."""
     from ddpm_nb.runs import refuse_other_run
     from ddpm_nb.schedules import make_schedule
 
-    given = read_options(args.config) if args.config else {}
-    given = {name: value for name, value in given.items() if value is not None}  # null: not said
-    given |= {name: value for name, value in vars(args).items() if name != "config"}
-    _expand_home(given)
+    given = _given_options(args)
     options = default_options() | given
     missing = ["--" + name for name in ("dataset", "out") if options[name] is None]
     if missing:
@@ -775,7 +794,8 @@ def _go_on(out, given):
     _check_options(options)
     _check_places(out)
     data, held_out = _load(options)
-    now, kept = _facts(options, data)[1], default_options() | kept  # older runs lack new options
+    now = _facts(options, data)[1]
+    kept = default_options() | kept  # older runs lack new options
     movable = ("root", "roots", "sample_every")
     names = [name for name in now if name not in movable and now[name] != kept.get(name)]
     if names:
@@ -828,7 +848,8 @@ def _train(options, data, held_out, chosen=None):
 # %% ../nbs/30_command_line.ipynb #tell-plan
 def _tell_plan(options, chosen, data, model, schedule, processes):
     """Measure some steps; say what was chosen, how long the run takes and what it leaves."""
-    seconds, config = None, _check_options(options)
+    seconds = None
+    config = _check_options(options)
     n = config.n_iterations
     if processes.n == 1 and config.batch_size <= len(data):  # else `train` refuses it
         one = _seconds_per_iteration(model, schedule, config, data)
@@ -925,10 +946,12 @@ def _run_sample(args):
         n_steps = check_int("--steps", args.steps, 1, schedule.n_steps)
     sample = partial(sample, n_steps=n_steps, progress=True)
     precision = pick_precision(args.precision, device)
-    network, labels = getattr(model, "network", model), _labels_to_draw(args, model)
+    network = getattr(model, "network", model)
+    labels = _labels_to_draw(args, model)
     scale = 1 if args.guidance is None else args.guidance
     if args.sampler == "ddpm" and learns_variance(network) and scale in (0, 1):
-        model, sample = network, partial(sample, variance="learned")  # which is not guided
+        model = network  # which is not guided
+        sample = partial(sample, variance="learned")
     model = optimize_for_sampling(model, precision, compile=args.compile)
     parts = []
     for start in range(0, args.n, args.batch_size):
@@ -1054,9 +1077,10 @@ def _text_config(file, n):
 
 # %% ../nbs/30_command_line.ipynb #run-generate
 def _run_generate(args):
-    """Draw pictures for a sentence as the options say."""
+    """Draw pictures for sentences as the options say, a row of the sheet for each of several."""
     import torch
 
+    from ddpm_nb.captions import check_prompts
     from ddpm_nb.pipeline import TextToImage
 
     device, out = _check_drawing(args)
@@ -1067,13 +1091,20 @@ def _run_generate(args):
         if getattr(args, name) is not None:
             x = _read_square(f"--{name}", getattr(args, name), coder.config)
             options[name] = x if name == "image" else x[:, :1] > 0
-    draw = partial(pipeline.generate, args.prompt, guidance=args.guidance, progress=True)
+    if args.prompts:
+        check_prompts(args.prompts, pipeline.tokenizer)  # all of them before the first is drawn
+    draw = partial(pipeline.generate, guidance=args.guidance, progress=True)
+    wanted = [(prompt, i) for prompt in args.prompts or [None] for i in range(args.n)]
     parts = []
-    for start in range(0, args.n, args.batch_size):
-        own = _own_noise(args.seed, range(start, min(start + args.batch_size, args.n)))
-        parts.append(draw(n=len(own), generator=own, **options).cpu())
-    _save_picture(torch.cat(parts), out, args.scale)
-    print(f"wrote {args.n} picture{'s' * (args.n > 1)} to {out}")
+    for start in range(0, len(wanted), args.batch_size):
+        prompts, places = zip(*wanted[start : start + args.batch_size], strict=True)
+        own = _own_noise(args.seed, places)  # picture i of each sentence begins alike
+        told = {"prompt": list(prompts)} if args.prompts else {"n": len(own)}
+        parts.append(draw(**told, generator=own, **options).cpu())
+    n_rows = len(args.prompts)
+    _save_picture(torch.cat(parts), out, args.scale, args.n if n_rows > 1 else None)
+    rows = f", a row for each of {n_rows} sentences" if n_rows > 1 else ""
+    print(f"wrote {len(wanted)} picture{'s' * (len(wanted) > 1)} to {out}{rows}")
 
 # %% ../nbs/30_command_line.ipynb #read-square
 def _read_square(flag, file, config):
@@ -1132,16 +1163,16 @@ def _check_folder(out):
         raise OSError(f"--out {out}: cannot write here ({error.strerror})") from None
 
 # %% ../nbs/30_command_line.ipynb #save-picture
-def _save_picture(x, out, scale=None):
-    """Write images (B, C, H, W) in [-1, 1] as one nearly square PNG, at least 512 pixels long."""
+def _save_picture(x, out, scale=None, n_cols=None):
+    """Write images (B, C, H, W) in [-1, 1] as one PNG, nearly square without `n_cols`."""
     from PIL import Image
 
     from ddpm_nb.files import replaced_file
     from ddpm_nb.plots import tile
 
     gap = int(len(x) > 1)  # one picture has no frame, and may be given back as --image
-    sheet = tile(x, max(1, round(len(x) ** 0.5)), gap)  # (height, width, C)
-    if scale is None:
+    sheet = tile(x, n_cols or max(1, round(len(x) ** 0.5)), gap)  # (height, width, C)
+    if scale is None:  # at least 512 pixels long
         scale = max(4, -(-512 // max(sheet.shape[:2])))
     sheet = sheet.repeat(scale, 0).repeat(scale, 1)
     with replaced_file(out) as file:
@@ -1164,7 +1195,8 @@ def _data_of(run, root, dataset):
 # %% ../nbs/30_command_line.ipynb #own-pictures
 def _own_pictures(args, kept, options):
     """Load pictures of a folder without parts that the model was not trained on, a data set."""
-    own, root = kept.get("dataset") == "folder", options["root"]
+    own = kept.get("dataset") == "folder"
+    root = options["root"]
     was = kept.get("held_out", 0) if own else 0
     places = [Path(args.run, place) for place in kept.get("roots", [])] if own else []
     is_there = any(os.path.realpath(root) == os.path.realpath(place) for place in places)
@@ -1273,13 +1305,17 @@ def _run_evaluate(args):
         _check_folder(out)
     model, schedule = _load_sized(args.run, device)
     held, name = _find_held_out(args, model)
-    images, labels = held.images(), _labels_to_measure(args, model, held)
-    network, options = getattr(model, "network", model), {"variance": "posterior"}
+    images = held.images()
+    labels = _labels_to_measure(args, model, held)
+    network = getattr(model, "network", model)
+    options = {"variance": "posterior"}
     if learns_variance(network) and getattr(model, "objective", "eps") == "eps":
-        model, options = network, {"variance": "learned"}
+        model = network
+        options = {"variance": "learned"}
     options["generator"] = torch.Generator().manual_seed(args.seed)
     if labels is not None:
-        model, options["batch_size"] = _told_each(model, labels.to(device)), len(images)
+        model = _told_each(model, labels.to(device))
+        options["batch_size"] = len(images)
     options |= {"n_levels": held.n_levels, "progress": True}
     bits = bits_per_dim(model, schedule, images.to(device), **options)
     figures = {"run": str(args.run), "data": name, "split": "test"}
@@ -1401,7 +1437,7 @@ def main(
         for module in ("fast", "runs", "pipeline" if command == "generate" else "hub"):
             import_module(f"ddpm_nb.{module}")
     trains = command in ("train", "resume")
-    options = default_options() if trains else {name for name in vars(args) if name != "prompt"}
+    options = default_options() if trains else {name for name in vars(args) if name != "prompts"}
     flags = {name: _flag(name) for name in options}
     others = {"n_steps": "--steps", "n_iterations": "--iterations"}
     flags |= {"n_workers": "--workers"} if trains else others

@@ -186,8 +186,8 @@ def make_clip(
 
 # %% ../nbs/19_clip.ipynb #contrastive-loss
 def contrastive_loss(
-    image_vectors: Tensor,  # (B, D) unit vectors; row i belongs to row i of the other
-    text_vectors: Tensor,  # (B, D) unit vectors
+    image_vectors: Tensor,  # (B, D) unit vectors, not checked; row i belongs to row i of the other
+    text_vectors: Tensor,  # (B, D) unit vectors, not checked
     log_scale: Tensor,  # log of the factor on the cosines
     *,
     fits: Tensor | None = None,  # (B, B) bool: sentence i is true of image j, so no negative

@@ -100,7 +100,8 @@ def guided(
     def predict(x_t, t):
         doubled = torch.cat([x_t, x_t]), t.repeat(2), both
         without, given = call_model(model, *doubled).chunk(2)
-        pushed, channels = without + scale * (given - without), x_t.shape[1]
+        pushed = without + scale * (given - without)
+        channels = x_t.shape[1]
         if given.shape == x_t.shape:
             return pushed
         return torch.cat([pushed[:, :channels], given[:, channels:]], 1)  # a variance is as given
@@ -248,7 +249,8 @@ class TextLevel(nn.Module):
         for attention in level.attentions:
             heard = nn.Identity()
             if isinstance(attention, SelfAttention):
-                channels, options = attention.out.out_channels, {"n_heads": n_heads}
+                channels = attention.out.out_channels
+                options = {"n_heads": n_heads}
                 options["norm_groups"] = norm_groups
                 heard = SpatialTransformer(channels, context_dim, **options)
             self.attentions.append(heard)
@@ -256,7 +258,8 @@ class TextLevel(nn.Module):
     def step(self, i, h, signal):
         """Apply the i-th residual block, told the time, and its transformer, told the words."""
         time, context = signal
-        h, attention = self.blocks[i](h, time), self.attentions[i]
+        h = self.blocks[i](h, time)
+        attention = self.attentions[i]
         return attention(h, context) if isinstance(attention, SpatialTransformer) else h
 
 # %% ../nbs/20_text_conditioning.ipynb #textunet
@@ -288,7 +291,8 @@ class TextUNet(UNet):
             for i, level in enumerate(levels):
                 levels[i] = TextLevel(level, context_dim, **options)
         # in the middle the attention stands between two blocks: make it the first block's
-        self.mid.attentions[0], self.mid_attention = self.mid_attention, nn.Identity()
+        self.mid.attentions[0] = self.mid_attention
+        self.mid_attention = nn.Identity()
         self.mid = TextLevel(self.mid, context_dim, **options)
         self.sentence = zero_init(nn.Linear(context_dim, 4 * base_channels))  # U
 
@@ -336,7 +340,7 @@ def drop_context(
 def conditional_loss(
     model,  # callable model(x_t, t, context) -> eps_hat
     schedule: NoiseSchedule,  # the noise schedule
-    x_0: Tensor,  # (B, C, H, W) images, or latents of unit variance
+    x_0: Tensor,  # (B, C, H, W) images, or latents of unit variance; no range is checked
     context: Tensor,  # (B, L, D) their words
     null_context: Tensor,  # (1, L, D) the empty sentence
     *,
@@ -354,7 +358,7 @@ def conditional_loss(
 def train_conditional(
     model: TextUNet,  # trained in place, on the device of the images
     schedule: NoiseSchedule,  # the noise schedule
-    x_0: Tensor,  # (N, C, H, W) images, or latents of unit variance
+    x_0: Tensor,  # (N, C, H, W) images, or latents of unit variance; no range is checked
     tokens: Tensor,  # (N, K, L) K captions of each image
     text_encoder: TextEncoder,  # frozen
     config: TrainConfig,  # settings; those of a run's folder and of its parts are not used
@@ -365,8 +369,10 @@ def train_conditional(
     """Fit the noise given a caption, and without one now and then; return the averaged network."""
     check_model(model, schedule)
     _check_captioned(x_0, tokens, config, drop)
-    device, schedule, tokens = x_0.device, schedule.to(x_0.device), tokens.to(x_0.device)
-    precision, g = pick_precision(config.precision, device), seeded(config.seed, device)
+    device = x_0.device
+    schedule, tokens = schedule.to(device), tokens.to(device)
+    precision = pick_precision(config.precision, device)
+    g = seeded(config.seed, device)
     ema = EMA(model.train().requires_grad_(True), config.ema_decay)
 
     def loss_of(i):

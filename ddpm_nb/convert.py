@@ -81,8 +81,11 @@ def _check_options(config, size):
     for name, allowed in _ONLY.items():
         if config.get(name, allowed[0]) not in allowed:
             _refuse_option(config, name, " or ".join(map(repr, allowed)))
-    dim, widths = config.get("attention_head_dim", 8), config["block_out_channels"]
-    used = {w for flags in _attending(config) for w, a in zip(widths, flags, strict=True) if a}
+    dim = config.get("attention_head_dim", 8)
+    widths = config["block_out_channels"]
+    used = set()
+    for flags in _attending(config):  # of the way down, and of the way up
+        used |= {w for w, attends in zip(widths, flags, strict=True) if attends}
     used |= {widths[-1]} if config.get("add_attention", True) else set()
     if dim and any(width % dim for width in used):
         _refuse_option(config, "attention_head_dim", f"a divisor of {sorted(used)} channels")
@@ -95,7 +98,8 @@ def _check_options(config, size):
 # %% ../nbs/28_diffusers.ipynb #mid-norm-groups
 def _mid_norm_groups(config):
     """Compute the groups of the norm in the middle attention, which may have none."""
-    given, default = config.get("attn_norm_num_groups"), config["norm_num_groups"]
+    given = config.get("attn_norm_num_groups")
+    default = config["norm_num_groups"]
     if given is not None:
         return given
     plain = config.get("resnet_time_scale_shift", "default") == "default"
@@ -104,7 +108,8 @@ def _mid_norm_groups(config):
 # %% ../nbs/28_diffusers.ipynb #peer-options
 def _peer_options(config, size):
     """Translate the configuration of a UNet2DModel to the arguments of `PeerUNet`."""
-    widths, (down, up) = config["block_out_channels"], _attending(config)
+    widths = config["block_out_channels"]
+    down, up = _attending(config)
     flip = config["flip_sin_to_cos"]
     usual = config["freq_shift"] == int(not flip)
     return {
@@ -161,7 +166,8 @@ def _network_from_diffusers(config, size=None):
         return PeerUNet, p
     kept = ("image_size", "in_channels", "n_res_blocks", "dropout", "norm_groups", "norm_eps")
     kept += ("mid_attention", "time_layout", "freq_shift")
-    out, sizes = p["out_channels"], enumerate(p["down_attention"])
+    out = p["out_channels"]
+    sizes = enumerate(p["down_attention"])
     return UNet, {name: p[name] for name in kept} | {
         "base_channels": p["widths"][0],
         "channel_mults": [width // p["widths"][0] for width in p["widths"]],
@@ -191,7 +197,8 @@ def _block_types(way, attends):
 
 def _peer_to_diffusers(c):
     """Translate the arguments of a `PeerUNet` to those of a UNet2DModel."""
-    flip, shift = c["time_layout"] == "cos_first", c["freq_shift"]
+    flip = c["time_layout"] == "cos_first"
+    shift = c["freq_shift"]
     if c["time_layout"] == "interleaved":
         raise ValueError("time_layout='interleaved' cannot be expressed by diffusers.UNet2DModel")
     same = ("in_channels", "out_channels", "dropout", "norm_eps")
@@ -218,7 +225,8 @@ def _options_to_diffusers(unet):
     """Translate a `UNet` to the arguments of a UNet2DModel."""
     if isinstance(unet, PeerUNet):
         return _peer_to_diffusers(unet.config)
-    c, widths = unet.config, [level.blocks[-1].conv_2.out_channels for level in unet.down]
+    c = unet.config
+    widths = [level.blocks[-1].conv_2.out_channels for level in unet.down]
     attends = [isinstance(level.attentions[0], SelfAttention) for level in unet.down]
     used = {m.qkv.in_channels for m in unet.modules() if isinstance(m, SelfAttention)}
     _refuse_for_diffusers(unet, widths, used)
@@ -273,7 +281,8 @@ def _schedule_from_diffusers(scheduler, learns=False):
             given = f"the scheduler's {name}={config[name]!r}"
             raise ValueError(f"{given} cannot be expressed, only {needs}")
     _refuse_walk(config)
-    exact, rule = given.double(), config.get("beta_schedule")
+    exact = given.double()
+    rule = config.get("beta_schedule")
     if config.get("trained_betas") is not None:
         exact = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
     elif rule == "linear":
@@ -286,7 +295,8 @@ def _schedule_from_diffusers(scheduler, learns=False):
 # %% ../nbs/28_diffusers.ipynb #schedule-to-diffusers
 def _schedule_to_diffusers(schedule):
     """Turn a `NoiseSchedule` into the arguments of a DDPMScheduler."""
-    betas, n_steps = schedule.exact_betas.cpu(), schedule.n_steps
+    betas = schedule.exact_betas.cpu()
+    n_steps = schedule.n_steps
     ends = {"beta_start": float(betas[0]), "beta_end": float(betas[-1])}
     if _same_betas(betas, linear_betas(n_steps, **ends)):
         return {"num_train_timesteps": n_steps, "beta_schedule": "linear"} | ends
@@ -325,7 +335,8 @@ def unet_to_diffusers(
     library = _import_diffusers()
     with torch.device("meta"):
         model = library.UNet2DModel(**_options_to_diffusers(network))
-    shapes, tensors = {k: v.shape for k, v in model.state_dict().items()}, {}
+    shapes = {k: v.shape for k, v in model.state_dict().items()}
+    tensors = {}
     for name, tensor in network.state_dict().items():
         theirs = diffusers_names(name)
         for new, part in zip(theirs, tensor.chunk(len(theirs)), strict=True):
@@ -418,12 +429,14 @@ def unet_from_diffusers(
 ) -> tuple:
     """Convert to a network that predicts the noise, with weights equal to the last bit."""
     library = _import_diffusers()
-    model, found = model_or_path, None
+    model = model_or_path
+    found = None
     if isinstance(model_or_path, str | os.PathLike):
         folder = _diffusers_folder(model_or_path)
         model, found = _read_diffusers(library, folder, image_size, scheduler is None)
     elif isinstance(model_or_path, library.DiffusionPipeline):
-        model, found = getattr(model_or_path, "unet", None), model_or_path.scheduler
+        model = getattr(model_or_path, "unet", None)
+        found = model_or_path.scheduler
     if not isinstance(model, library.UNet2DModel):
         allowed = "a UNet2DModel, a pipeline with one, or a path"
         raise TypeError(f"model_or_path must be {allowed}; got {type(model).__name__}")
@@ -432,7 +445,8 @@ def unet_from_diffusers(
     schedule = _schedule_from_diffusers(scheduler, learns).to(model.device)
     theirs = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     kind, options = _network_from_diffusers(model.config, image_size)
-    unet, ours = plan_module(kind, options, len(theirs)), {}
+    unet = plan_module(kind, options, len(theirs))
+    ours = {}
     for name, tensor in unet.state_dict().items():
         ours[name] = torch.cat([theirs[n] for n in diffusers_names(name)]).reshape(tensor.shape)
     unet.load_state_dict(ours, assign=True)
@@ -467,7 +481,8 @@ def options_from_scheduler(
     """Return the options with which `sample_ddpm` walks as a scheduler says."""
     c = _find_scheduler(scheduler).config
     _refuse_walk(c)
-    spacing, kind = c.get("timestep_spacing"), c.get("variance_type") or "fixed_small"
+    spacing = c.get("timestep_spacing")
+    kind = c.get("variance_type") or "fixed_small"
     variance = _VARIANCES.get(kind.removesuffix("_log"))
     learns_else = variance == "learned" and c.get("prediction_type", "epsilon") != "epsilon"
     refused = {

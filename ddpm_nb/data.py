@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .checks import _fact_of, _spared_streams, check_alike, check_choice, check_class
-from .checks import check_floating, check_images, check_int, check_labels, check_levels
-from .checks import check_range
+from .checks import _fact_of, _spared_streams, check_alike, check_bool, check_choice
+from .checks import check_class, check_floating, check_images, check_int, check_labels
+from .checks import check_levels, check_range
 
 # %% ../nbs/08_data.ipynb #scale-levels
 def scale_levels(
@@ -47,7 +47,7 @@ class ImageDataset(Dataset):
         check_levels(levels, labels, self.n_levels, len(self.classes))
         self.levels = levels
         self.labels = labels.long()
-        self.flip = bool(flip)
+        self.flip = check_bool("flip", flip)
 
     def __len__(self):
         return len(self.levels)
@@ -123,8 +123,10 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set of (image in [-1, 1], label) with `n_levels`, `classes` and `flip`."""
     check_choice("name", name, DATASETS)
-    folder = {"grey": grey, "flip": flip, "unreadable": unreadable}
-    folder |= {"white_level": white_level, "in_memory": in_memory}
+    folder = {"grey": grey, "flip": flip, "in_memory": in_memory}
+    for key, value in folder.items():
+        check_bool(key, value)
+    folder |= {"unreadable": unreadable, "white_level": white_level}
     if name == "folder":
         load = __getattr__("load_folder")
         return load(root, image_size, split=split, **folder)
@@ -212,7 +214,8 @@ def _look_at(data):
     """Return the images at eight places of a data set, the first and the last among them."""
     with _spared_streams():
         first = _image_of(data, 0)
-        images, last = [first], len(data) - 1
+        images = [first]
+        last = len(data) - 1
         # what hands out bytes makes each of them a picture of one size, and reads it when asked
         n_looks = 1 if _serves_bytes(data) else 8
         for place in sorted({i * last // 7 for i in range(1, n_looks)} - {0}):
@@ -226,6 +229,8 @@ def check_data(
     range_check: bool | None = None,  # require images in [-1, 1]; None: of a data set only
 ):
     """Refuse what no training can use, and warn of images that have no value below 0."""
+    if range_check is not None:
+        check_bool("range_check", range_check)
     if _in_memory(data) and len(data):
         return  # its levels were checked when it was made
     images = data if isinstance(data, Tensor) else _look_at(data)
@@ -267,6 +272,7 @@ def epoch_order(
     flip: bool = False,  # mirror half of the images
 ) -> tuple[Tensor, Tensor]:
     """Return the order (n,) of the images in an epoch, and which of them (n,) are mirrored."""
+    flip = check_bool("flip", flip)
     generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
     order = torch.randperm(n, generator=generator)
     coins = torch.rand(n, generator=generator) < 0.5
@@ -285,6 +291,7 @@ def batch_order(
     device="cpu",  # where the indices are wanted
 ):
     """Yield for ever this process's share of each batch, and which images in it are mirrored."""
+    check_bool("flip", flip)
     check_int("seed", seed, 0)
     check_int("start", start, 0)
     check_int("batch_size", batch_size, 1, check_int("n", n))
@@ -303,7 +310,8 @@ def batch_order(
             for step in range(first, per_epoch):
                 begin = step * batch_size + rank * share
                 yield order[begin : begin + share], flips[begin : begin + share]
-            epoch, first = epoch + 1, 0
+            epoch += 1
+            first = 0
 
     return batches()
 
@@ -381,6 +389,7 @@ def train_batches(
     if n_classes is not None:
         check_labels(data, n_classes)
     check_int("n_workers", n_workers, 0)
+    check_bool("flip", flip)
     if flip and isinstance(data, Tensor) and data.ndim != 4:
         raise ValueError(f"flip mirrors images of shape (N, C, H, W); got {tuple(data.shape)}")
     place = {"seed": seed, "start": start, "flip": flip, "rank": rank, "n_processes": n_processes}
@@ -395,5 +404,5 @@ def _stream(data, batch_size, place, device, n_workers, n_classes):
     ahead = batch_order(len(data), batch_size, **place)
     # of what workers draw; none, 1 and 2 at the end are other streams of the run
     seed = mix_seeds(place["seed"], place["rank"], place["start"], 3)
-    flip, options = place["flip"], (device, n_workers, n_classes, seed)
-    return _from_dataset(data, ahead, order, flip, *options)
+    options = (device, n_workers, n_classes, seed)
+    return _from_dataset(data, ahead, order, place["flip"], *options)

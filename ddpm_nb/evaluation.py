@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .bound import VLBTerms, _check_levels, vlb_terms
-from .checks import call_model
+from .checks import call_model, check_bool
 from .checks import check_floating, check_generator, check_images, check_int
 from .checks import check_model, check_number, check_square_images, split_generator
 from .files import PACKAGE, find_model, load_parts, save_parts
@@ -215,6 +215,7 @@ def save_classifier(
     overwrite: bool = False,  # replace a classifier that is already there
 ):
     """Write a classifier and its card, in the form of every model of the package."""
+    check_bool("overwrite", overwrite)
     if not {"data", "iterations", "test accuracy"} <= set(card):
         raise ValueError(f"card must say data, iterations and test accuracy; got {sorted(card)}")
     save_parts(path, {"classifier": classifier}, card=card, overwrite=overwrite)

@@ -66,7 +66,8 @@ def optimize_for_sampling(
 def _predict_noise(model, dtype, compile):
     """Compute faster what a `NoisePredictor` does; the images and the schedule are not rounded."""
     fast = optimize_for_sampling(model.network, dtype, compile=compile)
-    schedule, objective = copy.deepcopy(model.schedule), model.objective
+    schedule = copy.deepcopy(model.schedule)
+    objective = model.objective
 
     def predict(x_t, t, *told):
         output = drop_variance(x_t, fast(x_t, t, *told))

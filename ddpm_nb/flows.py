@@ -192,7 +192,8 @@ def straightness(
 ) -> float:
     """Measure how far paths are from straight lines at constant speed (Liu et al. 2023)."""
     check_callable("model", model, "model(x, t)")
-    x, speeds = check_clean_batch(x_T, "x_T"), []
+    x = check_clean_batch(x_T, "x_T")
+    speeds = []
     n_steps = check_int("n_steps", n_steps)
     with torch.no_grad():
         for i in range(n_steps):

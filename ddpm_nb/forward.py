@@ -97,7 +97,8 @@ class NoiseSchedule(nn.Module):
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point type; got {dtype!r}")
         coefficients = schedule_coefficients(betas)
-        self.exact_betas, self.n_steps = coefficients["betas"], len(coefficients["betas"])
+        self.exact_betas = coefficients["betas"]
+        self.n_steps = len(coefficients["betas"])
         for name, value in coefficients.items():
             self.register_buffer(name, value.to(dtype, copy=True), name == "betas")
 

@@ -116,7 +116,7 @@ class Discriminator(nn.Module):
 # %% ../nbs/17_gan.ipynb #r1-penalty
 def r1_penalty(
     discriminator: nn.Module,  # images (B, C, H, W) -> logits (B,)
-    x: Tensor,  # (B, C, H, W) real images
+    x: Tensor,  # (B, C, H, W) real images, or latents; no range is checked
     *,
     gamma: float = 1.0,  # weight, 0 or above
 ) -> Tensor:
@@ -132,7 +132,7 @@ def gan_step(
     model: Generator,  # the generator
     discriminator: Discriminator,  # its opponent
     optimizers: tuple,  # of the generator and of the discriminator
-    real: Tensor,  # (B, C, H, W) real images in [-1, 1]
+    real: Tensor,  # (B, C, H, W) real images in [-1, 1]; the range is not checked here
     *,
     gamma: float = 0.5,  # weight of the penalty; 0 leaves it out
     kind: str = "non-saturating",  # loss of the generator

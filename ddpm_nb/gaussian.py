@@ -152,7 +152,8 @@ def discretized_gaussian_log_likelihood(
     if has_values(x) and bool((level - index).abs().max() > 0.01):
         grid = f"the grid of n_levels={n_levels} levels of [-1, 1]"
         raise ValueError(f"x must lie on {grid}; it does not")
-    centre, inverse = index * (2 * half) - 1 - mean.to(exact), torch.exp(-log_scale.to(exact))
+    centre = index * (2 * half) - 1 - mean.to(exact)
+    inverse = torch.exp(-log_scale.to(exact))
     lower = ((centre - half) * inverse).masked_fill(index == 0, -math.inf)
     upper = ((centre + half) * inverse).masked_fill(index == n_levels - 1, math.inf)
     return log_normal_mass(lower, upper).to(mean.dtype)

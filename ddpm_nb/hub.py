@@ -123,7 +123,8 @@ class PeerUNet(UNet):
 # %% ../nbs/25_sharing.ipynb #build-peer
 def _build_peer(unet, c):
     """Build the layers of `UNet`, then exchange those that are others."""
-    widths, norm = c["widths"], {"norm_groups": c["norm_groups"], "norm_eps": c["norm_eps"]}
+    widths = c["widths"]
+    norm = {"norm_groups": c["norm_groups"], "norm_eps": c["norm_eps"]}
     _level_sizes(c["image_size"], len(widths))
     blocks = {"time_dim": c["time_dim"], "dropout": c["dropout"], **norm}
     waves = {"layout": c["time_layout"], "freq_shift": c["freq_shift"]}

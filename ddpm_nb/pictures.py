@@ -65,7 +65,8 @@ def read_picture(
     """Read a picture as bytes (C, H, W): upright, its shorter side resized, the middle kept."""
     _check_white(white_level)
     with Image.open(path, formats=FORMATS) as file:
-        n, limit = file.width * file.height, Image.MAX_IMAGE_PIXELS
+        n = file.width * file.height
+        limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and n > limit:
             text = f"{file.width} x {file.height} = {n} pixels are more than {limit}"
             raise Image.DecompressionBombError(f"{text}, Image.MAX_IMAGE_PIXELS")
@@ -100,7 +101,9 @@ def list_pictures(
     root: Path,  # the folder, a real path
 ) -> tuple[list, dict, Counter]:
     """List pictures by relative paths; tell what is wrong with links, and the endings left out."""
-    files, problems, others = [], {}, Counter()
+    files = []
+    problems = {}
+    others = Counter()
 
     def stop(error):  # of a folder that cannot be opened
         raise error
@@ -162,7 +165,8 @@ def find_parts(
 # %% ../nbs/23_pictures.ipynb #part-in
 def _part_in(name):
     """Return the part that a word of a folder's name stands for, None without, and the rest."""
-    part, rest = None, []
+    part = None
+    rest = []
     for word in re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name):
         known = re.fullmatch(r"(.*?)(set|data|images?|imgs?)?", word.lower())[1]
         if part is None and known in PARTS:
@@ -218,8 +222,8 @@ def _read_all(root, files, how) -> tuple[dict, list]:
             return f"{type(error).__name__}: {error}".replace(f"{root}{os.sep}", ""), None
 
     with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
-        looks, n = pool.imap(look, files), len(files)
-        found = list(show_progress(looks, "checking images", total=n, delay=3.0))
+        looks = pool.imap(look, files)
+        found = list(show_progress(looks, "checking images", total=len(files), delay=3.0))
     problems = {file: reason for file, (reason, _) in zip(files, found, strict=True) if reason}
     return problems, [] if how["white_level"] else [top for _, top in found if top is not None]
 
@@ -343,7 +347,8 @@ def _scan(root, how, unreadable) -> tuple:
         way = "pass one of them as root, or use load_dataset('folder', root=..., split=...)"
         raise ValueError(f"root must hold classes, not the parts {shown} of a data set: {way}")
     classes, labels = _find_classes(files)
-    damaged, deep = {}, []
+    damaged = {}
+    deep = []
     if unreadable != "trust":
         damaged, deep = _read_all(root, [file for file in files if file not in problems], how)
     problems |= damaged
@@ -425,7 +430,8 @@ def _layout(name):
 def _refuse_namesake(kind, labels, folder):
     """Refuse MNIST's files where Fashion-MNIST's are wanted, and the other way round."""
     counts = torch.as_tensor(labels).bincount(minlength=10)
-    even, told = bool((counts == counts[0]).all()), f"classes of {counts.min()} to {counts.max()}"
+    even = bool((counts == counts[0]).all())
+    told = f"classes of {counts.min()} to {counts.max()}"
     other = {"MNIST": "Fashion-MNIST", "FashionMNIST": "MNIST"}.get(kind.__name__)
     if len(labels) in (60_000, 10_000) and other and even != (kind.__name__ == "FashionMNIST"):
         told = f"{counts[0]} images of each class" if even else told

@@ -29,7 +29,8 @@ class Processes:
         device="cpu",  # "cpu" or "cuda"; each process of a machine gets a GPU of its own
     ):
         _refuse_shards()
-        self.device, self.rank = torch.device(device), 0
+        self.device = torch.device(device)
+        self.rank = 0
         self.n = int(os.environ.get("WORLD_SIZE", 1))
         if self.n > 1:
             self.state = PartialState(cpu=self.device.type == "cpu")  # joins the others

@@ -50,7 +50,8 @@ def train_variant(
     objective, weighting = facts["objective"], facts["weighting"]
     config = replace(config, objective=objective, weighting=weighting)
     schedule = make_schedule(facts["schedule"], n_steps).to(images.device)
-    kept, wanted = {}, {check_int("snapshots", i, 1, config.n_iterations) for i in snapshots}
+    kept = {}
+    wanted = {check_int("snapshots", i, 1, config.n_iterations) for i in snapshots}
 
     def keep(trainer):
         if trainer.n_steps in wanted:
@@ -99,14 +100,14 @@ def measure_samples(
     *,
     eta: float = 1.0,  # 1: ancestral sampling on the kept steps, 0: DDIM
     seed: int = 0,  # of all noise
-    batch_size: int = 64,  # samples at once
+    batch_size: int = 64,  # samples at once; another number draws other samples
 ) -> tuple[dict, Tensor]:
     """Draw samples and measure them; return the row of a table, and the samples."""
     check_int("n_samples", n_samples, 10)
     check_int("batch_size", batch_size)
-    shape, g = yardstick.held_out.shape[1:], seeded(seed)
+    shape = yardstick.held_out.shape[1:]
     sizes = [min(batch_size, n_samples - i) for i in range(0, n_samples, batch_size)]
-    options = {"n_steps": n_steps, "eta": eta, "generator": g}
+    options = {"n_steps": n_steps, "eta": eta, "generator": seeded(seed)}
     samples = torch.cat([sample_ddim(model, schedule, (n, *shape), **options) for n in sizes])
     row = {"n": n_samples, "steps": n_steps, "eta": eta}
     return row | measure_images(samples, yardstick), samples
@@ -117,7 +118,8 @@ def measure_images(
     yardstick: Yardstick,  # what to measure with
 ) -> dict:
     """Measure images: two distances from the training images, and what the classifier says."""
-    found, row = classifier_features(yardstick.classifier, images), {}
+    found = classifier_features(yardstick.classifier, images)
+    row = {}
     for name, distance in {"frechet": frechet_distance, "kernel": kernel_distance}.items():
         value, error = distance_with_error(distance, yardstick.reference, found)
         row |= {name: value, f"{name} error": error}

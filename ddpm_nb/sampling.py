@@ -10,7 +10,7 @@ __all__ = ['ddpm_step', 'p_sample', 'respaced_steps', 'respace', 'walk', 'sample
 import torch
 from torch import Tensor
 
-from .checks import call_model, check_callable, check_choice, check_floating
+from .checks import call_model, check_bool, check_callable, check_choice, check_floating
 from .checks import check_generator, check_int, check_mask, check_model, check_number
 from .checks import check_range, check_same_shape, check_schedule
 from .elbo import STEP_VARIANCES, split_output
@@ -60,6 +60,7 @@ def ddpm_step(
 ) -> tuple[Tensor, Tensor]:
     """Take one reverse step and return x_{t-1} and the predicted x_0 (DDPM, Algorithm 2)."""
     check_choice("variance", variance, STEP_VARIANCES)
+    check_bool("clip_x_0", clip_x_0)
     t = _check_index("t", t, schedule)
     eps_hat, log_variance = split_output(schedule, x_t, t, eps_hat, variance)
     x_0_hat = predict_x_0(schedule, x_t, t, eps_hat)
@@ -85,6 +86,7 @@ def p_sample(
     """Ask the model once, take one reverse step, return x_{t-1} and the predicted x_0."""
     check_model(model, schedule)
     check_choice("variance", variance, STEP_VARIANCES)
+    check_bool("clip_x_0", clip_x_0)
     t = _check_index("t", t, schedule)
     check_floating("x_t", x_t)
     eps_hat = call_model(model, x_t, torch.full((len(x_t),), t, device=x_t.device))
@@ -165,6 +167,7 @@ def sample_ddpm(
     """Sample by walking back through all or some of the T steps (DDPM, Algorithm 2)."""
     check_model(model, schedule)
     check_choice("variance", variance, STEP_VARIANCES)
+    check_bool("clip_x_0", clip_x_0)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     short = respace(schedule, kept)
     options = {"variance": variance, "clip_x_0": clip_x_0, "generator": generator}
@@ -201,6 +204,7 @@ def ddim_step(
     generator: torch.Generator | None = None,  # source of the noise
 ) -> tuple[Tensor, Tensor]:
     """Jump from t to t_prev and return x_{t_prev} and the predicted x_0 (DDIM, equation 12)."""
+    check_bool("clip_x_0", clip_x_0)
     t = _check_index("t", t, schedule)
     t_prev = _check_index("t_prev", t_prev, schedule, low=-1)
     eta = check_number("eta", eta, 0, 1)
@@ -236,6 +240,7 @@ def sample_ddim(
 ) -> Tensor:
     """Sample with few steps by the non-Markovian reverse process (DDIM, equation 12)."""
     check_model(model, schedule)
+    check_bool("clip_x_0", clip_x_0)
     check_number("eta", eta, 0, 1)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     levels = [-1, *reversed(kept)]  # rising; -1 is the clean image
@@ -263,6 +268,7 @@ def sample_dpm_solver(
 ) -> Tensor:
     """Solve the flow of DDIM to second order, one call a step (Lu et al. 2022, DPM-Solver++ 2M)."""
     check_model(model, schedule)
+    check_bool("clip_x_0", clip_x_0)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     levels = [-1, *reversed(kept)]  # rising; -1 is the clean image
     log_snr = schedule_coefficients(schedule.exact_betas)["log_snr"].tolist()
@@ -306,6 +312,7 @@ def ddim_invert(
 ) -> Tensor:
     """Find the noise x_T from which `sample_ddim` with eta = 0 draws x_0 (DDIM, section 4.3)."""
     check_model(model, schedule)
+    check_bool("clip_x_0", clip_x_0)
     x = (check_range if clip_x_0 else check_floating)("x_0", x_0).to(schedule.betas.device)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     asked = [0, *reversed(kept[1:])]  # the first step begins at the clean image
@@ -313,7 +320,8 @@ def ddim_invert(
     def step(x, i, eps_hat):
         t = kept[i]
         if t == kept[-1]:  # from the clean image, which carries no noise to compare with
-            x, x_0_hat = q_sample(schedule, x, t, eps_hat), x
+            x_0_hat = x
+            x = q_sample(schedule, x, t, eps_hat)
         else:
             x, x_0_hat = ddim_step(schedule, x, kept[i + 1], t, eps_hat, clip_x_0=clip_x_0)
         if callback is not None:
@@ -356,11 +364,13 @@ def inpaint(
 ) -> Tensor:
     """Draw the unknown pixels of images, given the known ones (RePaint, Algorithm 1)."""
     check_model(model, schedule)
+    check_bool("clip_x_0", clip_x_0)
     known, mask = _check_known(schedule, known, mask, clip_x_0)
     n_repeats = check_int("n_repeats", n_repeats)
     check_choice("variance", variance, STEP_VARIANCES)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
-    short, levels = respace(schedule, kept), kept[::-1]
+    short = respace(schedule, kept)
+    levels = kept[::-1]  # rising
     places = [0, *(i for i in range(1, len(kept)) for _ in range(n_repeats))]  # rising
     options = {"variance": variance, "clip_x_0": clip_x_0, "generator": generator}
 

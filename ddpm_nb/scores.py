@@ -133,10 +133,12 @@ def flow_log_likelihood(
     """Compute log p(x_0) of the probability flow in nats, (B,) float64 (Song et al. 2021)."""
     check_model(model, schedule)
     x, nodes, probes = _check_flow(schedule, x_0, n_steps, t, n_probes, generator)
-    clock, d = schedule_coefficients(schedule.exact_betas)["log_snr"] / 2, x[0].numel()
+    clock = schedule_coefficients(schedule.exact_betas)["log_snr"] / 2
+    d = x[0].numel()
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     if t is None:  # from sigma = 0 to the first level
-        rest, x = schedule.one_minus_alpha_bars[0], schedule.sqrt_alpha_bars[0] * x
+        rest = schedule.one_minus_alpha_bars[0]
+        x = schedule.sqrt_alpha_bars[0] * x
         u, spread = _velocity_and_divergence(model, schedule, x, 0, probes)
         x = x - (u - rest * x) / 2
         total += 0.5 * d * schedule.alpha_bars[0].double().log() - (spread - rest * d) / 2

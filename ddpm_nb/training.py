@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checks import _spared_streams, call_model, check_batch_size, check_choice
-from .checks import check_fields, check_int, check_kind, check_labels, check_limit
-from .checks import check_model, check_number, check_taken, check_told, check_trainable
+from .checks import _spared_streams, call_model, check_batch_size, check_bool, check_choice
+from .checks import check_fields, check_gradients, check_int, check_kind, check_labels
+from .checks import check_limit, check_model, check_number, check_taken, check_told
+from .checks import check_trainable
 from .data import _image_of, _is_mirrored, _stream, check_data, mix_seeds
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
@@ -116,6 +117,7 @@ def descend(
     parameters=None,  # parameters or groups for AdamW; those of the model without
 ):
     """Yield (i, loss) after each step of gradient descent: rate, gradient, clip, step."""
+    check_gradients()
     optimizer = make_optimizer(model, config, parameters)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     for i in range(config.n_iterations):
@@ -151,7 +153,8 @@ class EMA:
         """Move the average towards the model, far at first, to forget the initial weights."""
         self.n_updates += 1
         decay = min(self.decay, self.n_updates / (10 + self.n_updates))
-        own, new = list(self.model.parameters()), [p.detach() for p in model.parameters()]
+        own = list(self.model.parameters())
+        new = [p.detach() for p in model.parameters()]
         torch._foreach_lerp_(own, new, 1 - decay)  # own + (1 - decay) (new - own)
         for own, new in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(new)
@@ -215,7 +218,8 @@ class Trainer:
         processes=None,  # `Processes` of chapter 26; this process alone without
         loss=None,  # called as `simple_loss` is; that one without
     ):
-        self.config, self.processes = config, processes or OneProcess()
+        self.config = config
+        self.processes = processes or OneProcess()
         self.device = next(model.parameters()).device
         self.precision = pick_precision(config.precision, self.device)
         self.network = getattr(model, "_orig_mod", model).train()  # without torch.compile's wrapper
@@ -230,8 +234,7 @@ class Trainer:
         self.noise = torch.Generator(self.device).manual_seed(config.seed)
         self.n_steps = self.n_skipped = 0
         self.stop = None  # set by a watcher that wants the run to end
-        self.history = []  # loss of each iteration
-        self.unread = []  # those since the last line of the log, on the device
+        self.history, self.unread = [], []  # all losses; those of no log line yet, on the device
         seed_dropout(self)
 
     def step(
@@ -267,10 +270,11 @@ def _drop_labels(trainer, labels):
     dropped = trainer.processes.share(coins) < trainer.config.label_dropout
     return labels.masked_fill(dropped, trainer.network.n_classes)
 
-
+# %% ../nbs/09_training.ipynb #add-gradients
 def _add_gradients(trainer, x_0, t, eps, labels):
     """Add up the gradients of the parts of a batch; return the loss of each image (B,)."""
-    config, losses = trainer.config, []
+    config = trainer.config
+    losses = []
     told = () if labels is None else (_drop_labels(trainer, labels),)
     parts = [values.chunk(config.n_accumulate) for values in (x_0, t, eps, *told)]
     for i, (x, t_part, noise, *told) in enumerate(zip(*parts, strict=True), 1):
@@ -401,9 +405,9 @@ class _Lines:
             now = time.perf_counter()
             ends = n == self.total and told > begun
             if ends or now - told >= self.seconds:
-                told, passed = now, now - begun
+                told = now
                 facts = {"prefix": self.text, "postfix": self.postfix, "initial": self.start}
-                line = tqdm.format_meter(n, self.total, passed, bar_format=self.form, **facts)
+                line = tqdm.format_meter(n, self.total, now - begun, bar_format=self.form, **facts)
                 print(line, file=sys.stderr, flush=True)
 
     def set_postfix(self, **values):
@@ -414,7 +418,7 @@ class _Lines:
 def show_progress(
     items,  # what is walked through
     text: str,  # what is being done
-    shown: bool = True,  # False: show nothing
+    progress: bool = True,  # False: show nothing
     *,
     start: int = 0,  # how many came before these
     total: int | None = None,  # how many there are in the end; counted without
@@ -423,7 +427,7 @@ def show_progress(
     """Iterate with a bar, on a terminal or in a notebook; elsewhere with a line now and then."""
     total = start + len(items) if total is None else total
     options = {"desc": text, "initial": start, "total": total, "delay": delay}
-    if not shown:
+    if not check_bool("progress", progress):
         return tqdm(items, disable=True)
     if type(sys.stdout).__module__.startswith("ipykernel"):  # a page, which draws what it is sent
         return tqdm(items, ncols=80, file=sys.stdout, **options)
@@ -448,7 +452,9 @@ def fit(
 ) -> TrainResult:
     """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses."""
     check_model(model, schedule)
-    config, processes = config or TrainConfig(), _check_processes(processes)
+    config = config or TrainConfig()
+    processes = _check_processes(processes)
+    check_bool("progress", progress)
     _check_run(model, schedule, config, data, range_check, n_workers, processes)
     if range_check or loss is None:  # another loss may take other data than the network
         _check_taken(model, schedule, config, data)
@@ -476,7 +482,8 @@ def fit(
 # %% ../nbs/09_training.ipynb #run-loop
 def _run_loop(trainer, batches, watchers, callback, progress):
     """Take step after step, and tell the watchers."""
-    config, left = trainer.config, range(trainer.n_steps, trainer.config.n_iterations)
+    config = trainer.config
+    left = range(trainer.n_steps, config.n_iterations)
     told = config.conditional == "class"  # then a batch is images and labels
     shown = progress and trainer.processes.is_main
     with show_progress(left, "training", shown, start=left.start) as bar:

@@ -153,6 +153,19 @@ def test_a_file_that_all_pages_load_is_weighed_once(site):
     assert check_site.packed.cache_info().hits > 0
 
 
+def test_what_a_page_weighs_is_listed_by_kind_without_its_pictures(site):
+    (site.root / "text.woff2").write_bytes(os.urandom(40_000))
+    (site.root / "_static" / "shared.js").write_bytes(os.urandom(20_000).hex().encode())
+    (site.root / "a.png").write_bytes(os.urandom(90_000))
+    site("<link rel='preload' href='text.woff2'><script src='_static/shared.js?digest=1'></script>")
+    heading, first, second = check_site.list_weights(site.root)
+    assert heading.split()[-5:] == ["all", "text", "scripts", "styles", "fonts"]
+    name, whole, text, scripts, styles, fonts = first.split()
+    assert (name, styles, fonts) == ("index.html", "0", "40") and int(text) <= 1
+    assert 20 < int(scripts) < 25 and abs(int(whole) - int(scripts) - 41) <= 1
+    assert second.split() == ["other.html", "0", "0", "0", "0", "0"]
+
+
 def test_head_and_weight_of_a_page_of_a_whole_site(site):
     """A page below the root has each tag once, and loads neither search nor MathJax without need."""
     pages = list(dict.fromkeys(SEARCHED.values()))

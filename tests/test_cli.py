@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_nb import cli
-from ddpm_nb.cli import default_options, main, read_options
+from ddpm_nb.cli import default_options, main, make_parser, read_options
 from ddpm_nb.data import load_dataset, mix_seeds
 from ddpm_nb.evaluation import bits_per_dim
 from ddpm_nb.files import write_json
@@ -71,7 +71,7 @@ def test_train_then_sample_from_a_shell(tmp_path):
 def test_help_needs_no_explanation(tmp_path):
     text = shell("train", "--help", cwd=tmp_path).stdout
     assert "--dataset" in text and "needs no download" in text and "(default: cosine)" in text
-    assert re.search(r"--seed SEED\s+of the order of the data, the steps and the noise\s+\(default:\s+0\)", text)
+    assert re.search(r"--seed N\s+of the order of the data, the steps and the noise\s+\(default:\s+0\)", text)
     assert all("--" + name.replace("_", "-") in text for name in default_options())
     assert shell("--help", cwd=tmp_path).returncode == 0
 
@@ -466,7 +466,7 @@ def test_no_batch_size_and_no_number_changes_a_picture(sampler, tmp_path, monkey
 def test_no_batch_size_and_no_number_changes_a_picture_of_a_sentence(more, tmp_path, monkeypatch):
     drawn, asked, generate = [], [], TextToImage.generate
     monkeypatch.setattr(cli, "_save_picture", lambda x, *args: drawn.append(x))
-    monkeypatch.setattr(TextToImage, "generate", lambda self, *a, n, **o: asked.append(n) or generate(self, *a, n=n, **o))
+    monkeypatch.setattr(TextToImage, "generate", lambda self, **o: asked.append(len(o["generator"])) or generate(self, **o))
     words = ["generate", *more, "--model", "digits", "--steps", "4", "--device", "cpu", "--out", str(tmp_path / "x.png")]
     for n, size in ((5, 5), (5, 2), (3, 1)):
         assert main([*words, "--n", str(n), "--batch-size", str(size)]) == 0
@@ -474,6 +474,37 @@ def test_no_batch_size_and_no_number_changes_a_picture_of_a_sentence(more, tmp_p
     for x in drawn[1:]:
         torch.testing.assert_close(x, drawn[0][: len(x)], rtol=0, atol=0.02)
     assert (drawn[0][0] - drawn[0][1]).abs().max() > 0.1
+
+
+def test_pictures_of_a_sentence_are_the_same_alone_and_among_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    drawn, save = {}, cli._save_picture
+    monkeypatch.setattr(cli, "_save_picture", lambda x, out, *rest: (drawn.update({out.name: x}), save(x, out, *rest)))
+    sentences = ["a thin seven", "a bold two", "a thin seven"]
+    words = ["--model", "digits", "--steps", "4", "--device", "cpu", "--scale", "2", "--seed", "3"]
+    assert main(["generate", *sentences, *words, "--n", "3", "--out", "all.png"]) == 0
+    assert capsys.readouterr().out == "wrote 9 pictures to all.png, a row for each of 3 sentences\n"
+    for size in (1, 4):  # a batch may end within a sentence
+        assert main(["generate", *sentences, *words, "--n", "3", "--batch-size", str(size), "--out", f"{size}.png"]) == 0
+        torch.testing.assert_close(drawn[f"{size}.png"], drawn["all.png"], rtol=0, atol=0.02)
+    for place, sentence in enumerate(sentences):
+        assert main(["generate", sentence, *words, "--n", "3", "--out", "one.png"]) == 0
+        torch.testing.assert_close(drawn["one.png"], drawn["all.png"][3 * place : 3 * place + 3], rtol=0, atol=0.02)
+    assert (drawn["all.png"][0] - drawn["all.png"][3]).abs().max() > 0.1  # the sentences are heard
+    with Image.open("all.png") as sheet:  # three rows of three, with a gap of one
+        assert sheet.size == (2 * (3 * 9 + 1), 2 * (3 * 9 + 1))
+        assert np.array_equal(np.asarray(sheet), tile(drawn["all.png"], 3).squeeze().repeat(2, 0).repeat(2, 1))
+    assert main(["generate", *sentences[:2], *words, "--n", "1", "--out", "two.png"]) == 0
+    with Image.open("two.png") as sheet:
+        assert sheet.size == (2 * 10, 2 * 19)
+
+
+@pytest.mark.parametrize(("second", "message"), [("a bald two", "'bald' (nearest: bold"), (" ", "at least one word"), ("a two that is a three", "")])
+def test_the_wrong_one_of_several_sentences_is_named_before_any_is_drawn(second, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TextToImage, "generate", lambda self, *_, **__: pytest.fail("a sentence was drawn"))
+    assert main(["generate", "a thin seven", second, "--batch-size", "1", "--out", "x.png"]) == 1
+    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_samples_drawn_in_batches_are_the_samples_of_the_library(tmp_path, monkeypatch):
@@ -823,6 +854,17 @@ def test_defaults_in_the_help_are_those_that_hold(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "chosen for a folder or cifar10)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("verb", ["", *cli._VERBS])
+def test_help_speaks_the_language_of_the_shell(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"] if verb else ["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.findall(r"\b(?:math|torch|np|os|sys)\.\w+|\b(?:None|True|False|SUPPRESS|nan)\b|%s|==|<\w+|N_[A-Z]+", told) == []
+    if verb == "train":
+        assert "largest norm of the gradient; inf: no limit (default: 1.0)" in told
+        assert make_parser().parse_args(["train", "--grad-clip", "inf"]).grad_clip == float("inf")
 
 
 # odd places

@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property, partial
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import rules
@@ -21,11 +22,13 @@ from ddpm_nb import (
     checks,
     clip,
     conditioning,
+    convert,
     data,
     elbo,
     embeddings,
     evaluation,
     fast,
+    files,
     flows,
     forward,
     gan,
@@ -35,6 +38,7 @@ from ddpm_nb import (
     latent,
     pipeline,
     plots,
+    processes,
     results,
     runs,
     sampling,
@@ -290,6 +294,60 @@ def own_run(p, x, n_downs=1, tokenizer=None):
     assert {made.device.type} == {w.device.type for w in made.unet.parameters()} == {p.device.type}
     parts = (made.text_encoder, made.unet, made.autoencoder)
     return [weights_of(part) for part in parts if part is not None]
+
+
+def whole_run(p):
+    """Train in a folder with checkpoints, and go on from there."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"out": f"{folder}/run", "held_out": p.x, **QUIET}
+        runs.train(copy.deepcopy(p.net), p.schedule, p.x, p.config(), **options)
+        longer = replace(p.config(), n_iterations=3)
+        again = runs.train(copy.deepcopy(p.net), p.schedule, p.x, longer, resume=True, **options)
+    return again.losses, weights_of(again.ema)
+
+
+def checkpoint(p):
+    """Write a checkpoint and read it."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs.save_checkpoint(folder, {"x": p.x, "t": p.t}, {"step": 1, "score": 0.5})
+        return runs.load_checkpoint(folder)[0]
+
+
+def read_back(p, **options):
+    """Write a network to the disk and load it where it was."""
+    with tempfile.TemporaryDirectory() as folder:
+        hub.save_pretrained(f"{folder}/mine", p.net, p.schedule, **options)
+        network, schedule = hub.load_pretrained(f"{folder}/mine", device=p.device)
+    return network(p.x, p.t), weights_of(schedule)
+
+
+def sealed(p):
+    """Write tensors to the disk, as a checkpoint does, and read them."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = f"{folder}/facts.json", f"{folder}/weights.safetensors"
+        files.write_sealed(*paths, {"n": 1}, {"x": p.x, "t": p.t})
+        return files.read_sealed(*paths)[1]
+
+
+def parts_on_disk(p):
+    """Write parts to the disk and load them where they were."""
+    with tempfile.TemporaryDirectory() as folder:
+        files.save_parts(f"{folder}/mine", {"unet": p.net}, tensors={"x": p.x}, card={"data": "none"})
+        parts, tensors, _ = files.load_parts(f"{folder}/mine", [unet.UNet], extra=["x"], device=p.device)
+    return parts["unet"](p.x, p.t), tensors
+
+
+def through_diffusers(p):
+    """Convert a network to the other library, where it lies, and back."""
+    theirs, scheduler = convert.unet_to_diffusers(p.net, p.schedule)
+    ours, _ = convert.unet_from_diffusers(theirs, scheduler=scheduler)
+    return weights_of(theirs), ours(p.x, p.t)
+
+
+def drawn(axes):
+    """Give the picture that was drawn on axes."""
+    plt.close("all")
+    return axes.images[0].get_array().data
 
 
 # What is walked, with the networks, the schedule and the data on one device and the generator on the same or on another.
@@ -579,7 +637,50 @@ WALKS = {
     "hub.NoisePredictor": lambda p: hub.NoisePredictor(p.net, p.schedule, "v")(p.x, p.t),
     "hub.PaddedDownsample": lambda p: p.make(hub.PaddedDownsample, 1)(p.x),
     "fast.optimize_for_sampling": lambda p: fast.optimize_for_sampling(p.net, torch.bfloat16)(p.x, p.t),
+    "hub.ScaleShiftBlock": lambda p: p.make(hub.ScaleShiftBlock, 1, 4, 8, norm_groups=1)(p.x, p.points.repeat(1, 4)),
+    "hub.PeerUNet": lambda p: p.make(
+        hub.PeerUNet, SIZE, 1, 1, (8, 8), 16, (False, True), (True, False), n_res_blocks=1, norm_groups=4, mid_norm_groups=4
+    )(p.x, p.t),
+    "hub.load_pretrained": read_back,
+    "files.write_sealed": sealed,
+    "files.load_parts": parts_on_disk,
+    "files.build_parts": lambda p: weights_of(
+        files.build_parts({"line": {"class": "VAE", "config": {"image_size": SIZE, "hidden": 8}}}, [vae.VAE], {
+            f"line.{name}": tensor for name, tensor in weights_of(p.make(vae.VAE, SIZE, hidden=8)).items()
+        })["line"]
+    ),
+    "convert.unet_to_diffusers": through_diffusers,
+    "runs.save_checkpoint": checkpoint,
+    "runs.train": whole_run,
+    "runs.describe_data": lambda p: runs.describe_data(p.x),
+    "processes.Processes": lambda p: (
+        lambda n: [weights_of(n.wrap(p.net)), n.share(p.x), n.mean(p.x), n.gather(p.x)]
+    )(processes.Processes(p.device)),
     "plots.to_pixels": lambda p: plots.to_pixels(p.x),
+    "plots.tile": lambda p: plots.tile(p.x, 2),
+    "plots.show_images": lambda p: drawn(plots.show_images(p.x, n_cols=2)),
+    "plots.plot_curves": lambda p: [line.get_ydata() for line in plots.plot_curves(p.t, {"x": p.points[:, 0]}).lines],
+    "plots.frame_sheet": lambda p: plots.frame_sheet([[p.x, p.x]], 2),
+    "plots.image_slider": lambda p: plots.image_slider([p.x, p.x], ["0", "1"], alt="noise").data,
+    "checks.check_floating": lambda p: checks.check_floating("x", p.x),
+    "checks.check_same_shape": lambda p: checks.check_same_shape("x", p.x, "eps", p.eps),
+    "checks.check_timesteps": lambda p: [checks.check_timesteps(t, T, 4) for t in (p.t, p.t[1])],
+    "checks.check_range": lambda p: checks.check_range("x", p.x),
+    "checks.check_images": lambda p: checks.check_images("x", p.x),
+    "checks.call_model": lambda p: checks.call_model(p.net, p.x, p.t),
+    "checks.check_taken": lambda p: checks.check_taken(p.net, p.shape[1:], p.x.dtype),
+    "checks.check_told": lambda p: checks.check_told(p.classy, "class"),
+    "checks.check_trainable": lambda p: checks.check_trainable(p.net, p.schedule),
+    "checks.check_batch": lambda p: checks.check_batch("x", p.x, p.shape[1:]),
+    "checks.check_square_images": lambda p: checks.check_square_images("x", p.x),
+    "checks.check_each": lambda p: checks.check_each("x", p.x[:1], p.shape[1:], 3),
+    "checks.check_mask": lambda p: checks.check_mask("mask", p.x > 0),
+    "checks.check_levels": lambda p: checks.check_levels(p.levels, p.labels, 17, 3),
+    "checks.check_alike": lambda p: checks.check_alike(1, p.x[1], 0, p.x[0]),
+    "checks.check_class": lambda p: checks.check_class(0, p.labels[0], 3),
+    "checks.fill_weights": lambda p: weights_of(checks.fill_weights(p.net)),
+    "checks.relative_difference": lambda p: checks.relative_difference(p.net, p.make(unet.ResNetBaseline, 1, 4, 1), p.x, p.t),
+    "checks.same_tensors": lambda p: checks.same_tensors(p.net, copy.deepcopy(p.net)),
 }
 
 
@@ -602,11 +703,31 @@ NOT_WALKED = [
     "texts.read_metadata", "texts.CaptionedFolder", "texts.merge_pair", "texts.learn_merges", "texts.cut_word",
     "texts.count_tokens", "texts.fit_pieces", "texts.TextConfig", "texts.StageLoss", "texts.PairLoss",
     "texts.CompressionLoss", "texts.CaptionLoss", "texts.StageCheckpoints", "texts.SampleSheets",
+    # asked where a tensor lies, so that the answer is another on each device: tests of their own below
+    "checks.has_values", "checks.check_device",
+    # looks at arguments that are no tensors
+    "checks.assert_refused", "checks.check_kind", "checks.check_bool", "checks.check_choice", "checks.check_int",
+    "checks.check_number", "checks.check_limit", "checks.check_fields", "checks.check_generator", "checks.split_generator",
+    "checks.check_schedule", "checks.check_callable", "checks.check_model", "checks.check_gradients",
+    "checks.check_batch_size", "checks.check_fit",
+    "checks.check_labels",  # `data.check_labels`
+    # reads and writes files, words and options; what of it holds tensors is walked with `train`, `load_parts` and `load_pretrained`
+    "cli.default_options", "cli.make_parser", "cli.read_options", "cli.pick_device", "cli.suit", "cli.shell_words", "cli.main",
+    "files.replaced_file", "files.write_json", "files.read_json", "files.checksum", "files.read_sealed", "files.find_model",
+    "files.model_card", "files.plan_module", "files.save_parts", "files.read_config", "files.Pretrained",
+    "hub.save_pretrained", "hub.describe_model",
+    "pictures.read_picture", "pictures.list_pictures", "pictures.find_parts", "pictures.FolderDataset", "pictures.load_folder",
+    "pictures.load_torchvision",
+    "runs.load_trainer_state", "runs.refuse_difference", "runs.read_checkpoint", "runs.load_checkpoint", "runs.TrainLog",
+    "runs.read_log", "runs.prepare_run", "runs.refuse_other_run", "runs.read_settings", "runs.Checkpoints", "runs.Interrupted",
+    "runs.StopSignals", "runs.TensorBoard",
+    "convert.diffusers_names", "convert.unet_from_diffusers", "convert.options_from_scheduler",
+    "plots.new_figure", "plots.Html", "plots.touchable", "fast.keep_freed_memory",
 ]
 WALKED_MODULES = [
     "gaussian", "forward", "elbo", "schedules", "bound", "embeddings", "unet", "data", "training", "sampling",
     "evaluation", "results", "improved", "scores", "vae", "gan", "captions", "clip", "conditioning", "latent",
-    "pipeline", "flows", "texts",
+    "pipeline", "flows", "texts", "checks", "cli", "convert", "fast", "files", "hub", "pictures", "plots", "processes", "runs",
 ]
 
 
@@ -643,6 +764,7 @@ def outcome(name, device, source):
 
 
 def test_every_public_name_is_walked():
+    assert {*WALKED_MODULES} == {nb.module for nb in rules.read_book() if nb.module} - {"__init__"}
     walked = {name.partition(",")[0] for name in WALKS}
     public = {f"{m}.{name}" for m in WALKED_MODULES for name, _ in rules.public_objects(m)}
     assert sorted(public - walked - set(NOT_WALKED)) == []

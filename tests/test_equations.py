@@ -5,8 +5,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import measures
 import nbformat
 import pytest
+import rules
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
@@ -149,6 +151,15 @@ def book():
 def test_every_equation_of_the_book_is_checked(book):
     assert sum(len(page.equations) for page in book) > 0, "the walker found no equation at all"
     assert faults(book) == []
+
+
+def test_equations_of_the_text_are_checked_in_the_text():
+    """A check in the folded solution of an exercise is enough for an equation of an exercise only."""
+    for notebook in rules.read_book(ROOT):
+        told = list(zip(notebook.cells, measures.in_exercises(notebook), strict=True))
+        text = {label for cell, solves in told if cell.kind == "markdown" and not solves for label in numbered_equations(cell.source)}
+        checked = {label for cell, solves in told if cell.kind == "code" and not solves for label in check_labels(cell.source)}
+        assert not text - checked, f"{notebook.name}: only a solution checks {sorted(text - checked)}"
 
 
 def test_walker_finds_what_sphinx_numbers(book):

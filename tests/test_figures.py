@@ -1,4 +1,4 @@
-"""Captions and alternative texts say as many rows, columns, images and curves as the stored pictures show.
+"""Captions and alternative texts say as many rows, columns, images and curves as the stored pictures show, and these are sharp.
 
 Grids of images are told by the grey lines between them, curves by the colours of the book's palette.
 """
@@ -15,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_nb.plots import COLORS, new_figure, plot_curves, show_images, tile, to_pixels
+from ddpm_nb.plots import COLORS, STYLE, new_figure, plot_curves, show_images, tile, to_pixels
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "nbs").glob("*.ipynb"))
 WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"]
 NUMBERS = {word: i for i, word in enumerate(WORDS)} | {"twenty-four": 24, "thirty-two": 32, "forty-eight": 48, "sixty-four": 64}
+DPI = STYLE["figure.dpi"]
 NUMBER = rf"({'|'.join(sorted(NUMBERS, key=len, reverse=True))}|\d+)"
 CURVES = rf"\b{NUMBER}(?: [\w-]+)? curves\b"
 COUNTED = rf"\b{NUMBER}(?: [\w-]+)? (?:rows?|samples|digits|pictures|images|curves)\b"
@@ -112,6 +113,37 @@ def test_texts_and_pictures_agree_on_rows_columns_and_curves():
             problems += [f"{where}: {problem}" for problem in found if problem]
     assert not problems, "\n".join(problems)
     assert n_grids > 30 and n_curves > 15  # the test still sees what it is about
+
+
+def dull(png, width=None):
+    """Tell whether a stored picture has fewer than two pixels for each pixel of the page that it is shown on."""
+    with Image.open(io.BytesIO(png)) as image:
+        dpi, pixels = image.info.get("dpi", (DPI,))[0], image.width
+    shown = width or pixels * DPI / dpi  # as book/_ext/figures.py has it
+    return pixels < 1.98 * shown
+
+
+def test_stored_pictures_are_sharp():
+    """Screens have two pixels for each of a page, and a page that draws without `new_figure` may not fall back."""
+    found, n = [], 0
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text())["cells"]:
+            for output in cell.get("outputs", []):
+                if "image/png" not in output.get("data", {}):
+                    continue
+                n += 1
+                width = output["metadata"].get("image/png", {}).get("width")
+                if dull(base64.b64decode("".join(output["data"]["image/png"])), width):
+                    found.append(f"{path.stem} {cell['id']}")
+    assert not found, "draw with two pixels for each of the page (new_figure, or dpi=220): " + ", ".join(found)
+    assert n > 100
+
+
+@pytest.mark.parametrize(("dpi", "width", "is_dull"), [(100, None, True), (110, None, True), (220, None, False), (220, 300, False), (110, 300, True)])
+def test_a_picture_with_one_pixel_for_each_of_the_page_is_told(dpi, width, is_dull):
+    png = io.BytesIO()
+    Image.new("RGB", (300 * dpi // 110, 20)).save(png, "PNG", dpi=(dpi, dpi))
+    assert dull(png.getvalue(), width) is is_dull
 
 
 def drawn(figure):

@@ -277,7 +277,8 @@ def test_karras_levels_are_those_of_the_paper_by_numbers():
     assert float(sigmas[1]) == pytest.approx((top + (low - top) / 17) ** 7)
     assert float(sigmas[1]) == pytest.approx(57.586, abs=1e-3)
     assert float(sigmas[8]) == pytest.approx((top + 8 * (low - top) / 17) ** 7)
-    assert_close(karras_sigmas(5, sigma_min=1, sigma_max=9, rho=1)[:-1], torch.tensor([9.0, 7, 5, 3, 1], **exact))
+    assert_close(karras_sigmas(5, sigma_min=2, sigma_max=10, rho=1)[:-1], torch.tensor([10.0, 8, 6, 4, 2], **exact))
+    assert_close(karras_sigmas(3, sigma_min=4, sigma_max=16, rho=2)[:-1], torch.tensor([16.0, 9, 4], **exact))
     assert karras_sigmas(1).tolist() == pytest.approx([80, 0])
 
 
@@ -400,6 +401,7 @@ def test_bad_arguments_are_refused_before_the_model_is_asked():
         (lambda: sample_flow(abs, (2, 3), n_steps=2, method="rk4"), ("method", "'heun', 'euler'"), ValueError),
         (lambda: sample_flow(abs, (2, 3), n_steps=2, times=torch.tensor([1.0, 0.0])), ("times", "3 falling"), ValueError),
         (lambda: sample_flow(abs, (2, 3), n_steps=1, times=torch.tensor([0.2, 0.4])), ("times", "falling"), ValueError),
+        (lambda: sample_flow(abs, (2, 3), n_steps=1, times=torch.tensor([0.4, 0.4])), ("times", "falling"), ValueError),
         (lambda: sample_flow(abs, (2, 3), n_steps=1, times=torch.tensor([1.5, 0.4])), ("times", "at most 1"), ValueError),
         (lambda: sample_flow(abs, (2, 3), n_steps=1, times=torch.tensor([0.5, -0.4])), ("times", "at least 0"), ValueError),
         (lambda: sample_flow(abs, 7, n_steps=1), ("shape",), TypeError),

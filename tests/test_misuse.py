@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from conftest import refuses
 from ddpm_nb import bound
 from ddpm_nb.bound import optimal_denoiser, rate_distortion, vlb_terms
-from ddpm_nb.data import load_images
+from ddpm_nb.data import ImageDataset, load_images
 from ddpm_nb.elbo import (
     normal_log_prob,
     objective_target,
@@ -67,7 +67,7 @@ from ddpm_nb.sampling import (
 )
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.scores import flow_log_likelihood, langevin, sample_sde, score
-from ddpm_nb.training import TrainConfig, fit
+from ddpm_nb.training import TrainConfig, descend, fit
 from ddpm_nb.unet import make_unet
 
 SCHEDULE = make_schedule("cosine", 100)
@@ -168,6 +168,55 @@ def test_a_model_that_is_none(name):
     argument = (ASKED & {*inspect.signature(FUNCTIONS[name]).parameters}).pop()
     for wrong, got in ((SCHEDULE, "got NoiseSchedule"), ("digits", "got str"), (X, "got Tensor")):
         refuses(lambda wrong=wrong: call_with(name, **{argument: wrong}), f"{argument} must be callable as", got, error=TypeError)
+
+
+CHECKED_FLAGS = ("data", "training", "sampling", "evaluation", "results")  # modules whose flags are asked for by name
+FLAG_CALLS = [
+    (name, flag)
+    for name, function, _ in public_functions()
+    for flag, found in inspect.signature(function).parameters.items()
+    if name.startswith(CHECKED_FLAGS) and found.annotation in (bool, bool | None)
+]
+FLAG_GIVEN = {"n": 16, "epoch": 0, "seed": 0, "batch_size": 4, "items": [], "text": "counting", "classifier": None, "card": {}}
+
+
+@pytest.mark.parametrize(("name", "flag"), FLAG_CALLS)
+def test_a_flag_that_is_a_text_or_a_number(name, flag):
+    """In an `if` every text is true, "False" too; nobody is asked before that is told."""
+    never = MODEL if name == "training.fit" else lambda x, t: pytest.fail("the model was asked")
+    given = GIVEN | FLAG_GIVEN | {"name": "digits", "model": never, "schedule": SCHEDULE}
+    parameters = inspect.signature(FUNCTIONS[name]).parameters.items()
+    needed = {p: given[p] for p, found in parameters if found.default is found.empty}
+    for wrong in ("False", 1):
+        words = f"{flag} must be True or False; got {wrong!r} of type {type(wrong).__name__}"
+        refuses(lambda wrong=wrong: FUNCTIONS[name](**needed | {flag: wrong}), words, error=TypeError)
+
+
+def test_flags_are_found_and_those_of_numpy_will_do(tmp_path):
+    assert {("sampling.sample_ddim", "clip_x_0"), ("sampling.walk", "progress"), ("data.load_images", "grey")} <= {*FLAG_CALLS}
+    refuses(lambda: ImageDataset((X * 0).byte(), n_levels=17, flip="no"), "flip must be True or False; got 'no'", error=TypeError)
+    assert ImageDataset((X * 0).byte(), n_levels=17, flip=np.bool_(True)).flip is True
+    refuses(lambda: train(MODEL, SCHEDULE, X, QUICK, out=tmp_path / "run", progress="no"), "progress must be True or False", error=TypeError)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_training_without_gradients(mode, tmp_path):
+    """A sentence before any work instead of PyTorch's own at the first step."""
+    words = "training needs gradients, which are off here: call it outside of torch.no_grad() and torch.inference_mode()"
+    with mode():
+        refuses(lambda: fit(MODEL, SCHEDULE, X, QUICK), words, error=RuntimeError)
+        refuses(lambda: train(MODEL, SCHEDULE, X, QUICK, out=tmp_path / "run"), words, error=RuntimeError)
+        refuses(lambda: next(descend(MODEL, QUICK, lambda i: pytest.fail("a loss was computed"))), words, error=RuntimeError)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_were_made_in_inference_mode(tmp_path):
+    with torch.inference_mode():
+        model = make_unet("digits", base_channels=8)
+    words = "model must have weights that were made or loaded outside of torch.inference_mode()"
+    refuses(lambda: train(model, SCHEDULE, X, QUICK, out=tmp_path / "run"), words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_network_that_keeps_coefficients_of_its_own_is_no_schedule():

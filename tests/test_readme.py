@@ -36,11 +36,11 @@ def test_python_blocks_run(source, tmp_path, monkeypatch):
 def test_shell_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("ddpm-nb")]
-    assert [line.split()[1] for line in lines] == ["train", "sample", "generate", "resume"]
+    assert [line.split()[1] for line in lines] == ["train", "sample", "generate", "generate", "resume"]
     short = {"train": ["--iterations", "2"], "resume": []}
     for words in map(shlex.split, lines):
         assert main([*words[1:], *short.get(words[1], ["--steps", "2"])]) == 0
-    for name in ("samples.png", "sevens.png"):
+    for name in ("samples.png", "sevens.png", "rows.png"):
         with Image.open(tmp_path / name) as picture:
             assert max(picture.size) >= 512
 

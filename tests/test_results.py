@@ -118,8 +118,10 @@ def test_samples_are_split_into_batches(yardstick):
     assert (row["n"], row["steps"], row["eta"]) == (25, 2, 1.0)
     again = measure_samples(model, schedule, yardstick, 25, 2, batch_size=10)[0]
     calm = measure_samples(model, schedule, yardstick, 25, 2, batch_size=10, eta=0.0)[1]
+    other = measure_samples(model, schedule, yardstick, 25, 2, batch_size=5)[1]
     assert again == row
-    assert not calm.equal(samples)
+    assert not calm.equal(samples) and not other.equal(samples)  # as the comment on batch_size says
+    assert other[:5].equal(measure_samples(model, schedule, yardstick, 10, 2, batch_size=5)[1][:5])
     with pytest.raises(ValueError, match="n_samples must be at least 10; got 9"):
         measure_samples(model, schedule, yardstick, 9, 2)
     for size in (0, -1):

@@ -271,6 +271,30 @@ def test_a_formula_that_was_set_smaller_has_full_size_after_a_tap(tmp_path):
     assert long[0] == long[2] == [65, True] and long[1] == [110, False]
 
 
+@browser
+def test_the_keyboard_reaches_formulas_that_were_set_smaller_and_no_others(tmp_path):
+    """Its button shows while it has the focus, does what a tap does, and goes when there is room again; no formula is a tab stop for nothing."""
+    script = """
+    const boxes = [...document.querySelectorAll("div.math")], [short, long] = boxes, formula = long.firstElementChild;
+    const wait = () => new Promise(done => setTimeout(done, 100));
+    const stops = () => boxes.map(box => [...box.querySelectorAll("button, [tabindex='0']")].map(e => e.textContent.slice(0, 7)));
+    const seen = [stops()], button = long.querySelector("button"), hidden = getComputedStyle(button).opacity;
+    button.focus({ focusVisible: true });
+    const shown = getComputedStyle(button).opacity, sizes = [];
+    for (let i = 0; i < 2; i++) { button.click(); await wait(); sizes.push([parseFloat(formula.style.fontSize), button.textContent]); }
+    formula.firstChild.textContent = "x";
+    await wait();
+    return { seen: [...seen, stops()], opacities: [hidden, shown].map(Number), sizes };
+    """
+    # set smaller, it fits and needs no scrolling
+    fits = FORMULA.format(LONG.replace("x + " * 60, "x + " * 20))
+    found = run_page(FORMULA.format("x") + fits, script, tmp_path, "--window-size=500,600")
+    assert found["seen"] == [[[], ["Enlarge"]], [[], []]]
+    assert found["opacities"][0] == 0 and found["opacities"][1] > 0.8
+    (full, told), (small, after) = found["sizes"]
+    assert full == 110 > small and (told, after) == ("Shrink formula", "Enlarge formula")
+
+
 def test_a_browser_that_dies_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(look, "chromium", lambda *_, **__: [sys.executable, "-c", "raise SystemExit(3)"])
     with pytest.raises(RuntimeError, match="the browser ended with 3"):

@@ -157,6 +157,17 @@ def test_a_slow_notebook_is_told():
     assert slow.line("09_training", cells, None).endswith("TOO LONG")
     assert slow.line("09_training", cells[1:], None).endswith("plot 20, import 1")
     assert "STOPPED at cell x: KeyError: 1" in slow.line("09_training", [], "cell x: KeyError: 1")
+    long = [(70.0, "train"), (60.0, "sample")]
+    assert slow.line("00_start", long, None).endswith("TOO LONG") and not slow.line("01_x", long, None).endswith("TOO LONG")
+
+
+def test_slow_runs_say_what_is_not_emulated(monkeypatch, capsys):
+    monkeypatch.setattr(slow, "selected", lambda *_: [])
+    monkeypatch.setattr(slow.os, "environ", {})
+    with pytest.raises(SystemExit) as end:
+        slow.main()
+    text = capsys.readouterr().out
+    assert not end.value.code and "Emulated: two threads" in text and "Not emulated: a slower clock" in text
 
 
 def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path):
@@ -261,7 +272,7 @@ OWN_CHAPTERS = re.findall(r"nbs/(\w+)\.ipynb", OWN.split("\n\n")[0])
 
 def test_the_page_names_every_chapter_whose_pictures_can_be_exchanged():
     exchangeable = [nb.name for nb in rules.read_book() if any(c.code.startswith('dataset = "digits"') for c in nb.code)]
-    assert exchangeable == OWN_CHAPTERS == ["08_data", "09_training", "11_evaluation", "16_vae", "17_gan"]
+    assert exchangeable == OWN_CHAPTERS == ["08_data", "09_training", "10_sampling", "11_evaluation", "12_results", "16_vae", "17_gan"]
 
 
 class WithoutDigits(ast.NodeTransformer):
@@ -304,11 +315,16 @@ def test_a_chapter_runs_on_pictures_of_ones_own(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ddpm_nb.unet.make_unet", lambda preset, **size: make_unet(preset, **size | {"base_channels": 4, "norm_groups": 2}))
     cell = OWN_CELL
-    if name == "11_evaluation":
+    if name in ("10_sampling", "11_evaluation"):
         network = make_unet("digits", in_channels=3, image_size=16, base_channels=4, norm_groups=2)
         save_pretrained("runs/mine", network, make_schedule("cosine", 1000))
         cell += OWN_NETWORK
+    if name == "10_sampling":  # the first line and this one
+        cell = OWN_CELL.splitlines()[0] + "\n" + OWN_NETWORK
     found = run_chapter(ROOT / "nbs" / f"{name}.ipynb", cell)
+    if name == "10_sampling":
+        assert found["digits"].shape == (16, 3, 16, 16)
+        return
     assert found["train_set"].images().shape == (64, 3, 16, 16) and len(found["test_set"]) == 20
 
 

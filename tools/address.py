@@ -26,6 +26,7 @@ LINKS = (
     "[Read the book](https://{user}.github.io/{repo}/) or "
     "[run its first page on Colab](https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/00_start.ipynb)"
 )
+INSTALL = "pip install git+https://github.com/{user}/{repo}"
 INDEX = {
     "doc_host": "https://{user}.github.io",
     "doc_baseurl": "/{repo}",
@@ -74,7 +75,8 @@ def with_urls(text, root):
 
 
 def with_links(text, root):
-    """Return the README with links to the published book and to its first notebook on Colab."""
+    """Return the README with the line that installs, and links to the published book and to its first notebook on Colab."""
+    text = re.sub(r"^pip install git\+\S+$", lambda _: INSTALL.format(**settings(root)), text, flags=re.M)
     pattern = r"\[Read the book\]\([^)]*\) or\s\[run its first page on Colab\]\([^)]*\)"
     return re.sub(pattern, lambda _: LINKS.format(**settings(root)), text)
 

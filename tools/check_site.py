@@ -2,9 +2,12 @@
 complete, controls and headings of tables have names, the code that a reader can see or unfold on a page would run, and the search finds the
 chapter that teaches a thing.
 
-Usage: python tools/check_site.py FOLDER
+Usage: python tools/check_site.py FOLDER [--weights]
+With --weights it lists instead what each page weighs over the wire (gzip), its pictures left out. What MathJax fetches later, parts of
+its fonts, is not in it.
 """
 
+import argparse
 import gzip
 import json
 import re
@@ -65,6 +68,7 @@ HEAD = {  # what each page of a whole site has once
     "link[rel='apple-touch-icon']": "an icon for a phone's first screen",
 }
 HEAVIEST = {"plain": 300_000, "math": 700_000}  # bytes
+WEIGHED = {"text": ".html", "scripts": ".js", "styles": ".css", "fonts": ".woff2"}
 NOT_PROSE = "script, style, pre, code, textarea, noscript, .math, .output"
 
 
@@ -124,15 +128,32 @@ def packed(path):
     return len(gzip.compress(path.read_bytes()))
 
 
+def weigh(page):
+    """Return how many bytes of each kind go over the wire with a page, its pictures left out."""
+    names = [address.partition("?")[0] for address in page.loads()]
+    local = [name for name in names if name.endswith(tuple(WEIGHED.values()))]
+    files = {(page.path.parent / name).resolve() for name in local} | {page.path}
+    kinds = {kind: [path for path in files if path.suffix == end] for kind, end in WEIGHED.items()}
+    return {
+        kind: sum(packed(path) for path in paths if path.is_file()) for kind, paths in kinds.items()
+    }
+
+
 def weight_fault(page):
     """Return, as a list, that a page without its pictures is too heavy over the wire (compressed)."""
-    local = [
-        a.partition("?")[0] for a in page.loads() if a.partition("?")[0].endswith((".js", ".css"))
-    ]
-    files = {(page.path.parent / address).resolve() for address in local} | {page.path}
-    weight = sum(packed(path) for path in files if path.is_file())
+    weight = sum(weigh(page).values())
     limit = HEAVIEST["math" if page.soup.select_one(".math") else "plain"]
     return [f"weighs {weight:,} bytes; {limit:,} are allowed"] * (weight > limit)
+
+
+def list_weights(root):
+    """List, as lines of a table, what the pages of a site weigh, the heaviest first."""
+    pages = [Page(path) for path in find_pages(root)]
+    weights = {str(page.path.relative_to(Path(root).resolve())): weigh(page) for page in pages}
+    yield f"{'kB over the wire':36}{'all':>7}" + "".join(f"{kind:>9}" for kind in WEIGHED)
+    for name, kinds in sorted(weights.items(), key=lambda row: -sum(row[1].values())):
+        numbers = "".join(f"{size / 1000:9.0f}" for size in kinds.values())
+        yield f"{name:36}{sum(kinds.values()) / 1000:7.0f}{numbers}"
 
 
 def load_faults(page):
@@ -292,16 +313,18 @@ def search_faults(root):
             yield f"searchindex.js: {words!r} finds {found} first, instead of {wanted}"
 
 
+def find_pages(root):
+    """List the pages of a site; the theme leaves templates, which are none, among the static files."""
+    root = Path(root).resolve()
+    paths = sorted(root.rglob("*.html"))
+    return [path for path in paths if "_static" not in path.relative_to(root).parts]
+
+
 def check(root):
     """List the faults of the site in a folder."""
     root = Path(root).resolve()
     packed.cache_clear()  # files may have changed since the last check
-    # The theme leaves templates, which are no pages, among the static files.
-    pages = {
-        path: Page(path)
-        for path in sorted(root.rglob("*.html"))
-        if "_static" not in path.relative_to(root).parts
-    }
+    pages = {path: Page(path) for path in find_pages(root)}
     if not pages:
         return [f"{root} has no pages"]
     faults = []
@@ -329,10 +352,15 @@ def check(root):
 
 
 def main():
-    """Print the faults of a site and fail if there are any."""
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    faults = check(sys.argv[1])
+    """Print the faults of a site and fail if there are any, or print what its pages weigh."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("site")
+    parser.add_argument("--weights", action="store_true")
+    options = parser.parse_args()
+    if options.weights:
+        print("\n".join(list_weights(options.site)))
+        return
+    faults = check(options.site)
     print(
         "\n".join(faults)
         or "no remote load, no dead link; mathematics, figures, code and search complete"

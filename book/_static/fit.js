@@ -13,6 +13,7 @@ const markEnd = box => box.classList.toggle("at-end", box.scrollLeft + box.clien
 function markScrolls(box, scrolls) {
   box.classList.toggle("scrolls", scrolls);
   if (scrolls) box.tabIndex = 0; // the arrow keys scroll what has the focus
+  else box.removeAttribute("tabindex");
   markEnd(box);
 }
 
@@ -33,10 +34,20 @@ function fitFormula(box) {
   const small = ratio < 1 && !box.classList.contains("full-size");
   if (small) formula.style.fontSize = `${Math.max(100 * SMALLEST, 0.98 * ratio * size)}%`;
   box.title = small ? "Tap for the size of the text" : "";
+  offerSize(box, ratio < 1, small);
   markScrolls(formula, wider(formula));
 }
 
-// a formula that was set smaller has the size of the text after a tap, and scrolls; a second tap takes that back
+// what a tap does, for the keyboard: a button that shows while it has the focus, in formulas that were set smaller alone
+function offerSize(box, isWide, small) {
+  const words = small ? "Enlarge formula" : "Shrink formula";
+  let button = box.querySelector(":scope > button.enlarge");
+  if (!isWide) return button?.remove();
+  if (!button) box.append((button = Object.assign(document.createElement("button"), { type: "button", className: "enlarge" })));
+  if (button.textContent !== words) button.textContent = words; // each change is looked at again
+}
+
+// a formula that was set smaller has the size of the text after a tap, or its button, and scrolls; a second one takes that back
 function watchTaps() {
   document.addEventListener("click", ({ target }) => {
     const box = target.closest("div.math.set-smaller");
