@@ -6,7 +6,7 @@
 __all__ = ['ClassUNet', 'guided', 'of_class', 'CrossAttention', 'SpatialTransformer', 'TextLevel', 'TextUNet', 'encode_words',
            'drop_context', 'conditional_loss', 'train_conditional', 'score_attributes', 'attention_maps']
 
-# %% ../nbs/20_text_conditioning.ipynb #from-functools-import-partial-im
+# %% ../nbs/20_text_conditioning.ipynb #imports
 from collections.abc import Callable
 from functools import partial
 

@@ -8,7 +8,7 @@ __all__ = ['VARIANCES', 'STEP_VARIANCES', 'OBJECTIVES', 'WEIGHTINGS', 'log_snr_s
            'reverse_mean_variance', 'decoder_log_likelihood', 'objective_target', 'output_to_eps', 'predict_noise',
            'simple_loss', 'check_clean_batch']
 
-# %% ../nbs/03_elbo.ipynb #import-math-import-torch-from-to
+# %% ../nbs/03_elbo.ipynb #imports
 import math
 from collections.abc import Callable
 

@@ -6,7 +6,7 @@
 __all__ = ['flow_matching_loss', 'flow_times', 'velocity_from_eps', 'eps_from_velocity', 'sample_flow', 'logit_normal_times',
            'straightness', 'edm_denoiser', 'edm_preconditioning', 'karras_sigmas', 'sample_heun']
 
-# %% ../nbs/15_flow_matching.ipynb #from-itertools-import-pairwise-i
+# %% ../nbs/15_flow_matching.ipynb #imports
 from collections.abc import Callable
 from itertools import pairwise
 

@@ -6,7 +6,7 @@
 __all__ = ['schedule_coefficients', 'NoiseSchedule', 'extract', 'q_step', 'q_sample', 'q_mean_variance', 'q_posterior',
            'predict_x_0', 'predict_eps']
 
-# %% ../nbs/02_forward_process.ipynb #import-torch-from-torch-import-t
+# %% ../nbs/02_forward_process.ipynb #imports
 import torch
 from torch import Tensor, nn
 

@@ -6,7 +6,7 @@
 __all__ = ['seeded', 'seeded_init', 'randn', 'reparameterize', 'gaussian_log_prob', 'normal_kl', 'log_normal_mass',
            'discretized_gaussian_log_likelihood', 'GaussianMixture']
 
-# %% ../nbs/01_reparameterization.ipynb #import-math-import-torch-from-to
+# %% ../nbs/01_reparameterization.ipynb #imports
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -6,7 +6,7 @@
 __all__ = ['LOSS_WEIGHTS', 'optimal_variances', 'learns_variance', 'step_bits', 'hybrid_loss', 'respaced_model', 'LossHistory',
            'loss_weights', 'weighted_loss', 'zero_terminal_snr']
 
-# %% ../nbs/13_improved.ipynb #import-math-import-torch-from-to
+# %% ../nbs/13_improved.ipynb #imports
 import math
 from collections.abc import Callable
 from functools import partial

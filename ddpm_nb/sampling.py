@@ -6,7 +6,7 @@
 __all__ = ['ddpm_step', 'p_sample', 'respaced_steps', 'respace', 'walk', 'sample_ddpm', 'ddim_step', 'sample_ddim',
            'sample_dpm_solver', 'ddim_invert', 'slerp', 'inpaint']
 
-# %% ../nbs/10_sampling.ipynb #import-torch-from-torch-import-t
+# %% ../nbs/10_sampling.ipynb #imports
 import torch
 from torch import Tensor
 

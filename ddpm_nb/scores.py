@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['score', 'langevin', 'flow_velocity', 'sample_sde', 'flow_log_likelihood']
 
-# %% ../nbs/14_score.ipynb #import-math-import-torch-from-to
+# %% ../nbs/14_score.ipynb #imports
 import math
 from itertools import pairwise
 

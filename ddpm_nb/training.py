@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'TrainConfig', 'lr_factor', 'make_optimizer', 'descend', 'EMA', 'pick_precision', 'OneProcess',
            'Trainer', 'seed_dropout', 'Watcher', 'recent_loss', 'TrainResult', 'show_progress', 'fit']
 
-# %% ../nbs/09_training.ipynb #import-copy-import-json-import-m
+# %% ../nbs/09_training.ipynb #imports
 import copy
 import importlib
 import math
