@@ -1377,7 +1377,7 @@ def shell_words(
         text = re.sub(rf"{here}(?= must\b)", flag, text)
         if "_" in name:
             text = re.sub(rf"{here}\b", flag, text)
-    return text
+    return text.replace("math.inf", "inf")
 
 # %% ../nbs/30_command_line.ipynb #stops-at-once
 @contextlib.contextmanager

@@ -126,6 +126,7 @@ def test_options_that_cannot_be_understood(words, capsys, tmp_path, monkeypatch)
         ("info --run nowhere", "no model at nowhere"),
         ("train --dataset digits --out run --iterations 0", "--iterations must be at least 1; got 0"),
         ("train --dataset digits --out run --lr -1", "--lr must be finite"),
+        ("train --dataset digits --out run --grad-clip -1", "--grad-clip must be above 0, or inf; got -1"),
         ("train --dataset digits --out run --n-steps 0", "--n-steps must be at least 1; got 0"),
         ("train --dataset digits --out run --sample-every -1", "--sample-every must be at least 0; got -1"),
         ("train --dataset digits --out run --workers -1", "--workers must be at least 0; got -1"),
