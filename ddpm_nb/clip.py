@@ -6,7 +6,7 @@
 __all__ = ['MAX_LOG_SCALE', 'CLIP_CONFIG', 'TextBlock', 'TextEncoder', 'ImageEncoder', 'CLIP', 'make_clip', 'contrastive_loss',
            'train_clip', 'decay_groups', 'similarities', 'zero_shot', 'recall_at']
 
-# %% ../nbs/19_clip.ipynb #import-difflib-import-math-impor
+# %% ../nbs/19_clip.ipynb #imports
 import math
 
 import torch
@@ -25,7 +25,8 @@ from ddpm_nb.captions import (
 from .checks import check_images, check_int, check_square_images, has_values
 from .data import mix_seeds
 from .gaussian import seeded
-from .training import TrainConfig, descend, show_progress
+from .progress import show_progress
+from .training import TrainConfig, descend
 from .unet import group_norm
 
 # %% ../nbs/19_clip.ipynb #textblock

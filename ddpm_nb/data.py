@@ -6,7 +6,7 @@
 __all__ = ['DATASETS', 'FROM_FILES', 'scale_levels', 'ImageDataset', 'load_digits', 'load_dataset', 'load_images', 'check_data',
            'mirror', 'mix_seeds', 'epoch_order', 'batch_order', 'train_batches']
 
-# %% ../nbs/08_data.ipynb #from-pathlib-import-path-import
+# %% ../nbs/08_data.ipynb #imports
 import importlib
 import signal
 
@@ -106,6 +106,11 @@ def __getattr__(name):
     """Find what reads files in its module, which is loaded when it is first asked for."""
     if name not in FROM_FILES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _from_files(name)
+
+
+def _from_files(name):
+    """Load what reads files from its module."""
     return getattr(importlib.import_module(f"ddpm_nb.{FROM_FILES[name]}"), name)
 
 # %% ../nbs/08_data.ipynb #load-dataset
@@ -128,7 +133,7 @@ def load_dataset(
         check_bool(key, value)
     folder |= {"unreadable": unreadable, "white_level": white_level}
     if name == "folder":
-        load = __getattr__("load_folder")
+        load = _from_files("load_folder")
         return load(root, image_size, split=split, **folder)
     if given := [key for key, value in folder.items() if value not in (False, None, "refuse")]:
         raise TypeError(f"{', '.join(given)}: only a folder takes options; {name} has none")
@@ -138,7 +143,7 @@ def load_dataset(
     if name == "digits":
         data = load_digits(split)
     else:
-        load = __getattr__("load_torchvision")
+        load = _from_files("load_torchvision")
         data = load(name, split=split, root=root)
     return data if image_size is None else data.resized(image_size)
 

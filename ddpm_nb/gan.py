@@ -6,7 +6,7 @@
 __all__ = ['GENERATOR_LOSSES', 'optimal_discriminator', 'generator_loss', 'discriminator_loss', 'Generator', 'Discriminator',
            'r1_penalty', 'gan_step', 'GANResult', 'train_gan', 'sample_gan']
 
-# %% ../nbs/17_gan.ipynb #import-math-from-dataclasses-imp
+# %% ../nbs/17_gan.ipynb #imports
 import copy
 import math
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from .checks import check_batch, check_choice, check_floating, check_int, check_number
 from .checks import check_same_shape, check_square_images
 from .gaussian import randn, seeded
-from .training import EMA, TrainConfig, show_progress
+from .progress import show_progress
+from .training import EMA, TrainConfig
 from .vae import make_mlp
 
 # %% ../nbs/17_gan.ipynb #optimal-discriminator

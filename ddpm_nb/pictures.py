@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'SUFFIXES', 'TEXTS', 'PARTS', 'TORCHVISION', 'read_picture', 'list_pictures', 'find_parts', 'FolderDataset',
            'load_folder', 'load_torchvision']
 
-# %% ../nbs/23_pictures.ipynb #from-pathlib-import-path-import
+# %% ../nbs/23_pictures.ipynb #imports
 import hashlib
 import io
 import json
@@ -30,7 +30,7 @@ from torch.utils.data import Dataset
 
 from .checks import check_choice, check_int
 from .data import ImageDataset, _describe_images, scale_levels
-from .training import show_progress
+from .progress import show_progress
 
 # %% ../nbs/23_pictures.ipynb #to-mode
 def _to_mode(image, mode, white_level):

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['show_progress']
 
-# %% ../nbs/95_progress.ipynb #import-torch
+# %% ../nbs/95_progress.ipynb #imports
 import sys
 import time
 
 from tqdm import tqdm
+
+from .checks import check_bool
 
 # %% ../nbs/95_progress.ipynb #lines
 class _Lines:
@@ -35,9 +37,9 @@ class _Lines:
             now = time.perf_counter()
             ends = n == self.total and told > begun
             if ends or now - told >= self.seconds:
-                told, passed = now, now - begun
+                told = now
                 facts = {"prefix": self.text, "postfix": self.postfix, "initial": self.start}
-                line = tqdm.format_meter(n, self.total, passed, bar_format=self.form, **facts)
+                line = tqdm.format_meter(n, self.total, now - begun, bar_format=self.form, **facts)
                 print(line, file=sys.stderr, flush=True)
 
     def set_postfix(self, **values):
@@ -48,7 +50,7 @@ class _Lines:
 def show_progress(
     items,  # what is walked through
     text: str,  # what is being done
-    shown: bool = True,  # False: show nothing
+    progress: bool = True,  # False: show nothing
     *,
     start: int = 0,  # how many came before these
     total: int | None = None,  # how many there are in the end; counted without
@@ -57,7 +59,7 @@ def show_progress(
     """Iterate with a bar, on a terminal or in a notebook; elsewhere with a line now and then."""
     total = start + len(items) if total is None else total
     options = {"desc": text, "initial": start, "total": total, "delay": delay}
-    if not shown:
+    if not check_bool("progress", progress):
         return tqdm(items, disable=True)
     if type(sys.stdout).__module__.startswith("ipykernel"):  # a page, which draws what it is sent
         return tqdm(items, ncols=80, file=sys.stdout, **options)

@@ -17,7 +17,7 @@ from .elbo import STEP_VARIANCES, split_output
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
 from .forward import schedule_coefficients
 from .gaussian import randn
-from .training import show_progress
+from .progress import show_progress
 
 # %% ../nbs/10_sampling.ipynb #check-index
 def _check_index(name, t, schedule, low=0):

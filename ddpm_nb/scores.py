@@ -18,8 +18,8 @@ from .checks import check_timesteps
 from .elbo import check_clean_batch
 from .forward import NoiseSchedule, extract, schedule_coefficients
 from .gaussian import randn
+from .progress import show_progress
 from .sampling import _start
-from .training import show_progress
 
 # %% ../nbs/14_score.ipynb #score
 def score(

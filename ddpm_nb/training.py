@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'TrainConfig', 'lr_factor', 'make_optimizer', 'descend', 'EMA', 'pick_precision', 'OneProcess',
-           'Trainer', 'seed_dropout', 'Watcher', 'recent_loss', 'TrainResult', 'show_progress', 'fit']
+           'Trainer', 'seed_dropout', 'Watcher', 'recent_loss', 'TrainResult', 'fit']
 
 # %% ../nbs/09_training.ipynb #imports
 import copy
 import importlib
 import math
 import os
-import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .checks import _spared_streams, call_model, check_batch_size, check_bool, check_choice
 from .checks import check_fields, check_gradients, check_int, check_kind, check_labels
@@ -28,6 +26,7 @@ from .checks import check_trainable
 from .data import _image_of, _is_mirrored, _stream, check_data, mix_seeds
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
+from .progress import show_progress
 
 # %% ../nbs/09_training.ipynb #precisions
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -380,60 +379,6 @@ class TrainResult:
         skipped = f", {self.n_skipped} skipped" if self.n_skipped else ""
         told = f"{n} iterations in {self.seconds:.0f} s{skipped}, loss {last:.4f} at the end"
         return f"TrainResult({told}, ema={self.ema!r})"
-
-# %% ../nbs/09_training.ipynb #lines
-class _Lines:
-    """Stand for a bar where none can be drawn: print a line every ten seconds."""
-
-    seconds = 10.0
-    form = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-
-    def __init__(self, items, text, start, total):
-        self.items, self.text, self.start, self.total = items, text, start, total
-        self.postfix = ""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def __iter__(self):
-        begun = told = time.perf_counter()
-        for n, item in enumerate(self.items, self.start + 1):
-            yield item
-            now = time.perf_counter()
-            ends = n == self.total and told > begun
-            if ends or now - told >= self.seconds:
-                told = now
-                facts = {"prefix": self.text, "postfix": self.postfix, "initial": self.start}
-                line = tqdm.format_meter(n, self.total, now - begun, bar_format=self.form, **facts)
-                print(line, file=sys.stderr, flush=True)
-
-    def set_postfix(self, **values):
-        """Keep what shall stand at the end of the next line."""
-        self.postfix = ", ".join(f"{name}={value}" for name, value in values.items())
-
-# %% ../nbs/09_training.ipynb #show-progress
-def show_progress(
-    items,  # what is walked through
-    text: str,  # what is being done
-    progress: bool = True,  # False: show nothing
-    *,
-    start: int = 0,  # how many came before these
-    total: int | None = None,  # how many there are in the end; counted without
-    delay: float = 0.0,  # seconds before a bar is shown, for what is mostly quick
-):
-    """Iterate with a bar, on a terminal or in a notebook; elsewhere with a line now and then."""
-    total = start + len(items) if total is None else total
-    options = {"desc": text, "initial": start, "total": total, "delay": delay}
-    if not check_bool("progress", progress):
-        return tqdm(items, disable=True)
-    if type(sys.stdout).__module__.startswith("ipykernel"):  # a page, which draws what it is sent
-        return tqdm(items, ncols=80, file=sys.stdout, **options)
-    if sys.stderr.isatty():
-        return tqdm(items, dynamic_ncols=True, **options)
-    return _Lines(items, text, start, total)
 
 # %% ../nbs/09_training.ipynb #fit
 def fit(
