@@ -220,6 +220,12 @@ def test_weights_in_every_currency(name):
         torch.testing.assert_close(weighted, simple_loss(network_of_half, schedule, noise(0), **options))
 
 
+def test_the_cap_of_min_snr_is_the_one_that_is_asked_for():
+    schedule = make_schedule("cosine", 30, **EXACT)
+    weights = loss_weights(schedule, "min_snr", gamma=2.0)
+    torch.testing.assert_close(weights * schedule.snr, schedule.snr.clamp(max=2))
+
+
 def network_of_half(x_t, t):
     """Answer something."""
     return x_t / 2

@@ -99,6 +99,20 @@ def test_every_member_of_the_family_returns_the_variance_of_normal_data(gamma):
     assert abs(float(x.var()) / 0.25 - 1) < 5 * math.sqrt(2 / 20_000)
 
 
+def test_the_last_step_of_the_sde_adds_no_noise():
+    x_T, chain = torch.ones(2, 3, **exact), NoiseSchedule([0.3], **exact)
+    first, second = (sample_sde(tilted, chain, (2, 3), x_T=x_T, generator=seeded(i)) for i in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_clean_image_is_carried_to_a_first_level_of_much_noise():
+    """Where no noise is predicted the flow only shrinks the image, by a known factor."""
+    chain, x_0 = even_schedule(400, 0, -1), torch.full((1, 2), 1.5, **exact)
+    found = flow_log_likelihood(lambda x, t: 0 * x, chain, x_0, n_steps=399)
+    left = chain.alpha_bars[-1]
+    assert_close(found[0], left.log() - 0.5 * left * x_0.square().sum() - math.log(2 * math.pi), rtol=0, atol=1e-3)
+
+
 def test_sde_uses_the_given_noise_and_repeats_itself():
     short = NoiseSchedule(linear_betas(10), **exact)
     model = lambda x_t, t: torch.tanh(x_t)
