@@ -120,7 +120,8 @@ def _check_autoencoder(config):
         check_int(name, value, lowest.get(name, 1))
     if config["base_channels"] % 4:
         raise ValueError(f"base_channels must be a multiple of 4; got {config['base_channels']}")
-    size, padding, factor = config["image_size"], config["padding"], 2 ** config["n_downs"]
+    size, padding = config["image_size"], config["padding"]
+    factor = 2 ** config["n_downs"]
     side = size + 2 * padding
     if side % factor:
         given = f"{size} + 2 * {padding} = {side}"

@@ -132,8 +132,10 @@ def _from_parts(cls, networks, tensors, facts, card) -> TextToImage:
     return cls(**networks, schedule=schedule.to(place), card=card)
 
 
-TextToImage.shipped, TextToImage.extra = PIPELINES, ("schedule.betas",)
-TextToImage.kinds, TextToImage.from_parts = _CLASSES, classmethod(_from_parts)
+TextToImage.shipped = PIPELINES
+TextToImage.extra = ("schedule.betas",)
+TextToImage.kinds = _CLASSES
+TextToImage.from_parts = classmethod(_from_parts)
 
 # %% ../nbs/22_stable_diffusion.ipynb #generate
 @patch
@@ -148,7 +150,7 @@ def generate(
     mask: Tensor | None = None,  # (1 or as many, 1, H, W) bool, True where the image is to stay
     strength: float | None = None,  # share of the chain, in (0, 1]; without, 0.7, or 1 with a mask
     n_steps: int = 50,  # steps of the whole chain, 1..T
-    eta: float = 0.0,  # 0: DDIM; 1: as noisy as the posterior
+    eta: float = 1.0,  # noise in the steps: 1, as the posterior has; 0, none, diffusers' default
     generator: torch.Generator | None = None,  # source of all noise; a list: one for each picture
     progress: bool = False,  # show a progress bar
     callback=None,  # called as callback(t, z, z_0_hat) after each step, with latents

@@ -120,7 +120,8 @@ def shape_cover(
     steps = torch.arange(image_size, device=centres.device) + 0.5  # the middles of the pixels
     x = steps - centres[..., 0, None, None]  # (..., 1, image_size)
     y = steps[:, None] - centres[..., 1, None, None]  # (..., image_size, 1)
-    areas, distances = areas[..., None, None], []
+    areas = areas[..., None, None]
+    distances = []
     for n, first in ((4, 0.0), (0, 0.0), (3, math.pi / 2)):  # square, circle, triangle
         if n == 0:
             distances.append((x.square() + y.square()).sqrt() - (areas / math.pi).sqrt())
@@ -135,7 +136,8 @@ def shape_cover(
 # %% ../nbs/29_own_captions.ipynb #half-sizes
 def _half_sizes(kinds, areas):
     """Return how far shapes reach from their centres, (..., 4): left, right, up, down."""
-    half, radius = areas.sqrt() / 2, (areas / math.pi).sqrt()
+    half = areas.sqrt() / 2
+    radius = (areas / math.pi).sqrt()
     corner = (4 * areas / math.sqrt(27)).sqrt()  # from the centre of a triangle to its corner
     side = corner * math.sqrt(3) / 2
     square, circle = torch.stack([half] * 4, -1), torch.stack([radius] * 4, -1)
@@ -153,7 +155,8 @@ def _uniform(shape, generator, device):
 
 def _place(scenes, areas, image_size, generator):
     """Draw the centres of both shapes, (N, 2, 2)."""
-    n, margin = len(scenes), image_size / 32
+    n = len(scenes)
+    margin = image_size / 32
     reach = _half_sizes(scenes[:, [1, 4]], areas).reshape(n, 2, 2, 2)  # shape, x or y, both ways
     upright = scenes[:, 2] >= 2  # above or below: exchange x and y
     reach = torch.where(upright[:, None, None, None], reach.flip(2), reach)
@@ -193,7 +196,8 @@ def draw_shapes(
     """Draw pictures of two shapes, each with a sentence that names either of them first."""
     check_int("image_size", image_size, 16)
     scenes = all_scenes() if scenes is None else _check_scenes(scenes)
-    place, size = scenes.device, (check_int("n", n),)
+    place = scenes.device
+    size = (check_int("n", n),)
     source = place if check_generator(generator) is None else generator.device
     chosen = torch.randint(len(scenes), size, generator=generator, device=source)
     rows = scenes[chosen.to(place)]
@@ -252,7 +256,8 @@ def read_shapes(
 
 def _read_part(images):
     """Read some images at a time, since every kind is drawn for the colours of each."""
-    masks, side = _masks_of_colours(images), images.shape[-1]
+    masks = _masks_of_colours(images)
+    side = images.shape[-1]
     areas = masks.sum((2, 3))
     mass = masks / areas.clamp(min=1)[..., None, None]
     steps = torch.arange(side, device=images.device) + 0.5
@@ -278,7 +283,8 @@ def score_shapes(
     areas, kinds, centres = read_shapes(images)
     wanted = wanted.to(images.device)
     present = areas >= LEAST_AREA * images.shape[-1] ** 2  # (N, 6)
-    rows, asked = torch.arange(len(wanted), device=wanted.device), wanted[:, [0, 3]]
+    rows = torch.arange(len(wanted), device=wanted.device)
+    asked = wanted[:, [0, 3]]
     needed = torch.zeros_like(present).scatter(1, asked, True)
     both = present.gather(1, asked).all(1)  # without both colours nothing else can be asked
     right_kinds = (kinds.gather(1, asked) == wanted[:, [1, 4]]).all(1)
@@ -305,7 +311,8 @@ def read_metadata(
         rows = read(root / found[0], column, problems)
     else:
         rows = _read_texts(root, files)
-    pairs, known = [], {*files}
+    pairs = []
+    known = {*files}
     for file, caption in rows:
         path = PurePosixPath(file.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts:
@@ -357,7 +364,8 @@ def _read_csv(path, column, problems):
 def _read_texts(root, files):
     """Read the `.txt` beside each picture, and those that have no picture."""
     by_stem = {file.rsplit(".", 1)[0]: file for file in files}
-    rows, n_found = [], 0
+    rows = []
+    n_found = 0
     for path in sorted(root.rglob("*.txt")):
         stem = path.relative_to(root).as_posix().removesuffix(".txt")
         hidden = any(part.startswith(".") for part in PurePosixPath(stem).parts)
@@ -404,7 +412,9 @@ class CaptionedFolder(FolderDataset):
         _tell(self.root, self.problems, problems == "skip")
         if not files:
             raise ValueError(f"{self.root} holds no picture with a caption")
-        self.files, self.classes, self.flip = files, ("all",), False
+        self.files = files
+        self.classes = ("all",)
+        self.flip = False
         self.labels = torch.zeros(len(files), dtype=torch.long)
 
 # %% ../nbs/29_own_captions.ipynb #match
@@ -454,7 +464,8 @@ def merge_pair(
     pair: tuple,  # two neighbours to join
 ) -> list[str]:
     """Join each occurrence of a pair of neighbours, from left to right."""
-    merged, i = [], 0
+    merged = []
+    i = 0
     while i < len(pieces):
         joins = tuple(pieces[i : i + 2]) == pair
         merged.append("".join(pair) if joins else pieces[i])
@@ -693,7 +704,8 @@ class Pairs:
 
     def captions(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """Return the tokens (B, L) of one caption of each picture, drawn at random."""
-        n_captions, place = self.tokens.shape[1], chosen.device
+        n_captions = self.tokens.shape[1]
+        place = chosen.device
         which = torch.randint(n_captions, chosen.shape, generator=generator, device=place)
         return self.tokens[chosen, which]
 
@@ -798,8 +810,10 @@ class CaptionLoss(StageLoss):
 
     def __call__(self, predict, schedule, numbers, *, t, eps, reduction="none"):
         """Return the weighted squared error of each picture, (B,)."""
-        trainer, chosen = self.trainer, numbers.long()
-        rows, x_0 = self.pairs.captions(chosen, trainer.noise), self.x_0[chosen]
+        trainer = self.trainer
+        chosen = numbers.long()
+        rows = self.pairs.captions(chosen, trainer.noise)
+        x_0 = self.x_0[chosen]
         unseen = torch.rand(len(rows), generator=trainer.noise, device=rows.device) < self.drop
         rows[unseen, 1:] = PADDING  # the empty sentence: <begin> stays
         eps = randn(x_0.shape, generator=trainer.noise, device=x_0.device)
@@ -859,14 +873,16 @@ class SampleSheets(Watcher):
         make,  # called as make(network): the pipeline with this network in it
         prompts: list,  # sentences, a row of pictures for each
     ):
-        self.out, self.make, self.prompts = Path(out), make, prompts
+        self.out = Path(out)
+        self.make = make
+        self.prompts = prompts
 
     def checkpoint(self, trainer):
-        """Write both; the same noise each time, so that sheets can be compared."""
+        """Write both; one noise each time, none in the steps, so that sheets can be compared."""
         pipeline = self.make(trainer.ema.model)
         pipeline.save_pretrained(self.out, overwrite=True)
         n_steps = min(25, pipeline.schedule.n_steps)
-        options = {"n_steps": n_steps, "generator": seeded(0)}
+        options = {"n_steps": n_steps, "eta": 0.0, "generator": seeded(0)}
         pictures = pipeline.generate(self.prompts, 8, **options)
         (self.out / "samples").mkdir(exist_ok=True)
         with replaced_file(self.out / "samples" / f"step-{trainer.n_steps:08d}.png") as file:
@@ -929,7 +945,8 @@ class _Run:
 
     def train(self, stage, network, loss, *watchers):
         """Train a stage, or what is left of it; return the averaged network."""
-        settings, folder = getattr(self.config, stage), self.out / stage
+        settings = getattr(self.config, stage)
+        folder = self.out / stage
         place = self.pairs.levels.device
         numbers = torch.arange(len(self.pairs), dtype=_exact(place), device=place)  # which pairs
         stop, schedule = StopSignals(), _schedule(self.config)
@@ -1032,7 +1049,9 @@ def _tokenize(captions, config, tokenizer=None):
         rows = _rows_of_pieces(tokenizer, texts, config)
     else:
         rows = _rows_of_words(tokenizer, texts)
-    n_captions, first, table = max(map(len, captions)), 0, []
+    n_captions = max(map(len, captions))
+    first = 0
+    table = []
     for each in captions:
         own = rows[first : first + len(each)]
         table.append(own[torch.arange(n_captions) % len(each)])  # fewer captions are repeated
@@ -1042,7 +1061,8 @@ def _tokenize(captions, config, tokenizer=None):
 # %% ../nbs/29_own_captions.ipynb #some-prompts
 def _some_prompts(captions, tokenizer):
     """Return the first captions that the encoder takes whole, at most eight, for the sheets."""
-    different, kept = list(dict.fromkeys(each[0] for each in captions)), []
+    different = list(dict.fromkeys(each[0] for each in captions))
+    kept = []
     if isinstance(tokenizer, PieceTokenizer):  # what is too long is cut in training
         counts = zip(different, count_tokens(tokenizer, different), strict=True)
         different = [text for text, n in counts if n <= tokenizer.length]
@@ -1166,6 +1186,7 @@ def word_maps(
             thirds[i].append(attention_maps(pipeline.unet, z, level, context, side=side))
 
     options = {"guidance": guidance, "n_steps": n_steps, "generator": generator}
+    options["eta"] = 0.0  # what is decided early, no later noise changes
     pictures = pipeline.generate(prompts, callback=look, **options)
     return pictures, torch.stack([torch.stack(maps).mean(0) for maps in thirds])
 
@@ -1222,7 +1243,7 @@ def exchange_words(
     try:
         for layer in layers:
             keep_maps(layer)
-        options = {"guidance": guidance, "n_steps": n_steps}
+        options = {"guidance": guidance, "n_steps": n_steps, "eta": 0.0}  # one noise, no other
         options["generator"] = [seeded(seed) for seed in (*seeds, *seeds)]
         texts = [prompt] * n + [edited] * n
         pictures = pipeline.generate(texts, callback=lambda t, z, z_0: done.append(t), **options)

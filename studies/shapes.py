@@ -3,12 +3,15 @@
 Usage: python studies/shapes.py train --out runs/shapes          train, or go on with a run that was stopped
        python studies/shapes.py measure --out runs/shapes        measure what the run's folder holds now, with a few prompts
        python studies/shapes.py ship --out runs/shapes --hardware "what it runs on"
+       python studies/shapes.py again --hardware "what it runs on"        measure the pipeline that ships; what is known of its training stays
 
 `ship` chooses the least guidance that is as good as any by prompts that were trained on, measures with held-out ones, and writes the pipeline with its card and
-ddpm_nb/measured/shapes.json: shares with their errors.
+ddpm_nb/measured/shapes.json: shares with their errors. The steps have as much noise as the posterior (eta 1, the default of `generate`); the same held-out
+prompts are drawn without noise (eta 0), too, and the difference is taken scene by scene.
 """
 
 import argparse
+import inspect
 import json
 import platform
 import time
@@ -46,6 +49,7 @@ RECIPE = TextConfig(
 )
 GUIDANCES = (1.0, 2.0, 3.0, 5.0)
 NAMES = ("colours", "shapes", "relation")
+NOISE = inspect.signature(TextToImage.generate).parameters["eta"].default
 
 
 def both_ways(scenes):
@@ -53,16 +57,17 @@ def both_ways(scenes):
     return torch.cat([scenes, turn_round(scenes)])
 
 
-def draw(pipeline, rows, guidance, seed):
+def draw(pipeline, rows, guidance, seed, eta):
     """Draw a picture for each row of scenes."""
-    prompts, g = describe_scenes(rows), seeded(seed)
-    parts = [pipeline.generate(prompts[i : i + 180], guidance=guidance, generator=g) for i in range(0, len(prompts), 180)]
+    prompts = describe_scenes(rows)
+    options = {"guidance": guidance, "eta": eta, "generator": seeded(seed)}
+    parts = [pipeline.generate(prompts[i : i + 180], **options) for i in range(0, len(prompts), 180)]
     return torch.cat(parts)
 
 
-def shares(pipeline, rows, guidance, seed):
-    """Return the share of prompts whose colours, shapes, relation and whole are right."""
-    right = score_shapes(draw(pipeline, rows, guidance, seed), rows).double()
+def shares(pipeline, rows, guidance, seed, eta):
+    """Return for each prompt whether colours, shapes, relation and whole are right, (N, 4)."""
+    right = score_shapes(draw(pipeline, rows, guidance, seed, eta), rows).double()
     whole = right.prod(1, keepdim=True)
     return torch.cat([right, whole], 1)
 
@@ -73,16 +78,21 @@ def by_scene(right, n_scenes):
     return each.mean(0), each.std(0) / n_scenes**0.5
 
 
-def measure(pipeline, rows, guidance, n_rounds, seed):
-    """Measure with every row of scenes `n_rounds` times; return the facts."""
-    started = time.perf_counter()
-    right = shares(pipeline, rows.repeat(n_rounds, 1), guidance, seed)
-    half = len(rows) // 2  # both wordings of a scene count as one
-    mean, error = by_scene(right, half)
-    facts = {"n": len(right), "scenes": half, "guidance": guidance, "seconds": round(time.perf_counter() - started, 1)}
+def named(mean, error):
+    """Return shares and their errors by their names."""
+    facts = {}
     for name, share, spread in zip((*NAMES, "all three"), mean.tolist(), error.tolist(), strict=True):
         facts |= {name: round(share, 4), f"{name}, standard error": round(spread, 4)}
     return facts
+
+
+def measure(pipeline, rows, guidance, n_rounds, seed, *, eta=NOISE):
+    """Measure with every row of scenes `n_rounds` times; return the facts, and what is right in each picture."""
+    started = time.perf_counter()
+    right = shares(pipeline, rows.repeat(n_rounds, 1), guidance, seed, eta)
+    half = len(rows) // 2  # both wordings of a scene count as one
+    facts = {"n": len(right), "scenes": half, "guidance": guidance, "eta": eta, "seconds": round(time.perf_counter() - started, 1)}
+    return facts | named(*by_scene(right, half)), right
 
 
 def least_within_error(trials):
@@ -92,13 +102,41 @@ def least_within_error(trials):
     return min(scale for scale, found in trials.items() if found["all three"] >= enough)
 
 
+def judge(pipeline, seen, held_out):
+    """Choose the guidance by scenes that were trained on and measure with both kinds; return the facts."""
+    tried = both_ways(seen[:N_TRIED])
+    trials = {scale: measure(pipeline, tried, scale, 1, 1)[0] for scale in GUIDANCES}
+    best = least_within_error(trials)
+    with_noise, noisy = measure(pipeline, both_ways(held_out), best, ROUNDS, 2)
+    without, plain = measure(pipeline, both_ways(held_out), best, ROUNDS, 2, eta=0.0)
+    facts = {"held out": with_noise, "held out, eta 0": without}
+    facts["gain of noise, held out"] = named(*by_scene(noisy - plain, len(held_out)))
+    facts["seen"] = measure(pipeline, tried, best, ROUNDS, 3)[0]
+    facts["trials"] = {str(scale): found for scale, found in trials.items()}
+    drawings = draw_shapes(N_RULE, generator=seeded(4))
+    right = score_shapes(drawings.images, drawings.scenes).double().mean(0).tolist()
+    return facts | {f"rule on {N_RULE} drawings": dict(zip(NAMES, right, strict=True))}
+
+
+def card_of(facts):
+    """Return what the card says of the measuring."""
+    found = facts["held out"]
+    card = {f"least guidance within a standard error of the most right of {2 * N_TRIED} trial prompts": found["guidance"], "eta": found["eta"]}
+    for name in (*NAMES, "all three"):
+        share, error = found[name], found[f"{name}, standard error"]
+        card[f"{name} right, {found['n']} held-out prompts"] = f"{share:.1%} +- {error:.1%}"
+    for stage, minutes in facts["CPU minutes"].items():
+        card[f"CPU minutes of training, {stage}"] = minutes
+    return card
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "measure", "ship"))
+    parser.add_argument("what", choices=("train", "measure", "ship", "again"))
     parser.add_argument("--out", default="runs/shapes", help="folder of the run")
     parser.add_argument("--hardware", default="", help="what it runs on, in words")
     args = parser.parse_args()
-    if args.what == "ship" and not args.hardware:
+    if args.what in ("ship", "again") and not args.hardware:
         parser.error("--hardware is needed: what it runs on, in words")
     out = Path(args.out)
     seen, held_out = split_scenes()
@@ -110,29 +148,19 @@ def main():
         options = {"resume": True, "prompts": prompts, "card": card, "callback": Clock(out / "minutes.json")}
         train_text((data.images, data.captions), out, RECIPE, **options)
         return
-    pipeline = TextToImage.from_pretrained(out)
+    pipeline = TextToImage.from_pretrained(PIPELINES / "shapes" if args.what == "again" else out)
     if args.what == "measure":
         for name, rows in (("seen", both_ways(seen[:N_TRIED])), ("held out", both_ways(held_out))):
-            print(name, measure(pipeline, rows, 3.0, 1, 1), flush=True)
+            print(name, measure(pipeline, rows, 3.0, 1, 1)[0], flush=True)
         return
-    trials = {scale: measure(pipeline, both_ways(seen[:N_TRIED]), scale, 1, 1) for scale in GUIDANCES}
-    best = least_within_error(trials)
-    facts = {"held out": measure(pipeline, both_ways(held_out), best, ROUNDS, 2)}
-    facts["seen"] = measure(pipeline, both_ways(seen[:N_TRIED]), best, ROUNDS, 3)
-    facts["trials"] = {str(scale): found for scale, found in trials.items()}
-    drawings = draw_shapes(N_RULE, generator=seeded(4))
-    right = score_shapes(drawings.images, drawings.scenes).double().mean(0).tolist()
-    facts[f"rule on {N_RULE} drawings"] = dict(zip(NAMES, right, strict=True))
-    facts["CPU minutes"] = {k: round(v, 1) for k, v in read_json(out / "minutes.json").items()}
-    found, card = facts["held out"], dict(pipeline.card)
-    card[f"least guidance within a standard error of the most right of {2 * N_TRIED} trial prompts"] = best
-    for name in (*NAMES, "all three"):
-        share, error = found[name], found[f"{name}, standard error"]
-        card[f"{name} right, {found['n']} held-out prompts"] = f"{share:.1%} +- {error:.1%}"
-    for stage, minutes in facts["CPU minutes"].items():
-        card[f"CPU minutes of training, {stage}"] = minutes
-    card |= {"hardware": args.hardware, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
-    pipeline.card = card
+    facts = judge(pipeline, seen, held_out)
+    if args.what == "again":
+        facts["CPU minutes"] = read_json(PATH)["CPU minutes"]
+        pipeline.card = pipeline.card | card_of(facts)
+    else:
+        facts["CPU minutes"] = {k: round(v, 1) for k, v in read_json(out / "minutes.json").items()}
+        versions = {"torch": torch.__version__.split("+")[0], "python": platform.python_version()}
+        pipeline.card = pipeline.card | card_of(facts) | {"hardware": args.hardware} | versions
     pipeline.save_pretrained(PIPELINES / "shapes", overwrite=True, half=True)
     facts["sha256"] = checksums("pipelines/shapes")
     write(PATH, facts | setting(args.hardware))

@@ -5,9 +5,9 @@ Usage: python studies/train_pipeline.py {digits,mnist} --hardware "what it runs 
 
 Training is one call of `train_text`: its run folder lies in --work, and the same command goes on with a run that was stopped.
 Measuring follows training, with prompts from the captions of test images: with the guidance that `generate` takes without being
-told, without guidance, and without a prompt; each without noise in the steps (eta 0, the default), and with as much as the posterior
-has (eta 1). Every figure on the card is computed here. --measure-again measures the pipeline that
-ships; what its card says of the training stays.
+told, without guidance, and without a prompt; each with as much noise in the steps as the posterior has (eta 1, the default), and
+without (eta 0). Every figure on the card is computed here, and its name says with which setting. --measure-again measures the
+pipeline that ships; what its card says of the training stays.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import inspect
 import json
 import platform
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ from ddpm_nb.texts import TextConfig, train_text
 from ddpm_nb.training import TrainConfig
 
 GUIDANCES = (1.0, 2.0, 3.0, 4.0, 6.0)
-USUAL = inspect.signature(TextToImage.generate).parameters["guidance"].default
+USUAL, NOISE = (inspect.signature(TextToImage.generate).parameters[name].default for name in ("guidance", "eta"))
 JUDGED = ("guidance", " right, ", "sure", "imbalance", "spread")  # words in the names of what `judge` measures
 CLIP = TrainConfig(1500, batch_size=128, lr=2e-3, warmup=49, weight_decay=0.05, ema_decay=0.98, checkpoint_every=300)
 AUTOENCODER = TrainConfig(4000, batch_size=64, lr=2e-3, ema_decay=0.99, checkpoint_every=500)
@@ -87,7 +88,7 @@ def part_sizes(n, largest=250):
     return [min(largest, n - i) for i in range(0, n, largest)]
 
 
-def draw(pipeline, prompts, guidance, generator, eta=0.0):
+def draw(pipeline, prompts, guidance, generator, eta=NOISE):
     """Draw a picture for each prompt."""
     options = {"guidance": guidance, "eta": eta, "generator": generator}
     pictures, first = [], 0
@@ -97,7 +98,7 @@ def draw(pipeline, prompts, guidance, generator, eta=0.0):
     return torch.cat(pictures)
 
 
-def measure(pipeline, rows, classifier, n, guidance, *, seed=0, eta=0.0):
+def measure(pipeline, rows, classifier, n, guidance, *, seed=0, eta=NOISE):
     """Return the share of pictures that show each attribute that their sentences ask for, and of those that are sure."""
     g = seeded(seed)
     wanted = rows[torch.randint(len(rows), (n,), generator=g)]
@@ -110,7 +111,7 @@ def measure(pipeline, rows, classifier, n, guidance, *, seed=0, eta=0.0):
     return found | {"sure": round(classifier_report(classifier, pictures.clamp(-1, 1)).confident, 4)}
 
 
-def relative_spread(pipeline, rows, images, classifier, guidance, n_captions=30, n=32, *, eta=0.0):
+def relative_spread(pipeline, rows, images, classifier, guidance, n_captions=30, n=32, *, eta=NOISE):
     """Return how widely pictures of one caption spread in features, over real images of that caption, with its error over captions."""
     g, ratios = seeded(3), []
     kinds, kind_of, sizes = rows.unique(dim=0, return_inverse=True, return_counts=True)
@@ -127,28 +128,27 @@ def relative_spread(pipeline, rows, images, classifier, guidance, n_captions=30,
 
 
 def setting_of(scale, eta):
-    """Say what a figure of the card was measured with; the noise only where there is any."""
-    return f"guidance {scale:g}" + (f", eta {eta:g}" if eta else "")
+    """Say what a figure of the card was measured with."""
+    return f"guidance {scale:g}, eta {eta:g}"
 
 
 def judge(pipeline, rows, images, classifier, n):
     """Try guidances with n / 4 prompts and measure the usual one with n others; return the facts of the card."""
     trials = {scale: measure(pipeline, rows, classifier, n // 4, scale, seed=1) for scale in GUIDANCES}
     best = max(trials, key=lambda scale: sum(trials[scale].values()))
-    facts = {f"guidance with the most right of {n // 4} trial prompts": best, "guidance": USUAL}
-    for scale, eta in ((USUAL, 0.0), (1.0, 0.0), (USUAL, 1.0), (1.0, 1.0)):
-        told = "" if (scale, eta) == (USUAL, 0.0) else f"{setting_of(scale, eta)}: "
+    facts = {f"guidance with the most right of {n // 4} trial prompts, eta {NOISE:g}": best, "guidance": USUAL, "eta": NOISE}
+    for scale, eta in product((USUAL, 1.0), (1.0, 0.0)):
         for name, value in measure(pipeline, rows, classifier, n, scale, seed=2, eta=eta).items():
-            facts[f"{told}{name}, share of {n} prompts"] = value
-    for eta, noise in ((0.0, ""), (1.0, ", eta 1")):
+            facts[f"{setting_of(scale, eta)}: {name}, share of {n} prompts"] = value
+    for eta in (1.0, 0.0):
         g = seeded(4)
         free = torch.cat([pipeline.generate(None, size, eta=eta, generator=g) for size in part_sizes(n)])
         report = classifier_report(classifier, free.clamp(-1, 1))
-        facts[f"no prompt{noise}: sure, share of {n}"] = round(report.confident, 4)
-        facts[f"no prompt{noise}: imbalance of digits"] = round(report.imbalance, 3)
+        facts[f"no prompt, eta {eta:g}: sure, share of {n}"] = round(report.confident, 4)
+        facts[f"no prompt, eta {eta:g}: imbalance of digits"] = round(report.imbalance, 3)
     facts["imbalance of fair draws"] = round(report.imbalance_floor, 3)
     facts[f"{len(images)} test images: sure"] = round(classifier_report(classifier, images).confident, 4)
-    for scale, eta in [*((scale, 0.0) for scale in sorted({1.0, USUAL, best})), (USUAL, 1.0)]:
+    for scale, eta in [*((scale, NOISE) for scale in sorted({1.0, USUAL, best})), (USUAL, 1 - NOISE)]:
         spread, error = relative_spread(pipeline, rows, images, classifier, scale, eta=eta)
         facts[f"spread within a caption over that of test images, {setting_of(scale, eta)}"] = f"{spread} +- {error}"
     return facts

@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import bfloat16
@@ -385,6 +386,13 @@ def test_shapes_are_trained_measured_and_shipped(tmp_path, run, monkeypatch, cap
     assert found["rule on 20 drawings"]["colours"] == 1 and found["hardware"] == "a machine"
     card = shapes.TextToImage.from_pretrained(tmp_path / "shipped" / "shapes").card
     assert card["all three right, 16 held-out prompts"].count("%") == 2 and not any("attention" in key for key in found)
+    gain = {name: found["held out"][name] - found["held out, eta 0"][name] for name in (*shapes.NAMES, "all three")}
+    assert all(found["gain of noise, held out"][name] == pytest.approx(value, abs=2e-4) for name, value in gain.items())
+    assert found["held out"]["eta"] == card["eta"] == 1.0
+    run(shapes, "again", "--hardware", "another machine")
+    again = read_json(tmp_path / "shapes.json")
+    assert again["held out"] | {"seconds": 0} == found["held out"] | {"seconds": 0} and again["CPU minutes"] == found["CPU minutes"]
+    assert shapes.TextToImage.from_pretrained(tmp_path / "shipped" / "shapes").card == card
 
 
 # chapter 22: the pipelines that ship
@@ -404,8 +412,8 @@ def test_a_pipeline_is_trained_measured_and_shipped_whole(tmp_path, monkeypatch,
     first = shipped.generate("a seven", 2, n_steps=2, generator=seeded(0))
     assert first.shape == (2, 1, 8, 8) and shipped.rule is not None and shipped.tokenizer.unknown_words("a bold seven") == []
     names = ("digit right", "weight right", "slant right", "sure")
-    assert {f"{name}, share of 8 prompts" for name in names} <= set(shipped.card)
-    for setting in ("guidance 1", "guidance 1, eta 1", f"guidance {pipelines.USUAL:g}, eta 1"):
+    for setting in product((1, pipelines.USUAL), (0, 1)):
+        setting = "guidance {:g}, eta {:g}".format(*setting)
         assert {f"{setting}: {name}, share of 8 prompts" for name in names} <= set(shipped.card)
     assert shipped.card["hardware"] == "a machine" and shipped.card["CPU minutes of training, unet"] >= 0
     checkpoint = next((tmp_path / "runs" / "digits" / "unet" / "checkpoints").glob("step-*.safetensors"))
@@ -418,7 +426,8 @@ def test_a_pipeline_is_trained_measured_and_shipped_whole(tmp_path, monkeypatch,
     pipelines.main()
     measured = pipelines.TextToImage.from_pretrained(tmp_path / "shipped" / "digits")
     assert torch.equal(measured.generate("a seven", 2, n_steps=2, generator=seeded(0)), first)
-    assert {f"{name}, share of 4 prompts" for name in names} <= set(measured.card) and not any("of 8 prompts" in key for key in measured.card)
+    told = {f"guidance {pipelines.USUAL:g}, eta {pipelines.NOISE:g}: {name}, share of 4 prompts" for name in names}
+    assert told <= set(measured.card) and not any("of 8 prompts" in key for key in measured.card)
     kept = ("hardware", "iterations", "CPU minutes of training, unet", "CLIP zero-shot digit accuracy, test")
     assert all(measured.card[key] == again.card[key] for key in kept) and measured.card["guidance"] == pipelines.USUAL
 

@@ -114,7 +114,11 @@ def relatives():
 def sentences():
     """Chapter 22: guidance, and noise in the steps, by what stands on the card of the one pipeline."""
     card, n = json.loads((ROOT / "ddpm_nb" / "pipelines" / "mnist" / "config.json").read_text(encoding="utf-8"))["card"], 1000
-    settings = (("guidance 2 beats 1", "guidance 1: ", ""), ("at guidance 1, noise in the steps helps", "guidance 1: ", "guidance 1, eta 1: "))
+    settings = (
+        ("with noise in the steps, guidance 2 beats 1", "guidance 1, eta 1: ", "guidance 2, eta 1: "),
+        ("at guidance 1, noise in the steps helps", "guidance 1, eta 0: ", "guidance 1, eta 1: "),
+        ("at guidance 2, noise in the steps helps", "guidance 2, eta 0: ", "guidance 2, eta 1: "),
+    )
     for words, worse, better in settings:
         for word in ("digit", "weight", "slant", "size"):
             low, high = (card[f"{start}{word} right, share of {n} prompts"] for start in (worse, better))
