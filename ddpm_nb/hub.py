@@ -6,7 +6,7 @@
 __all__ = ['SHIPPED', 'MODELS', 'NoisePredictor', 'PaddedDownsample', 'ScaleShiftBlock', 'PeerUNet', 'save_pretrained',
            'describe_model', 'load_pretrained']
 
-# %% ../nbs/25_sharing.ipynb #import-hashlib-import-json-impor
+# %% ../nbs/25_sharing.ipynb #imports
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from .forward import NoiseSchedule
 from .improved import learns_variance
 from .runs import _schedule_name
 from .unet import Downsample, Level, ResBlock, ResNetBaseline, SelfAttention, UNet
-from .unet import _down_path, _level_sizes, _up_path, group_norm, zero_init
+from .unet import _down_path, _level_sizes, _up_path, group_norm, patch, zero_init
 
 # %% ../nbs/25_sharing.ipynb #noisepredictor
 class NoisePredictor(nn.Module):
@@ -167,9 +167,10 @@ def _exchange_layers(unet, c):
         if halves and c["padding"] == "around":
             module.resample = PaddedDownsample(module.resample.conv.out_channels)
 
-# %% ../nbs/25_sharing.ipynb #forward-peer
-def _forward_peer(
-    self,
+# %% ../nbs/25_sharing.ipynb #forward
+@patch
+def forward(
+    self: PeerUNet,
     x: Tensor,  # (B, in_channels, image_size, image_size) noisy images
     t: Tensor,  # (B,) code indices of their steps
     labels: Tensor | None = None,  # (B,) the classes, for a network that is told them
@@ -188,9 +189,6 @@ def _forward_peer(
             raise ValueError(f"labels must be ({len(x)},) whole numbers in 0..{n - 1}")
         time = time + self.classes(labels).to(time.dtype)
     return self.walk(x, F.silu(time))
-
-
-PeerUNet.forward = _forward_peer
 
 # %% ../nbs/25_sharing.ipynb #save-pretrained
 SHIPPED = PACKAGE / "weights"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PIPELINES', 'MAX_GUIDANCE', 'TextToImage']
 
-# %% ../nbs/22_stable_diffusion.ipynb #from-dataclasses-import-dataclas
+# %% ../nbs/22_stable_diffusion.ipynb #imports
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -24,6 +24,7 @@ from .forward import NoiseSchedule, q_sample
 from .gaussian import randn
 from .latent import Autoencoder, from_latents, to_latents
 from .sampling import ddim_step, respaced_steps, walk
+from .unet import patch
 
 # %% ../nbs/22_stable_diffusion.ipynb #texttoimage
 PIPELINES = PACKAGE / "pipelines"  # where shipped pipelines lie
@@ -92,13 +93,6 @@ def _shapes(pipeline):
     """Return the shapes of a latent and of a picture, (C, H, W) each."""
     configs = (pipeline.unet.config, (pipeline.autoencoder or pipeline.unet).config)
     return [(c["in_channels"], c["image_size"], c["image_size"]) for c in configs]
-
-# %% ../nbs/22_stable_diffusion.ipynb #patch
-def patch(method):
-    """Make a function a method of the class that its first argument names."""
-    cls = next(iter(method.__annotations__.values()))
-    method.__qualname__ = f"{cls.__name__}.{method.__name__}"
-    setattr(cls, method.__name__, method)
 
 # %% ../nbs/22_stable_diffusion.ipynb #repr
 @patch

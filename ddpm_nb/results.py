@@ -6,7 +6,7 @@
 __all__ = ['VARIANTS', 'MEASURED', 'train_variant', 'Yardstick', 'measure_bound', 'measure_samples', 'measure_images',
            'paired_difference', 'read_results']
 
-# %% ../nbs/12_results.ipynb #import-copy-import-json-import-m
+# %% ../nbs/12_results.ipynb #imports
 import copy
 import math
 from dataclasses import dataclass, replace
