@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VLBTerms', 'vlb_terms', 'optimal_denoiser', 'rate_distortion']
 
-# %% ../nbs/05_bound.ipynb #import-math-from-dataclasses-imp
+# %% ../nbs/05_bound.ipynb #imports
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ __all__ = ['ATTRIBUTE_NAMES', 'WORDS', 'TEMPLATES', 'PADDING', 'UNKNOWN', 'BEGIN
            'CaptionRule', 'fit_caption_rule', 'attributes', 'write_captions', 'check_attributes', 'split_words',
            'read_captions', 'caption_fits', 'Tokenizer', 'fit_tokenizer', 'check_prompts']
 
-# %% ../nbs/18_captions.ipynb #import-difflib-import-math-impor
+# %% ../nbs/18_captions.ipynb #imports
 import difflib
 import re
 import unicodedata

@@ -11,7 +11,7 @@ __all__ = ['assert_refused', 'check_kind', 'check_bool', 'check_choice', 'check_
            'check_levels', 'check_alike', 'check_class', 'check_labels', 'fill_weights', 'relative_difference',
            'same_tensors']
 
-# %% ../nbs/91_checks.ipynb #import-math-import-numbers-impor
+# %% ../nbs/91_checks.ipynb #imports
 import math
 import numbers
 import operator

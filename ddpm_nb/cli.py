@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEVICES', 'default_options', 'make_parser', 'read_options', 'pick_device', 'suit', 'shell_words', 'main']
 
-# %% ../nbs/30_command_line.ipynb #import-argparse-import-sys-from
+# %% ../nbs/30_command_line.ipynb #imports
 import argparse
 import ast
 import contextlib

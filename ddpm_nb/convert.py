@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['diffusers_names', 'unet_to_diffusers', 'unet_from_diffusers', 'options_from_scheduler']
 
-# %% ../nbs/28_diffusers.ipynb #import-inspect-import-os-import
+# %% ../nbs/28_diffusers.ipynb #imports
 import inspect
 import os
 import re

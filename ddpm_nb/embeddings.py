@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'wave_frequencies', 'sinusoidal_embedding', 'TimeEmbedding']
 
-# %% ../nbs/06_time_embedding.ipynb #import-math-import-torch-from-to
+# %% ../nbs/06_time_embedding.ipynb #imports
 import math
 
 import torch

@@ -7,7 +7,7 @@ __all__ = ['MAX_FACTS', 'WEIGHTS_FILE', 'CONFIG_FILE', 'CARD_FILE', 'PACKAGE', '
            'checksum', 'write_sealed', 'read_sealed', 'find_model', 'model_card', 'plan_module', 'build_parts',
            'save_parts', 'read_config', 'load_parts', 'Pretrained']
 
-# %% ../nbs/93_files.ipynb #import-hashlib-import-json-impor
+# %% ../nbs/93_files.ipynb #imports
 import hashlib
 import json
 import math

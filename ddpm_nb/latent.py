@@ -6,7 +6,7 @@
 __all__ = ['PlainBlock', 'Autoencoder', 'autoencoder_loss', 'psnr', 'fit_latent_scale', 'to_latents', 'from_latents',
            'train_autoencoder']
 
-# %% ../nbs/21_latent_diffusion.ipynb #import-math-import-torch-from-to
+# %% ../nbs/21_latent_diffusion.ipynb #imports
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

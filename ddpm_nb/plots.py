@@ -6,7 +6,7 @@
 __all__ = ['COLORS', 'COLUMN', 'STYLE', 'TOUCH', 'HEAVIEST', 'new_figure', 'plot_curves', 'to_pixels', 'tile', 'show_images',
            'Html', 'touchable', 'frame_sheet', 'image_slider']
 
-# %% ../nbs/92_figures.ipynb #import-base64-import-io-import-j
+# %% ../nbs/92_figures.ipynb #imports
 import base64
 import html
 import io

@@ -8,7 +8,7 @@ __all__ = ['CHECKPOINTS', 'SETTINGS_FILE', 'LOG_FILE', 'trainer_state', 'refuse_
            'prepare_run', 'read_settings', 'held_out_loss', 'describe_data', 'Checkpoints', 'Interrupted',
            'StopSignals', 'TensorBoard', 'train']
 
-# %% ../nbs/24_runs.ipynb #import-hashlib-import-json-impor
+# %% ../nbs/24_runs.ipynb #imports
 import hashlib
 import json
 import math
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-# %% ../nbs/24_runs.ipynb #from-ddpm-nb-checks-import-check
+# %% ../nbs/24_runs.ipynb #imports-2
 from .checks import check_floating, check_images, check_model
 from .conditioning import ClassUNet
 from .data import _fact_of, _image_of, _is_mirrored, _spared_streams, mix_seeds

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'betas_from_alpha_bars', 'linear_betas', 'cosine_betas', 'sigmoid_betas', 'make_schedule']
 
-# %% ../nbs/04_schedules.ipynb #import-inspect-import-math-impor
+# %% ../nbs/04_schedules.ipynb #imports
 import inspect
 import math
 

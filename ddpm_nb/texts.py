@@ -10,7 +10,7 @@ __all__ = ['PALETTE', 'KINDS', 'RELATIONS', 'LEAST_AREA', 'WORD_START', 'MAX_LEN
            'CompressionLoss', 'CaptionLoss', 'TextDenoiser', 'StageCheckpoints', 'SampleSheets', 'train_text',
            'word_maps', 'map_scores', 'exchange_words']
 
-# %% ../nbs/29_own_captions.ipynb #import-torch
+# %% ../nbs/29_own_captions.ipynb #imports
 import copy
 import csv
 import json
@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# %% ../nbs/29_own_captions.ipynb #from-ddpm-nb-captions-import-beg
+# %% ../nbs/29_own_captions.ipynb #imports-2
 from .captions import BEGIN, MARKS, PADDING, UNKNOWN, check_prompts, split_words
 from .captions import _check_texts
 from .checks import check_batch, check_choice, check_device, check_generator

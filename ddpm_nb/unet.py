@@ -299,7 +299,7 @@ class UNet(nn.Module):
 
 # %% ../nbs/07_unet.ipynb #patch
 def patch(method):
-    """Make a function a method of the class that its first argument names: long classes have several cells."""
+    """Make a function a method of the class its first argument names: a class in several cells."""
     cls = next(iter(method.__annotations__.values()))
     method.__qualname__ = f"{cls.__name__}.{method.__name__}"
     setattr(cls, method.__name__, method)

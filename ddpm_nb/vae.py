@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_mlp', 'VAE', 'VAEBound', 'vae_bound', 'train_vae', 'sample_vae', 'latent_rates', 'aggregate_log_prob']
 
-# %% ../nbs/16_vae.ipynb #import-math-from-dataclasses-imp
+# %% ../nbs/16_vae.ipynb #imports
 import math
 from dataclasses import dataclass
 
