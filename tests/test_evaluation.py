@@ -430,3 +430,11 @@ def test_held_out_loss_keeps_image_step_noise_and_class_together():
         wanted, other = error(labels), error(torch.cat([labels[:256], labels[:44]]))
     assert held_out_loss(trainer, x, labels) == pytest.approx(wanted, rel=1e-5)
     assert wanted != pytest.approx(other, rel=1e-4)
+
+
+def test_an_error_of_few_trainings_decides_less():
+    """The limits are Student's t: with three trainings 4.3 errors, with eleven and more two."""
+    assert [verdict(3.0, 1.0, n) for n in (None, 2, 3, 4, 5, 40)] == ["agrees", "undecided", "undecided", "undecided", "agrees", "agrees"]
+    assert verdict(-4.4, 1.0, 3) == "DISAGREES" and verdict(4.2, 1.0, 3) == "undecided" and verdict(2.2, 1.0, 11) == "agrees"
+    with pytest.raises(ValueError, match="n must be"):
+        verdict(1.0, 1.0, 1)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from ddpm_nb import evaluation, sampling, scores, training
+from ddpm_nb import evaluation, progress, sampling, scores
 from ddpm_nb.evaluation import bits_per_dim
+from ddpm_nb.progress import show_progress
 from ddpm_nb.sampling import ddim_invert, inpaint, sample_ddim, sample_ddpm, sample_dpm_solver
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.scores import flow_log_likelihood, sample_sde
-from ddpm_nb.training import TrainConfig, recent_loss, show_progress
+from ddpm_nb.training import TrainConfig, recent_loss
 
 SHAPE = (2, 1, 4, 4)
 SCHEDULE = make_schedule("cosine", 60)
@@ -73,7 +74,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 0.0
-        monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
 
 def test_piped_output_gets_a_line_about_every_ten_seconds(monkeypatch, capsys):
