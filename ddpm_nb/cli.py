@@ -93,7 +93,7 @@ _CHOICES = {
     "weighting": _constant("elbo", "WEIGHTINGS"),
     "variance": ("fixed", "learned"),
     "conditional": ("none", "class"),
-    "precision": _constant("training", "PRECISIONS"),
+    "precision": _constant("checks", "PRECISIONS"),
     "lr_decay": ("cosine", "constant"),
 }
 

@@ -326,7 +326,8 @@ def sealed(p):
     with tempfile.TemporaryDirectory() as folder:
         paths = f"{folder}/facts.json", f"{folder}/weights.safetensors"
         files.write_sealed(*paths, {"n": 1}, {"x": p.x, "t": p.t})
-        return files.read_sealed(*paths)[1]
+        read = files.read_sealed(*paths)[1]
+        return read["x"], read["t"]  # the order within a file may be another each time
 
 
 def parts_on_disk(p):
@@ -692,14 +693,14 @@ NOT_WALKED = [
     "unet.zero_init", "unet.ResBlock", "unet.SelfAttention", "unet.Level", "unet.make_unet", "unet.join_projections",
     "unet.is_plain", "unet.faster_on_cpu", "data.load_digits", "data.load_dataset", "data.load_images",
     "data.mix_seeds", "data.epoch_order", "training.TrainConfig", "training.lr_factor", "training.make_optimizer",
-    "training.pick_precision", "training.OneProcess", "training.seed_dropout", "training.Watcher",
+    "training.OneProcess", "training.seed_dropout", "training.Watcher",
     "training.TrainResult", "sampling.respaced_steps", "evaluation.BitsPerDim", "evaluation.save_classifier",
     "evaluation.load_classifier", "evaluation.ClassifierReport", "evaluation.verdict", "evaluation.inception_fid",
     "results.Yardstick", "results.read_results", "improved.learns_variance", "vae.make_mlp", "gan.GANResult",
     "captions.Strokes", "captions.CaptionRule", "captions.split_words", "captions.read_captions",
     "captions.fit_tokenizer", "captions.check_prompts", "clip.TextBlock", "clip.ImageEncoder", "clip.make_clip",
     "clip.decay_groups", "conditioning.CrossAttention", "conditioning.SpatialTransformer", "conditioning.TextLevel",
-    "latent.PlainBlock", "training.show_progress", "texts.all_scenes", "texts.Shapes", "texts.split_scenes",
+    "latent.PlainBlock", "progress.show_progress", "texts.all_scenes", "texts.Shapes", "texts.split_scenes",
     "texts.read_metadata", "texts.CaptionedFolder", "texts.merge_pair", "texts.learn_merges", "texts.cut_word",
     "texts.count_tokens", "texts.fit_pieces", "texts.TextConfig", "texts.StageLoss", "texts.PairLoss",
     "texts.CompressionLoss", "texts.CaptionLoss", "texts.StageCheckpoints", "texts.SampleSheets",
@@ -709,7 +710,7 @@ NOT_WALKED = [
     "checks.assert_refused", "checks.check_kind", "checks.check_bool", "checks.check_choice", "checks.check_int",
     "checks.check_number", "checks.check_limit", "checks.check_fields", "checks.check_generator", "checks.split_generator",
     "checks.check_schedule", "checks.check_callable", "checks.check_model", "checks.check_gradients",
-    "checks.check_batch_size", "checks.check_fit",
+    "checks.check_batch_size", "checks.check_fit", "checks.pick_precision",
     "checks.check_labels",  # `data.check_labels`
     # reads and writes files, words and options; what of it holds tensors is walked with `train`, `load_parts` and `load_pretrained`
     "cli.default_options", "cli.make_parser", "cli.read_options", "cli.pick_device", "cli.suit", "cli.shell_words", "cli.main",
@@ -727,7 +728,7 @@ NOT_WALKED = [
 WALKED_MODULES = [
     "gaussian", "forward", "elbo", "schedules", "bound", "embeddings", "unet", "data", "training", "sampling",
     "evaluation", "results", "improved", "scores", "vae", "gan", "captions", "clip", "conditioning", "latent",
-    "pipeline", "flows", "texts", "checks", "cli", "convert", "fast", "files", "hub", "pictures", "plots", "processes", "runs",
+    "pipeline", "flows", "texts", "checks", "cli", "convert", "fast", "files", "hub", "pictures", "plots", "processes", "progress", "runs",
 ]
 
 

@@ -20,8 +20,8 @@ from ddpm_nb.evaluation import bits_per_dim
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.hub import load_pretrained
 from ddpm_nb.pictures import FolderDataset
-from ddpm_nb.runs import read_settings
 from ddpm_nb.progress import _Lines
+from ddpm_nb.runs import read_settings
 from ddpm_nb.training import OneProcess
 
 QUICK = ["train", "--dataset", "digits", "--iterations", "2", "--batch-size", "8", "--n-steps", "20", "--device", "cpu", "--out", "run"]
