@@ -601,7 +601,8 @@ def test_generate_begins_with_a_picture(tmp_path, monkeypatch, capsys):
         assert main([*words, "--image", "image.png", *more]) == 0, capsys.readouterr().err
         drawn = pipeline.generate("a seven", 1, image=x, n_steps=3, generator=own_noise(5, 1), **options)
         with Image.open("seven.png") as picture:
-            assert np.array_equal(np.asarray(picture), tile(drawn, 1, 0).squeeze())
+            apart = np.asarray(picture).astype(int) - tile(drawn, 1, 0).squeeze()
+            assert np.abs(apart).max() <= 1  # the command's network adds in another order
 
 
 def test_captions_train_a_pipeline_that_generate_draws_with(tmp_path, monkeypatch, capsys):
