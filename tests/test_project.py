@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import importlib
 import inspect
 import json
 import re
@@ -328,6 +329,13 @@ def test_contributing_lists_the_chapters():
 
 
 # The package.
+
+
+def test_what_a_module_offers_is_there():
+    """A method that a cell adds to a class is no name of the module: nbdev leaves out what `@patch` adds."""
+    for module in CHAPTERS:
+        loaded = ddpm_nb if module == "__init__" else importlib.import_module(f"ddpm_nb.{module}")
+        assert [name for name in loaded.__all__ if getattr(loaded, name, None) is None] == [], module
 
 
 def test_public_names_are_documented():
