@@ -146,7 +146,7 @@ def read_sealed(
     path,  # the JSON file
     weights_path,  # the safetensors file beside it
 ) -> tuple[dict, dict]:
-    """Return facts and tensors; refuse them if a byte is not as it was written."""
+    """Return facts and tensors by name; refuse them if a byte is not as it was written."""
     path = Path(path)
     for wait in (0.1, 0.3, 1.0, 0):
         busy = _is_being_written(path)
@@ -161,9 +161,10 @@ def read_sealed(
         problem = f"the checksum does not fit: {names} is truncated, damaged or was changed"
         raise ValueError(f"{path.parent}: {problem}")
     try:
-        return facts, load(weights)
+        tensors = load(weights)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{weights_path}: its tensors cannot be read: {error}") from None
+    return facts, {name: tensors[name] for name in sorted(tensors)}  # load gives any order
 
 
 def _is_being_written(path):

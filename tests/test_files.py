@@ -255,6 +255,7 @@ def test_a_sealed_pair_comes_back_in_every_type_and_layout(dtype, tmp_path):
     write_sealed(tmp_path / "a.json", tmp_path / "a.st", {}, tensors, texts={"b.md": "text"})
     facts, found = read_sealed(tmp_path / "a.json", tmp_path / "a.st")
     assert list(facts) == ["sha256"] and (tmp_path / "b.md").read_text() == "text"
+    assert list(found) == sorted(tensors)  # whatever the order in which safetensors gives them
     assert all(torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in tensors.items())
 
 
