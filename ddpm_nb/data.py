@@ -161,7 +161,7 @@ def load_images(
     """Load the whole set as one tensor (N, C, H, W) in [-1, 1], for sets that fit in memory."""
     where = {"root": root, "split": split, "image_size": image_size}
     how = {"grey": grey, "unreadable": unreadable, "white_level": white_level}
-    return load_dataset(name, **where, **how).images()
+    return load_dataset(name, **where, **how, in_memory=name == "folder").images()
 
 # %% ../nbs/08_data.ipynb #image-of
 _WANTED = "data must be a tensor (N, C, H, W) or a data set of pairs (image, label)"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every_module
 from torch.utils.checkpoint import checkpoint
 
-from .checks import check_batch, check_choice, check_int, check_number
+from .checks import check_batch, check_bool, check_choice, check_int, check_number
 from .embeddings import TimeEmbedding
 
 # %% ../nbs/07_unet.ipynb #downsample
@@ -173,7 +173,7 @@ class Level(nn.Module):
         norm = {"norm_groups": norm_groups, "norm_eps": norm_eps}
         blocks = [ResBlock(a, b, time_dim, dropout=dropout, **norm) for a, b in channels]
         attends = [nn.Identity() for _ in channels]
-        if attention:
+        if check_bool("attention", attention):
             attends = [SelfAttention(b, n_heads=n_heads, **norm) for _, b in channels]
         self.blocks = nn.ModuleList(blocks)
         self.attentions = nn.ModuleList(attends)
@@ -253,6 +253,8 @@ def _plan_levels(c):
     """Return each level's channels and whether it attends, or refuse impossible arguments."""
     for name in ("in_channels", "n_res_blocks", "norm_groups", "n_heads"):
         check_int(name, c[name])
+    for name in ("mid_attention", "cumulative", "checkpointing"):
+        c[name] = check_bool(name, c[name])
     check_int("base_channels", c["base_channels"], 4)
     check_int("out_channels", c["in_channels"] if c["out_channels"] is None else c["out_channels"])
     check_number("dropout", c["dropout"], 0, 1, open_high=True)
