@@ -135,6 +135,13 @@ def test_another_address_is_written_everywhere_and_a_wrong_one_is_told(tmp_path)
         assert f"//{settings()['user']}." not in correct, path
 
 
+@pytest.mark.parametrize("words", [["--check"], ["--check", "a-copy"], ["--chek", "somebody/a-copy"]])
+def test_the_address_to_compare_with_is_asked_for(words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["address.py", *words])
+    with pytest.raises(SystemExit, match=r"--check OWNER/NAME"):
+        address.main()
+
+
 SUPPLIES = {"sklearn": "scikit-learn", "PIL": "pillow", "scipy": "scikit-learn", "huggingface_hub": "accelerate"}
 
 
