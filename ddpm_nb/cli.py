@@ -10,6 +10,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import difflib
 import json
 import math
 import os
@@ -265,11 +266,25 @@ def _add_train_text(parser):
     add("--resume", action="store_true", help="go on with the run in OUT, if there is one")
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
+# %% ../nbs/30_command_line.ipynb #parser
+class _Parser(argparse.ArgumentParser):
+    """Read options; beside one that is not known, name the one that is most like it."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Refuse what is left over, with the usage of the verb that it was given to."""
+        known, left = super().parse_known_args(args, namespace)
+        if left:
+            options = self._option_string_actions
+            near = difflib.get_close_matches(left[0].split("=")[0], options, n=1)
+            meant = f" (nearest: {near[0]})" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(left)}{meant}")
+        return known, left
+
 # %% ../nbs/30_command_line.ipynb #make-parser
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of the command `ddpm-nb`."""
     about = "Train small diffusion models, sample from them, and measure them."
-    parser = argparse.ArgumentParser("ddpm-nb", description=about)
+    parser = _Parser("ddpm-nb", description=about)
     version = import_module("ddpm_nb").__version__
     parser.add_argument("--version", action="version", version=f"ddpm-nb {version}")
     verbs = "{train,resume,sample,evaluate,train-text,generate,info}"
@@ -840,7 +855,8 @@ def _train(options, data, held_out, chosen=None):
     if drawing.n_made == 0:
         return _say(_finished(options["out"], config), processes)
     skipped = f", {result.n_skipped} of them skipped" if result.n_skipped else ""
-    done = f"trained {config.n_iterations} iterations{skipped} in {_spell(result.seconds)}"
+    many = "iteration" if config.n_iterations == 1 else "iterations"
+    done = f"trained {config.n_iterations} {many}{skipped} in {_spell(result.seconds)}"
     _say(f"{done}, loss {recent_loss(result.losses, config):.4f}", processes)
     if processes.is_main:
         sheet = Path(options["out"], "samples.png")

@@ -75,6 +75,22 @@ def test_help_is_quick_and_loads_no_torch():
     assert "--dataset" in done.stdout and f"ddpm-nb {ddpm_nb.__version__}" in done.stdout.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "--dataset", "digits", "--itterations", "2"], "unrecognized arguments: --itterations 2 (nearest: --iterations)"),
+        (["sample", "--run", "digits", "--out", "x.png", "--setps=3"], "unrecognized arguments: --setps=3 (nearest: --steps)"),
+        (["info", "--run", "digits", "mnist"], "unrecognized arguments: mnist"),
+    ],
+)
+def test_a_misspelt_option_is_told_with_its_verb_and_the_nearest(words, told, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.make_parser().parse_args(words)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.startswith(f"usage: ddpm-nb {words[0]} ")
+    assert said.endswith(f"\nddpm-nb {words[0]}: error: {told}\n")
+
+
 INTERRUPTED = """
 import signal, sys
 class Finder:
