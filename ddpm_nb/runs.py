@@ -706,7 +706,7 @@ class StopSignals(Watcher):
         self.number, self.n_steps = 0, 0
 
     def start(self, trainer: Trainer):
-        """Listen."""
+        """Listen to both signals, in the main thread: Python allows it in no other."""
         self.n_steps = trainer.n_steps
         if threading.current_thread() is threading.main_thread():  # Python allows it only there
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -750,7 +750,7 @@ class TensorBoard(Watcher):
         self.begun = trainer.n_steps
 
     def line(self, trainer: Trainer, losses: list):
-        """Write two numbers."""
+        """Write the mean loss since the last line, and the learning rate, in the main process."""
         if not trainer.processes.is_main:
             return
         if self.writer is None:

@@ -32,7 +32,7 @@ CELLS = [
     ("code", CODE),
     ("code", HELPERS),
     ("code", CHECK),
-    ("code", "x = 1\n\n# only words\n" + "y = " + "1" * 90),
+    ("code", "x, z = 1, late\n\n# only words\n" + "y = " + "1" * 90),
     ("markdown", "## Exercises\n\n```{exercise}\n:label: ex-a\n\nProve it.\n```"),
     ("code", "assert x"),
     ("markdown", "## Summary\n\nThe end."),
@@ -64,11 +64,22 @@ def test_chapter_is_counted(chapter):
         "> 88": 1,
         "> 100": 0,
         "figure": 8,
+        "pairs": 1,  # x and z, in a cell that is not exported
     }
 
 
 def test_pairs_of_different_kinds_are_counted():
     assert measures.count_pairs("a, b = f(), 1\nc, d = 1, 2\nmean, variance = f()\ne = f(), 1") == 1
+
+
+# Chapters whose pages and modules bind together only what is of one kind.
+EVEN = "00 04 06 07 08 10 12 13 14 15 22 23 24 25 26 29 30 90 91 92 93 94 95".split()
+
+
+@pytest.mark.parametrize("number", EVEN)
+def test_a_chapter_has_no_pairs_of_different_kinds(number):
+    [notebook] = rules.read_book(names=[number])
+    assert measures.measure_chapter(notebook)["pairs"] == 0
 
 
 def test_module_is_counted(chapter):
