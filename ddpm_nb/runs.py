@@ -823,7 +823,7 @@ def _classes_told(config, model):
 def _check_pair(held_out, n_classes):
     """Return the images of (images, labels) if each has the label of a class."""
     pair = held_out if isinstance(held_out, tuple | list) else ()
-    if len(pair) != 2:
+    if len(pair) != 2 or not isinstance(pair[0], Tensor):
         wanted = f"(images, labels), whole numbers (M,) in 0..{n_classes - 1}"
         raise ValueError(f"held_out must be {wanted}; got {type(held_out).__name__}")
     images, labels = pair
