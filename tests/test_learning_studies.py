@@ -473,7 +473,7 @@ def test_networks_are_told_a_class_and_judged(tmp_path, run, monkeypatch):
     few |= {"EACH": {"digits": 2, "mnist": 3}, "N_TRAININGS": 2, "N_DRAWS": 2}
     settings = {"DIGITS": replace(classes.DIGITS, n_iterations=2), "MNIST": replace(classes.MNIST, n_iterations=2)}
     x = torch.randint(256, (40, 1, 28, 28), generator=seeded(0), dtype=torch.uint8)
-    images = ImageDataset(x, torch.arange(40) % 10, 256, [str(k) for k in range(10)])
+    images = ImageDataset(x, torch.arange(40) % 10, n_levels=256, classes=[str(k) for k in range(10)])
     load = classes.load_dataset
     monkeypatch.setattr(classes, "load_dataset", lambda name, **options: load(name) if name == "digits" else images)
     words = ["--hardware", "a machine", "--work", str(tmp_path / "work")]
