@@ -79,13 +79,13 @@ def diversity(features, labels):
 
 
 @torch.inference_mode()
-def judge(classifier, x, labels, real):
-    """Return the share of pictures that are right, of right and sure ones, and their diversity over that of real images."""
+def judge(classifier, x, labels):
+    """Return the share of pictures that are right, of right and sure ones, and their diversity within a class."""
     p = classifier(x).softmax(1)
     right = p.argmax(1) == labels
     sure = right & (p.amax(1) > 0.9)
     shares = {"right": right.double().mean().item(), "right and sure": sure.double().mean().item()}
-    return shares | {"diversity": diversity(classifier_features(classifier, x), labels) / real}
+    return shares | {"diversity": diversity(classifier_features(classifier, x), labels)}
 
 
 def draw(model, schedule, name, size, scale, seed):
@@ -103,11 +103,6 @@ def draw(model, schedule, name, size, scale, seed):
     return x, labels
 
 
-def real_diversity(classifier, data):
-    """Return the diversity of real images."""
-    return diversity(classifier_features(classifier, data.images()), data.labels)
-
-
 def study_digits(root, work):
     """Train several networks on the digits, and judge what each draws at each scale."""
     data, schedule, classifier = (
@@ -115,7 +110,7 @@ def study_digits(root, work):
         make_schedule("cosine", 1000),
         load_classifier("digits"),
     )
-    real = real_diversity(classifier, data)
+    real = judge(classifier, data.images(), data.labels)
     rows = {str(scale): [] for scale in SCALES["digits"]}
     for seed in range(N_TRAININGS):
         with seeded_init(seed):
@@ -133,9 +128,9 @@ def study_digits(root, work):
         model, own_schedule = load_pretrained(work / f"digits-{seed}")
         for scale in SCALES["digits"]:
             x, labels = draw(model, own_schedule, "digits", 8, scale, seed=0)
-            rows[str(scale)].append(judge(classifier, x, labels, real))
+            rows[str(scale)].append(judge(classifier, x, labels))
             print(f"training {seed}, scale {scale:g}: {rows[str(scale)][-1]}", flush=True)
-    return {"settings": asdict(DIGITS), "trainings": N_TRAININGS, "scales": rows} | {
+    return {"settings": asdict(DIGITS), "trainings": N_TRAININGS, "scales": rows, "real": real} | {
         "sha256": checksums("classifiers/digits")
     }
 
@@ -154,13 +149,13 @@ def study_mnist(root, work):
         origin={"dataset": "mnist"},
     )
     classifier = load_classifier("mnist")
-    real = real_diversity(classifier, test)
+    real = judge(classifier, test.images(), test.labels)
     model, schedule = load_pretrained(work / "mnist")
     rows = {str(scale): [] for scale in SCALES["mnist"]}
     for scale in SCALES["mnist"]:
         for seed in range(N_DRAWS):
             x, labels = draw(model, schedule, "mnist", 28, scale, seed)
-            rows[str(scale)].append(judge(classifier, x, labels, real))
+            rows[str(scale)].append(judge(classifier, x, labels))
             print(f"draw {seed}, scale {scale:g}: {rows[str(scale)][-1]}", flush=True)
             if seed == 0 and scale == 1:
                 save_grey(SHEET, tile(x, EACH["mnist"]), 2)
@@ -171,7 +166,7 @@ def study_mnist(root, work):
     }
     return (
         facts
-        | {"seconds": round(done.seconds), "scales": rows}
+        | {"seconds": round(done.seconds), "scales": rows, "real": real}
         | {"sha256": checksums("weights/mnist", "classifiers/mnist")}
     )
 

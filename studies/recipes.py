@@ -1,5 +1,7 @@
 """Measure what average, warm-up, decay and clipping are worth: held-out losses of short and longer runs, over four seeds.
 
+The longer run without any of the last three is also judged by quarters of the timesteps: where its averaged weights still lose.
+
 Run `python studies/recipes.py` (about fifteen minutes on one core); chapter 9 reads ddpm_nb/measured/recipes.json.
 A run that was stopped goes on with the seed that is not finished; if a setting was changed, all seeds are trained anew.
 """
@@ -56,6 +58,11 @@ def main():
     def score(model):
         return simple_loss(model, schedule, held_out, t=t, eps=eps).item()
 
+    @torch.no_grad()
+    def by_quarter(model):
+        losses = simple_loss(model, schedule, held_out, t=t, eps=eps, reduction="none")
+        return [losses[4 * t // schedule.n_steps == k].mean().item() for k in range(4)]
+
     facts = (kept(PATH, settings()) or {"scores": {}}) | settings() | setting("one thread of an x86-64 CPU")
     for seed in range(SEEDS):
         for length in LENGTHS:
@@ -67,6 +74,13 @@ def main():
                 rows.append([round(value, 5) for value in learn(config, seed, schedule, images, score)])
                 write(PATH, facts)
                 print(seed, length, name, rows[-1], flush=True)
+        quarters = facts.setdefault("quarters of t", [])
+        if len(quarters) == seed:
+            config = TrainConfig(n_iterations=LENGTHS[-1], batch_size=BATCH, lr=LR, **NOTHING)
+            _, losses = learn(config, seed, schedule, images, by_quarter)
+            quarters.append([round(value, 5) for value in losses])
+            write(PATH, facts)
+            print(seed, "quarters of t", losses, flush=True)
 
 
 if __name__ == "__main__":

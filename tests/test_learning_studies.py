@@ -141,6 +141,9 @@ def test_recipes_go_on_and_train_as_they_say(tmp_path, run, capsys):
     first = read_json(path)["scores"]["3"]
     assert all(len(rows) == 1 and len(rows[0]) == 2 for rows in first.values()) and set(first) == set(recipes.RECIPES)
     assert len({json.dumps(rows) for rows in first.values()}) > 1  # the recipes differ
+    (quarters,) = read_json(path)["quarters of t"]
+    average = first["nothing"][0][1]  # the same training: its quarters, which hold equally many steps, give its mean
+    assert len(quarters) == 4 and sum(quarters) / 4 == pytest.approx(average, rel=0.01) and len(set(quarters)) == 4
     run(recipes, SEEDS=2)
     second = read_json(path)["scores"]["3"]
     assert all(rows[:1] == first[name] and len(rows) == 2 and rows[1] != rows[0] for name, rows in second.items())
