@@ -111,6 +111,19 @@ def relatives():
         yield f"GAN, Fréchet distance: {words} is worse", 17, study["samples"], *over_seeds(found[name], found["1 : 1"])
 
 
+def classes():
+    """Chapter 20: guidance on a class, over trainings on the digits, and in the one training on MNIST."""
+    for name, words in (("digits", "digits"), ("mnist", "MNIST")):
+        study = read("classes")[name]
+        plain, pushed = (study["scales"][scale] for scale in ("1.0", "2.0"))
+        n = 10 * study["pictures of a class"]
+        for figure, claim in (("right", "more are right"), ("diversity", "less diversity")):
+            lower, higher = (plain, pushed) if figure == "right" else (pushed, plain)
+            gaps = over_seeds([row[figure] for row in higher], [row[figure] for row in lower])
+            n_trainings = study.get("trainings", 1)  # of MNIST the error is that of four draws
+            yield f"a class, {words}: guidance 2 against 1, {claim}", 20, n * len(plain) // n_trainings, n_trainings, *gaps[1:]
+
+
 def sentences():
     """Chapter 22: guidance, and noise in the steps, by what stands on the card of the one pipeline."""
     card, n = json.loads((ROOT / "ddpm_nb" / "pipelines" / "mnist" / "config.json").read_text(encoding="utf-8"))["card"], 1000
@@ -155,7 +168,7 @@ def solvers():
 
 def rows():
     """Yield every claim: (words, chapter, samples or images, trainings, difference, error)."""
-    for study in (recipes, steps_and_noise, objectives, epochs, variances, flows, relatives, sentences, precision, solvers, shapes):
+    for study in (recipes, steps_and_noise, objectives, epochs, variances, flows, relatives, classes, sentences, precision, solvers, shapes):
         yield from study()
 
 
