@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_floating, check_images
+from .checks import check_choice, check_floating, check_grid, check_images
 from .checks import check_int, check_kind, check_model, check_range
 from .checks import check_schedule, check_timesteps
 from .elbo import STEP_VARIANCES, check_clean_batch, decoder_log_likelihood
@@ -93,21 +93,13 @@ def _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size):
     check_choice("variance", variance, STEP_VARIANCES)
     check_int("chunk_size", chunk_size)
     if n_levels is not None:
-        _check_levels("x_0", check_images("x_0", x_0), n_levels)
+        check_grid("x_0", check_images("x_0", x_0), n_levels)
     elif clip_x_0:
         check_range("x_0", x_0)
     shape = (schedule.n_steps, *x_0.shape)
     if eps is not None and check_floating("eps", eps).shape != shape:
         got = tuple(eps.shape)
         raise ValueError(f"eps must have shape {shape}, one noise for each step; got {got}")
-
-
-def _check_levels(name, x, n_levels):
-    """Refuse images that are not on the grid of their grey levels."""
-    level = (x + 1) * ((check_int("n_levels", n_levels, 2) - 1) / 2)  # 0 .. n_levels - 1
-    if not level.is_meta and bool((level - level.round()).abs().max() > 0.01):
-        grid = f"the grid of n_levels={n_levels} levels of [-1, 1]"
-        raise ValueError(f"{name} must lie on {grid}; it does not")
 
 # %% ../nbs/05_bound.ipynb #optimal-denoiser
 def optimal_denoiser(

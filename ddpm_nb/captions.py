@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_generator, check_images, check_int, check_number
+from .checks import check_classes, check_generator, check_images, check_int
+from .checks import check_number
 
 # %% ../nbs/18_captions.ipynb #stroke-width
 def _stroke_width(ink):
@@ -98,14 +99,7 @@ def _check_digits(images, labels):
     """Check square images and their digits."""
     if check_images("images", images).shape[-1] != images.shape[-2]:
         raise ValueError(f"images must be square; got {tuple(images.shape)}")
-    wanted = f"{len(images)} whole numbers, one for each image"
-    if not isinstance(labels, Tensor):
-        raise ValueError(f"labels must hold {wanted}; got {type(labels).__name__}")
-    if labels.is_floating_point() or labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must hold {wanted}; got {labels.dtype} {tuple(labels.shape)}")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
-        got = f"{int(labels.min())} to {int(labels.max())}"
-        raise ValueError(f"labels must be in 0..9; got values from {got}")
+    check_classes("labels", labels, len(images), 10)
 
 # %% ../nbs/18_captions.ipynb #fit-caption-rule
 def fit_caption_rule(

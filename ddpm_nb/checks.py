@@ -8,8 +8,8 @@ __all__ = ['PRECISIONS', 'assert_refused', 'check_kind', 'check_bool', 'check_ch
            'check_device', 'check_timesteps', 'check_range', 'check_images', 'call_model', 'check_schedule',
            'check_callable', 'check_model', 'check_taken', 'check_told', 'check_gradients', 'check_trainable',
            'check_batch_size', 'check_batch', 'check_square_images', 'check_each', 'check_mask', 'check_fit',
-           'pick_precision', 'check_levels', 'check_alike', 'check_class', 'check_labels', 'fill_weights',
-           'relative_difference', 'same_tensors']
+           'pick_precision', 'check_levels', 'check_grid', 'check_alike', 'spared_streams', 'fact_of', 'check_class',
+           'check_labels', 'check_classes', 'fill_weights', 'relative_difference', 'same_tensors']
 
 # %% ../nbs/91_checks.ipynb #imports
 import math
@@ -515,6 +515,18 @@ def check_levels(
             got = f"{int(values.min())} to {int(values.max())}"
             raise ValueError(f"{name} must be in 0..{n - 1}; got values from {got}")
 
+# %% ../nbs/91_checks.ipynb #check-grid
+def check_grid(
+    name: str,  # the argument's name
+    x: Tensor,  # images in [-1, 1]
+    n_levels: int,  # number of grey levels
+):
+    """Refuse images that are not on the grid of their grey levels."""
+    level = (x + 1) * ((check_int("n_levels", n_levels, 2) - 1) / 2)  # 0 .. n_levels - 1
+    if not level.is_meta and bool((level - level.round()).abs().max() > 0.01):
+        grid = f"the grid of n_levels={n_levels} levels of [-1, 1]"
+        raise ValueError(f"{name} must lie on {grid}; it does not")
+
 # %% ../nbs/91_checks.ipynb #check-alike
 def check_alike(
     index: int,  # number of an image
@@ -530,7 +542,7 @@ def check_alike(
 
 # %% ../nbs/91_checks.ipynb #spared-streams
 @contextmanager
-def _spared_streams():
+def spared_streams():
     """Seed the global random streams inside, so that a look changes nothing for who draws later."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
@@ -544,7 +556,11 @@ def _spared_streams():
         np.random.set_state(of_numpy)
 
 # %% ../nbs/91_checks.ipynb #fact-of
-def _fact_of(data, name, default=None):
+def fact_of(
+    data,  # a data set, or a `Subset` of one
+    name: str,  # what is asked, such as "n_levels"
+    default=None,  # the answer where nothing is said
+):
     """Return what a data set says of itself, or what the set says that it is a `Subset` of."""
     while not hasattr(data, name) and isinstance(data, Subset):
         data = data.dataset
@@ -575,17 +591,43 @@ def check_labels(
     if isinstance(data, Tensor):
         remedy = "ImageDataset(levels, labels, n_levels=256, classes=names) joins both"
         raise ValueError(f"data must hold labels to learn classes, not images alone: {remedy}")
-    names = _fact_of(data, "classes")
+    names = fact_of(data, "classes")
     if names is not None and len(names) != n_classes:
         told = f"{len(names)} ({', '.join(map(str, names[:10]))})"
         raise ValueError(f"data must have the network's {n_classes} classes; got {told}")
     labels = getattr(data, "labels", None)
     known = isinstance(labels, Tensor) and not labels.is_floating_point()
     if not known:
-        with _spared_streams():  # a set may draw when it is read
+        with spared_streams():  # a set may draw when it is read
             labels = [data[0][1]]
     for index, label in enumerate(labels.tolist() if known else labels):
         check_class(index, label, n_classes)
+
+# %% ../nbs/91_checks.ipynb #check-classes
+def check_classes(
+    name: str,  # the argument's name
+    labels,  # what was given as the numbers of classes
+    n: int | None,  # how many are needed; None: any number of them
+    n_classes: int,  # number of classes
+    *,
+    or_none: bool = False,  # the number n_classes is allowed and stands for no class
+    waits: bool = True,  # look at values on a GPU, which must finish its work first
+) -> Tensor:
+    """Return labels as int64 if each is the number of a class."""
+    known = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
+    known = known and labels.dtype != torch.bool and (n is None or labels.shape == (n,))
+    values = labels.cpu() if known and waits else labels
+    if known and has_values(values):
+        known = 0 <= int(values.min()) <= int(values.max()) < n_classes + or_none
+    if known:
+        return labels.long()
+    got = type(labels).__name__
+    if isinstance(labels, Tensor):
+        some = f"{labels.flatten()[:8].tolist()} of {labels.dtype}"
+        got = some if labels.ndim else f"{labels.item()}"
+    wanted = f"whole numbers in 0..{n_classes - 1}"
+    wanted += f", or {n_classes} for no class" * or_none
+    raise ValueError(f"{name} must be {'' if n is None else f'({n},) '}{wanted}; got {got}")
 
 # %% ../nbs/91_checks.ipynb #fill-weights
 @torch.no_grad()

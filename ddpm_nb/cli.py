@@ -400,11 +400,11 @@ def _seconds_per_iteration(network, schedule, config, data):
     import torch
 
     from ddpm_nb.runs import _loss
-    from ddpm_nb.training import Trainer, _own_streams
+    from ddpm_nb.training import Trainer, own_streams
 
     device = next(network.parameters()).device
     begun = time.perf_counter()
-    with _own_streams(device):
+    with own_streams(device):
         trainer = Trainer(copy.deepcopy(network), schedule, config, loss=_loss(config, data))
         times = []
         while len(times) < 4 or (len(times) < 12 and time.perf_counter() - begun < 3):
@@ -1150,7 +1150,7 @@ def _check_drawing(args):
 # %% ../nbs/30_command_line.ipynb #check-folder
 def _check_folder(out):
     """Refuse a file that cannot be written, before there is anything to write."""
-    from ddpm_nb.files import _check_writable
+    from ddpm_nb.files import check_writable
 
     if not out.parent.is_dir():
         problem = f"the folder {out.parent} does not exist; create it first"
@@ -1158,7 +1158,7 @@ def _check_folder(out):
     if out.is_dir():
         raise IsADirectoryError(f"--out {out}: is a folder; it must name a file")
     try:
-        _check_writable(out.parent)
+        check_writable(out.parent)
     except OSError as error:
         raise OSError(f"--out {out}: cannot write here ({error.strerror})") from None
 

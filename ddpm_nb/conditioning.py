@@ -15,16 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .captions import PADDING, CaptionRule, attributes
-from .checks import call_model, check_callable, check_floating, check_generator
-from .checks import check_images, check_int, check_model, check_number
+from .checks import call_model, check_callable, check_classes, check_floating
+from .checks import check_generator, check_images, check_int, check_model, check_number
 from .clip import TextEncoder
 from .data import mix_seeds
 from .elbo import simple_loss
 from .evaluation import DigitClassifier
 from .forward import NoiseSchedule
 from .gaussian import seeded
-from .training import EMA, TrainConfig, descend, pick_precision
-from .training import _own_streams
+from .training import EMA, TrainConfig, descend, own_streams, pick_precision
 from .unet import Level, SelfAttention, UNet, group_norm, zero_init
 
 # %% ../nbs/20_text_conditioning.ipynb #classunet
@@ -53,9 +52,14 @@ class ClassUNet(UNet):
         freq_shift: float | None = None,  # see `sinusoidal_embedding`
         checkpointing: bool = False,  # recompute activations in the backward pass
     ):
-        own = ("self", "n_classes", "__class__")
-        options = {name: value for name, value in locals().items() if name not in (*own, "own")}
-        super().__init__(**options)
+        options = {"channel_mults": channel_mults, "n_res_blocks": n_res_blocks}
+        options |= {"attn_resolutions": attn_resolutions, "dropout": dropout}
+        options |= {"norm_groups": norm_groups, "norm_eps": norm_eps, "n_heads": n_heads}
+        options |= {"mid_attention": mid_attention, "upsampling": upsampling}
+        options |= {"cumulative": cumulative, "out_channels": out_channels}
+        options |= {"time_layout": time_layout, "freq_shift": freq_shift}
+        options |= {"checkpointing": checkpointing}
+        super().__init__(image_size, in_channels, base_channels, **options)
         self.n_classes = check_int("n_classes", n_classes, 2)
         self.config = {"n_classes": n_classes} | self.config
         self.classes = zero_init(nn.Embedding(n_classes + 1, 4 * base_channels))
@@ -65,22 +69,9 @@ class ClassUNet(UNet):
         time = self.embed_time(x, t)
         if labels is None:
             labels = torch.full(t.shape, self.n_classes, device=t.device)
-        _check_labels(labels, t, self.n_classes)
+        kinds = {"or_none": True, "waits": False}
+        labels = check_classes("labels", labels, len(t), self.n_classes, **kinds)
         return self.walk(x, F.silu(time + self.classes(labels)))
-
-# %% ../nbs/20_text_conditioning.ipynb #check-labels
-def _check_labels(labels, t, n_classes):
-    """Refuse what is not a class, or none, for each step; a GPU is not waited for."""
-    known = isinstance(labels, Tensor) and labels.dtype in (torch.int32, torch.int64)
-    known = known and labels.shape == t.shape
-    if known and labels.device.type == "cpu" and labels.numel():
-        known = 0 <= labels.min() <= labels.max() <= n_classes
-    if not known:
-        got = type(labels).__name__
-        if isinstance(labels, Tensor):
-            got = f"{labels.tolist()[:8]} of {labels.dtype}"
-        wanted = f"({len(t)},) whole numbers in 0..{n_classes - 1}, or {n_classes} for no class"
-        raise ValueError(f"labels must be {wanted}; got {got}")
 
 # %% ../nbs/20_text_conditioning.ipynb #guided
 def guided(
@@ -149,10 +140,7 @@ def of_class(
     if scale != 1 and not isinstance(network, ClassUNet):
         problem = f"{type(network).__name__} has no row for no class, which guidance needs"
         raise ValueError(f"scale must be 1: {problem}; got {scale}")
-    labels = torch.as_tensor(labels)
-    if labels.is_floating_point() or not ((labels >= 0) & (labels < n_classes)).all():
-        wanted = f"whole numbers in 0..{n_classes - 1}"
-        raise ValueError(f"labels must be {wanted}; got {labels.tolist()}")
+    labels = check_classes("labels", torch.as_tensor(labels), None, n_classes)
     check_number("scale", scale, 0)
 
     def predict(x_t, t):
@@ -381,7 +369,7 @@ def train_conditional(
         which = torch.randint(tokens.shape[1], draw, generator=g, device=g.device)  # caption
         words = encode_words(text_encoder, tokens[chosen, which])
         low = torch.autocast(device.type, precision, enabled=precision != torch.float32)
-        with low, _own_streams(device):
+        with low, own_streams(device):
             torch.manual_seed(mix_seeds(config.seed, i, 0, 1))  # dropout's
             return conditional_loss(model, schedule, x_0[chosen], *words, drop=drop, generator=g)
 

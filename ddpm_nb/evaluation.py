@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .bound import VLBTerms, _check_levels, vlb_terms
-from .checks import call_model, check_bool
-from .checks import check_floating, check_generator, check_images, check_int
+from .bound import VLBTerms, vlb_terms
+from .checks import call_model, check_bool, check_floating
+from .checks import check_generator, check_grid, check_images, check_int
 from .checks import check_model, check_number, check_square_images, split_generator
 from .files import PACKAGE, find_model, load_parts, save_parts
 from .forward import NoiseSchedule
@@ -68,7 +68,7 @@ def bits_per_dim(
         return call_model(model, x_t, t)
 
     for x in batches:  # all, before the first is measured
-        _check_levels("images", x, n_levels)
+        check_grid("images", x, n_levels)
     options = {"n_levels": n_levels, "variance": variance, "chunk_size": size}
     parts = []
     for x, own in zip(batches, sources, strict=True):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_FACTS', 'WEIGHTS_FILE', 'CONFIG_FILE', 'CARD_FILE', 'PACKAGE', 'replaced_file', 'write_json', 'read_json',
            'checksum', 'write_sealed', 'read_sealed', 'find_model', 'model_card', 'plan_module', 'build_parts',
-           'save_parts', 'read_config', 'load_parts', 'Pretrained']
+           'save_parts', 'check_card', 'check_writable', 'refuse_foreign_folder', 'read_config', 'load_parts',
+           'Pretrained']
 
 # %% ../nbs/93_files.ipynb #imports
 import hashlib
@@ -59,13 +60,7 @@ def replaced_file(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/93_files.ipynb #check-writable
-def _check_writable(folder):
-    """Raise `OSError` unless files can be made in a folder; nothing is left there."""
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
+# %% ../nbs/93_files.ipynb #flush
 def _flush(path):
     """Wait until a file, or the list of names of a folder, is on the disk itself."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
@@ -298,7 +293,7 @@ def save_parts(
     # without the wrapper of torch.compile, which gives the weights other names
     parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)
-    card = _check_card(card or {})
+    card = check_card(card or {})
     facts = dict(facts or {})
     if half:
         facts["weights"] = "float16"
@@ -320,7 +315,7 @@ def _halved(name, tensor):
         raise ValueError(f"half=True needs weights below 65504; {name} has larger ones")
     return tensor.half()
 
-# %% ../nbs/93_files.ipynb #describe
+# %% ../nbs/93_files.ipynb #check-card
 def _describe(parts):
     """Return the class and the arguments of each part."""
     described = {}
@@ -335,7 +330,9 @@ def _describe(parts):
     return described
 
 
-def _check_card(card):
+def check_card(
+    card: dict,  # names to strings, finite numbers, booleans or None
+) -> dict:
     """Return a card that JSON and a table can hold; refuse any other."""
     for key, value in card.items():
         number = isinstance(value, int | float) and math.isfinite(value)
@@ -364,6 +361,31 @@ def _prepare_folder(path, overwrite):
         message = f"the folder cannot be created ({error.strerror})"
         raise OSError(error.errno, message, str(path)) from None
     return path
+
+# %% ../nbs/93_files.ipynb #check-writable
+def check_writable(
+    folder,  # a folder that exists
+):
+    """Raise `OSError` unless files can be made in a folder; nothing is left there."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def refuse_foreign_folder(
+    out,  # folder for a run
+    names,  # files that a run writes there
+    holds: bool,  # a run was begun there
+    resume: bool,  # it may go on
+):
+    """Refuse a folder with a run that would begin anew, or with files that no run has written."""
+    out = Path(out)
+    if holds and not resume:
+        remedy = "resume it (resume=True), or choose another folder"
+        raise FileExistsError(f"out={str(out)!r} already holds a run; {remedy}")
+    others = [name for name in names if (out / name).exists()]
+    if others and not holds:
+        problem = f"holds a {others[0]} that is no run's and would be replaced"
+        raise FileExistsError(f"out={str(out)!r} {problem}; choose another folder")
 
 # %% ../nbs/93_files.ipynb #read-config
 def read_config(

@@ -223,7 +223,7 @@ class GaussianMixture:
         return within + (self.weights * centred.T) @ centred
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw `n` independent points (n, d): a component for each, then m_k + L_k eps."""
+        """Draw `n` independent points (n, d): a component for each, then mu_k + L_k eps."""
         chosen = _choose(self.weights, check_int("n", n), generator)
         x = self.means[chosen]
         eps = randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_choice, check_int, check_kind
+from .checks import check_choice, check_classes, check_int, check_kind
 from .conditioning import ClassUNet
 from .elbo import OBJECTIVES, drop_variance, output_to_eps
 from .embeddings import TimeEmbedding
@@ -20,7 +20,7 @@ from .forward import NoiseSchedule
 from .improved import learns_variance
 from .runs import _schedule_name
 from .unet import Downsample, Level, ResBlock, ResNetBaseline, SelfAttention, UNet
-from .unet import _down_path, _level_sizes, _up_path, group_norm, patch, zero_init
+from .unet import down_path, group_norm, level_sizes, patch, up_path, zero_init
 
 # %% ../nbs/25_sharing.ipynb #noisepredictor
 class NoisePredictor(nn.Module):
@@ -111,10 +111,16 @@ class PeerUNet(UNet):
         n_classes: int | None = None,  # classes of the images; None: it is told none
         checkpointing: bool = False,  # recompute activations in the backward pass
     ):
-        lists = ("widths", "down_attention", "up_attention")
-        config = {k: v for k, v in locals().items() if k not in ("self", "lists", "__class__")}
+        config = {"image_size": image_size, "in_channels": in_channels}
+        config |= {"out_channels": out_channels, "widths": list(widths), "time_dim": time_dim}
+        config |= {"down_attention": list(down_attention), "up_attention": list(up_attention)}
+        config |= {"n_res_blocks": n_res_blocks, "dropout": dropout, "norm_groups": norm_groups}
+        config |= {"norm_eps": norm_eps, "head_dim": head_dim, "mid_attention": mid_attention}
+        config |= {"mid_norm_groups": mid_norm_groups, "time_layout": time_layout}
+        config |= {"freq_shift": freq_shift, "padding": padding, "scale_shift": scale_shift}
+        config |= {"n_classes": n_classes, "checkpointing": checkpointing}
         nn.Module.__init__(self)
-        self.config = config | {name: list(config[name]) for name in lists}
+        self.config = config
         self.image_size, self.in_channels = image_size, in_channels
         self.checkpointing = checkpointing
         check_choice("padding", padding, ("around", "after"))
@@ -125,7 +131,7 @@ def _build_peer(unet, c):
     """Build the layers of `UNet`, then exchange those that are others."""
     widths = c["widths"]
     norm = {"norm_groups": c["norm_groups"], "norm_eps": c["norm_eps"]}
-    _level_sizes(c["image_size"], len(widths))
+    level_sizes(c["image_size"], len(widths))
     blocks = {"time_dim": c["time_dim"], "dropout": c["dropout"], **norm}
     waves = {"layout": c["time_layout"], "freq_shift": c["freq_shift"]}
     unet.time_embedding = TimeEmbedding(widths[0], c["time_dim"], **waves)
@@ -134,7 +140,7 @@ def _build_peer(unet, c):
         unet.classes = nn.Embedding(check_int("n_classes", c["n_classes"]), c["time_dim"])
     unet.conv_in = nn.Conv2d(c["in_channels"], widths[0], 3, padding=1)
     way = c["n_res_blocks"], blocks
-    unet.down, skips = _down_path(widths[0], widths, c["down_attention"], *way)
+    unet.down, skips = down_path(widths[0], widths, c["down_attention"], *way)
     unet.mid = Level([(widths[-1], widths[-1])] * 2, **blocks)
     unet.mid_attention = nn.Identity()
     if c["mid_attention"]:
@@ -143,7 +149,7 @@ def _build_peer(unet, c):
         unet.mid_attention = SelfAttention(widths[-1], **norms)
         if groups is None:
             unet.mid_attention.norm = nn.Identity()
-    unet.up = _up_path(skips, widths, c["up_attention"], way[0], "nearest", blocks)
+    unet.up = up_path(skips, widths, c["up_attention"], way[0], "nearest", blocks)
     unet.norm_out = group_norm(widths[0], **norm)
     unet.conv_out = zero_init(nn.Conv2d(widths[0], c["out_channels"], 3, padding=1))
     _exchange_layers(unet, c)
@@ -183,10 +189,7 @@ def forward(
         wanted = "left out: the network knows no classes" if n is None else wanted
         raise ValueError(f"labels must be {wanted}; got {type(labels).__name__}")
     if labels is not None:
-        n = self.config["n_classes"]
-        whole = isinstance(labels, Tensor) and labels.dtype in (torch.int32, torch.int64)
-        if not whole or labels.shape != t.shape or not 0 <= labels.min() <= labels.max() < n:
-            raise ValueError(f"labels must be ({len(x)},) whole numbers in 0..{n - 1}")
+        labels = check_classes("labels", labels, len(x), self.config["n_classes"], waits=False)
         time = time + self.classes(labels).to(time.dtype)
     return self.walk(x, F.silu(time))
 

@@ -14,11 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .bound import _check_levels, optimal_denoiser
+from .bound import optimal_denoiser
 from .checks import call_model, check_callable, check_choice, check_device
-from .checks import check_floating, check_generator, check_int, check_kind, check_model
-from .checks import check_number, check_same_shape, check_schedule, check_timesteps
-from .checks import has_values
+from .checks import check_floating, check_generator, check_grid, check_int, check_kind
+from .checks import check_model, check_number, check_same_shape, check_schedule
+from .checks import check_timesteps, has_values
 from .elbo import OBJECTIVES, _draw_timesteps
 from .elbo import check_clean_batch, decoder_log_likelihood, drop_variance
 from .elbo import output_to_eps, reverse_mean_variance, vlb_weights
@@ -102,7 +102,7 @@ def hybrid_loss(
     check_clean_batch(x_0)
     check_number("share", share, 0)
     if n_levels is not None and has_values(x_0):
-        _check_levels("x_0", x_0, n_levels)
+        check_grid("x_0", x_0, n_levels)
     check_generator(generator)
     check_choice("reduction", reduction, ("mean", "none"))
     if t is None:

@@ -30,12 +30,14 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 # %% ../nbs/24_runs.ipynb #imports-2
-from .checks import check_floating, check_images, check_model
+from .checks import check_classes, check_floating, check_images, check_model
+from .checks import fact_of, spared_streams
 from .conditioning import ClassUNet
-from .data import _fact_of, _image_of, _is_mirrored, _spared_streams, mix_seeds
+from .data import image_of, is_mirrored, mix_seeds
 from .files import CARD_FILE, CONFIG_FILE, MAX_FACTS, WEIGHTS_FILE
-from .files import _check_card, _check_writable, read_json, read_sealed
-from .files import replaced_file, save_parts, write_json, write_sealed
+from .files import check_card, check_writable, read_json, read_sealed
+from .files import refuse_foreign_folder, replaced_file, save_parts, write_json
+from .files import write_sealed
 from .forward import NoiseSchedule
 from .improved import hybrid_loss
 from .schedules import SCHEDULES, make_schedule
@@ -315,13 +317,7 @@ def refuse_other_run(
     out = Path(out)
     steps = [path.name for path in _saved_checkpoints(out / CHECKPOINTS)]
     holds = steps or any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
-    others = [name for name in (CARD_FILE, WEIGHTS_FILE, LOG_FILE) if (out / name).exists()]
-    if not holds and others:
-        problem = f"holds a {others[0]} that is no run's and would be replaced"
-        raise FileExistsError(f"out={str(out)!r} {problem}; choose another folder")
-    if holds and not resume:
-        remedy = "resume it (resume=True), or choose another folder"
-        raise FileExistsError(f"out={str(out)!r} already holds a run; {remedy}")
+    refuse_foreign_folder(out, (CARD_FILE, WEIGHTS_FILE, LOG_FILE), bool(holds), resume)
     # killed before its settings were written, a run has checkpoint 0 at most and may begin again
     if holds and not (out / SETTINGS_FILE).exists() and steps != ["step-00000000.json"]:
         problem = f"holds a model or checkpoints but no {SETTINGS_FILE}, and cannot be resumed"
@@ -340,7 +336,7 @@ def prepare_run(
         for stale in [*out.glob(".*.*"), *(out / CHECKPOINTS).glob(".step-*")]:
             if re.search(r"\.[0-9a-f]{8}(\.\w+)?$", stale.name):  # of a killed process
                 stale.unlink(missing_ok=True)
-        _check_writable(out)
+        check_writable(out)
     except OSError as error:
         raise OSError(f"out={str(out)!r} cannot be written: {error.strerror or error}") from None
     return out
@@ -435,11 +431,11 @@ def _places(data):
 
 def _read_some(data):
     """Return the images at eight places of the data, as floats."""
-    with _spared_streams():  # a set that draws from them draws the same again
+    with spared_streams():  # a set that draws from them draws the same again
         if isinstance(data, Tensor):
             images = [data[i] for i in _places(data)]
         else:
-            images = [_image_of(data, i) for i in _places(data)]
+            images = [image_of(data, i) for i in _places(data)]
     return [image.detach().cpu().float() for image in images]
 
 
@@ -459,8 +455,8 @@ def describe_data(
     unchanging = all(map(torch.equal, images, again))  # by chance, of a set that draws at random
     found = {"number": len(data), "shape": list(images[0].shape)}
     found["sha256 of some"] = _checksum(torch.stack(images)) if unchanging else None
-    found["flip"] = _is_mirrored(data)
-    classes, n_levels = _fact_of(data, "classes"), _fact_of(data, "n_levels")
+    found["flip"] = is_mirrored(data)
+    classes, n_levels = fact_of(data, "classes"), fact_of(data, "n_levels")
     if n_levels is not None:
         found["n_levels"] = int(n_levels)
     if classes is not None:
@@ -474,7 +470,7 @@ def describe_data(
     if with_labels and isinstance(labels, Tensor):
         found["labels"] = _checksum(labels)
     elif with_labels:
-        with _spared_streams():
+        with spared_streams():
             found["labels of some"] = [f"{data[i][1]}" for i in _places(data)]
     if hasattr(data, "describe_files"):
         found["files"] = data.describe_files()
@@ -559,7 +555,7 @@ def _network_of_model(out):
 def _card_of_model(out):
     """Return the card of the model in the folder of a run."""
     try:
-        return _check_card(read_json(Path(out) / CONFIG_FILE, max_bytes=MAX_FACTS)["card"])
+        return check_card(read_json(Path(out) / CONFIG_FILE, max_bytes=MAX_FACTS)["card"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         warnings.warn(f"the card of the run is lost: {CONFIG_FILE} holds none", stacklevel=2)
         return {}
@@ -578,7 +574,7 @@ def _write_model(run, trainer):
     facts = {"objective": config.objective, "schedule": _schedule_name(trainer.schedule)}
     if config.variance == "learned":
         facts["variance"] = "learned"
-    classes, n_levels = _fact_of(run.data, "classes"), _fact_of(run.data, "n_levels")
+    classes, n_levels = fact_of(run.data, "classes"), fact_of(run.data, "n_levels")
     if config.conditional == "class" and classes is not None:
         facts["classes"] = [str(name) for name in classes]
     if n_levels is not None:
@@ -658,7 +654,7 @@ class Checkpoints(Watcher):
         self.data, self.resume = data, resume
         self.loss, self.hold = None, None
         self.held_out = (held_out,) if isinstance(held_out, Tensor) else held_out
-        self.card = _check_card(card or {}) or None
+        self.card = check_card(card or {}) or None
         self.origin = _check_origin(origin)
         self.goes_on = resume and (self.out / SETTINGS_FILE).exists()
 
@@ -799,7 +795,7 @@ def _loss(config, data):
     """Choose the hybrid loss of chapter 13 for a run that learns its variances."""
     if config.variance == "fixed":
         return None
-    return partial(hybrid_loss, n_levels=_fact_of(data, "n_levels"))
+    return partial(hybrid_loss, n_levels=fact_of(data, "n_levels"))
 
 # %% ../nbs/24_runs.ipynb #check-held-out
 def _check_held_out(held_out, data, range_check, n_classes):
@@ -809,8 +805,8 @@ def _check_held_out(held_out, data, range_check, n_classes):
     if n_classes is not None:
         held_out = _check_pair(held_out, n_classes)
     (check_images if range_check else check_floating)("held_out", held_out)
-    with _spared_streams():
-        shape = data.shape[1:] if isinstance(data, Tensor) else _image_of(data, 0).shape
+    with spared_streams():
+        shape = data.shape[1:] if isinstance(data, Tensor) else image_of(data, 0).shape
     if held_out.shape[1:] != shape or len(held_out) == 0:
         allowed = f"(M, {', '.join(map(str, shape))}) with M at least 1"
         raise ValueError(f"held_out must have shape {allowed}; got {tuple(held_out.shape)}")
@@ -824,12 +820,11 @@ def _classes_told(config, model):
 def _check_pair(held_out, n_classes):
     """Return the images of (images, labels) if each has the label of a class."""
     pair = held_out if isinstance(held_out, tuple | list) else ()
-    images, labels = pair if len(pair) == 2 else (None, None)
-    known = isinstance(labels, Tensor) and not labels.is_floating_point()
-    known = known and labels.shape == (len(images),)
-    if not known or ((labels < 0) | (labels >= n_classes)).any():
+    if len(pair) != 2:
         wanted = f"(images, labels), whole numbers (M,) in 0..{n_classes - 1}"
         raise ValueError(f"held_out must be {wanted}; got {type(held_out).__name__}")
+    images, labels = pair
+    check_classes("the labels of held_out", labels, len(images), n_classes)
     return images
 
 # %% ../nbs/24_runs.ipynb #last-good

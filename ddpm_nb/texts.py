@@ -39,7 +39,7 @@ from .conditioning import CrossAttention, TextUNet, attention_maps, encode_words
 from .data import scale_levels
 from .elbo import simple_loss
 from .files import CARD_FILE, CONFIG_FILE, MAX_FACTS, WEIGHTS_FILE, read_json
-from .files import _check_card, replaced_file, write_json
+from .files import check_card, refuse_foreign_folder, replaced_file, write_json
 from .gaussian import randn, seeded, seeded_init
 from .latent import Autoencoder, autoencoder_loss, fit_latent_scale, to_latents
 from .pictures import FolderDataset, list_pictures
@@ -975,7 +975,7 @@ def _facts(card, out, resume, n):
     """Return the card of a model of n pictures: the given one, or what the run has so far."""
     if card is None and resume and (out / CONFIG_FILE).exists():
         card = read_json(out / CONFIG_FILE, max_bytes=MAX_FACTS)["card"]
-    return _check_card({"name": "text to image", "pictures": n} | (card or {}))
+    return check_card({"name": "text to image", "pictures": n} | (card or {}))
 
 # %% ../nbs/29_own_captions.ipynb #settings
 TEXT_FILE = "text.json"  # the settings of a run
@@ -984,14 +984,7 @@ TEXT_FILE = "text.json"  # the settings of a run
 def _settings(config, out, resume):
     """Return the settings: the given ones, or those that the run in `out` was started with."""
     holds = (out / TEXT_FILE).exists()
-    if not resume and holds:
-        remedy = "resume it (resume=True), or choose another folder"
-        raise FileExistsError(f"out={str(out)!r} already holds a run; {remedy}")
-    files = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
-    others = [name for name in files if (out / name).exists() and not holds]
-    if others:
-        problem = f"holds a {others[0]} that is no run's and would be replaced"
-        raise FileExistsError(f"out={str(out)!r} {problem}; choose another folder")
+    refuse_foreign_folder(out, (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE), holds, resume)
     if not holds:
         return config or TextConfig()
     try:

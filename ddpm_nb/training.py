@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'make_optimizer', 'descend', 'EMA', 'OneProcess', 'Trainer', 'seed_dropout', 'Watcher',
-           'recent_loss', 'TrainResult', 'fit']
+           'recent_loss', 'TrainResult', 'fit', 'own_streams']
 
 # %% ../nbs/09_training.ipynb #imports
 import copy
@@ -19,11 +19,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .checks import PRECISIONS, _spared_streams, call_model, check_batch_size, check_bool
-from .checks import check_choice, check_fields, check_gradients, check_int, check_kind
-from .checks import check_labels, check_limit, check_model, check_number, check_taken
-from .checks import check_told, check_trainable, pick_precision
-from .data import _image_of, _is_mirrored, _stream, check_data, mix_seeds
+from .checks import PRECISIONS, call_model, check_batch_size, check_bool, check_choice
+from .checks import check_fields, check_gradients, check_int, check_kind, check_labels
+from .checks import check_limit, check_model, check_number, check_taken, check_told
+from .checks import check_trainable, pick_precision, spared_streams
+from .data import _stream, check_data, image_of, is_mirrored, mix_seeds
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
 from .progress import show_progress
@@ -106,6 +106,15 @@ def make_optimizer(
         fused=fused or None,
     )
 
+# %% ../nbs/09_training.ipynb #rate-and-clip
+def _rate_and_clip(optimizer, config, i):
+    """Set the learning rate of iteration i, and clip the gradient: all that precedes a step."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * lr_factor(config, i)
+    if config.grad_clip < math.inf:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, config.grad_clip)
+
 # %% ../nbs/09_training.ipynb #descend
 def descend(
     model: nn.Module,  # trained in place
@@ -114,18 +123,14 @@ def descend(
     *,
     parameters=None,  # parameters or groups for AdamW; those of the model without
 ):
-    """Yield (i, loss) after each step of gradient descent: rate, gradient, clip, step."""
+    """Yield (i, loss) after each step of gradient descent: gradient, rate, clip, step."""
     check_gradients()
     optimizer = make_optimizer(model, config, parameters)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
     for i in range(config.n_iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * lr_factor(config, i)
         loss = loss_of(i)
         optimizer.zero_grad()
         loss.backward()
-        if config.grad_clip < math.inf:
-            nn.utils.clip_grad_norm_(trained, config.grad_clip)
+        _rate_and_clip(optimizer, config, i)
         optimizer.step()
         yield i, loss.detach()
 
@@ -277,13 +282,10 @@ def _predict(trainer, told, x_t, t):
 
 # %% ../nbs/09_training.ipynb #descend-once
 def _descend_once(trainer):
-    """Set the rate, clip, step; tell whether an overflow in float16 forbade the step."""
-    config, scaler = trainer.config, trainer.scaler  # the scaler does nothing but in float16
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = config.lr * lr_factor(config, trainer.n_steps)
+    """Do what `descend` does after a gradient; tell whether a float16 overflow forbade the step."""
+    scaler = trainer.scaler  # does nothing but in float16
     scaler.unscale_(trainer.optimizer)
-    if config.grad_clip < math.inf:
-        nn.utils.clip_grad_norm_(trainer.network.parameters(), config.grad_clip)
+    _rate_and_clip(trainer.optimizer, trainer.config, trainer.n_steps)
     scale = scaler.get_scale()
     scaler.step(trainer.optimizer)
     scaler.update()
@@ -392,7 +394,7 @@ def fit(
     device = next(model.parameters()).device
     pick_precision(config.precision, device)
     with ExitStack() as stack:
-        stack.enter_context(_own_streams(device))
+        stack.enter_context(own_streams(device))
         for watcher in watchers:
             stack.callback(watcher.close)
         trainer = Trainer(model, schedule, config, processes, loss)
@@ -428,21 +430,23 @@ def _run_loop(trainer, batches, watchers, callback, progress):
             for watcher in watchers if saves else ():
                 watcher.checkpoint(trainer)
             if callback is not None:
-                with _own_streams(trainer.device):
+                with own_streams(trainer.device):
                     callback(trainer)
             if stops:
                 break
 
 # %% ../nbs/09_training.ipynb #own-streams
-def _own_streams(device):
-    """Keep what happens inside away from torch's global random streams."""
+def own_streams(
+    device: torch.device,  # where is drawn
+):
+    """Return a context in which draws leave torch's global random streams as they were."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 # %% ../nbs/09_training.ipynb #batches
 def _batches(trainer, data, n_workers):
     """Return this process's batches, from the place in the data where the run is."""
     config, processes = trainer.config, trainer.processes
-    place = {"seed": config.seed, "start": trainer.n_steps, "flip": _is_mirrored(data)}
+    place = {"seed": config.seed, "start": trainer.n_steps, "flip": is_mirrored(data)}
     place |= {"rank": processes.rank, "n_processes": processes.n}
     n_classes = trainer.network.n_classes if config.conditional == "class" else None
     return _stream(data, config.batch_size, place, trainer.device, n_workers, n_classes)
@@ -470,8 +474,8 @@ def _check_run(model, schedule, config, data, range_check, n_workers, processes)
 # %% ../nbs/09_training.ipynb #check-taken
 def _check_taken(model, schedule, config, data):
     """Refuse images that a network would not take, if it says what it takes."""
-    with _spared_streams():
-        image = data[0] if isinstance(data, Tensor) else _image_of(data, 0).float()
+    with spared_streams():
+        image = data[0] if isinstance(data, Tensor) else image_of(data, 0).float()
     dtype = torch.promote_types(image.dtype, schedule.betas.dtype)
     computes_in = pick_precision(config.precision, next(model.parameters()).device)
     check_taken(model, image.shape, dtype, converts=computes_in != torch.float32)

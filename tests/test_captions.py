@@ -135,9 +135,9 @@ def test_rule_refuses_what_does_not_fit():
     for call, words in (
         (lambda: measure_strokes(torch.full((1, 1, 8, 8), 2.0)), "images must be scaled to [-1, 1]"),
         (lambda: attributes(RULE, F.pad(IMAGES[:2], (1, 1, 1, 1)), LABELS[:2]), "images must have 8 pixels a side, as the rule; got 10"),
-        (lambda: attributes(RULE, IMAGES[:2], torch.tensor([0, 10])), "labels must be in 0..9; got values from 0 to 10"),
-        (lambda: attributes(RULE, IMAGES[:2], torch.tensor([0.0, 1.0])), "labels must hold 2 whole numbers"),
-        (lambda: attributes(RULE, IMAGES[:2], [0, 1]), "labels must hold 2 whole numbers, one for each image; got list"),
+        (lambda: attributes(RULE, IMAGES[:2], torch.tensor([0, 10])), "labels must be (2,) whole numbers in 0..9; got [0, 10] of torch.int64"),
+        (lambda: attributes(RULE, IMAGES[:2], torch.tensor([0.0, 1.0])), "labels must be (2,) whole numbers in 0..9; got [0.0, 1.0] of torch.float32"),
+        (lambda: attributes(RULE, IMAGES[:2], [0, 1]), "labels must be (2,) whole numbers in 0..9; got list"),
         (lambda: fit_caption_rule(IMAGES[..., :7], LABELS), "images must be square"),
         (lambda: fit_caption_rule(IMAGES[few], LABELS[few]), "labels must hold each digit at least 3 times; 4 occurs 0 times"),
         (lambda: fit_caption_rule(IMAGES, LABELS, tail=0.5), "tail must be"),

@@ -306,9 +306,10 @@ def test_guidance_of_classes_is_that_of_words(scale):
 
 def test_class_networks_refuse():
     net, x, t = class_net(), draw(2, 1, 8, 8), torch.tensor([3, 700])
-    for labels in (torch.tensor([0, 4]), torch.tensor([-1, 0]), torch.tensor([0]), torch.tensor([0.0, 1.0]), [0, 1], 2):
+    for labels in (torch.tensor([0, 4]), torch.tensor([-1, 0]), torch.tensor([0]), torch.tensor(2), torch.tensor([0.0, 1.0]), torch.tensor([True, False]), [0, 1], 2):
         refuses(lambda labels=labels: net(x, t, labels), "labels must be (2,) whole numbers in 0..2, or 3 for no class")
-    for labels in (3, -1, torch.tensor([0, 3]), 1.5):
+    assert net(x, t, torch.tensor([2, 3], dtype=torch.uint8)).equal(net(x, t, torch.tensor([2, 3])))
+    for labels in (3, -1, torch.tensor([0, 3]), 1.5, True):
         refuses(lambda labels=labels: of_class(net, labels), "labels must be whole numbers in 0..2")
     refuses(lambda: of_class(net, 1, -1), "scale")
     refuses(lambda: of_class(UNet(**CLASSES), 1), "model must be told classes; UNet is not", error=TypeError)

@@ -220,7 +220,7 @@ def test_a_network_that_is_told_the_class(objective, schedule, tmp_path):
     sample = sample_ddpm(lambda x, t: again(x, t, labels), own, x.shape, generator=torch.Generator().manual_seed(0))
     assert sample.isfinite().all()
     refuses(lambda: ours(x, t), "labels must be (B,) classes in 0..9")
-    refuses(lambda: ours(x, t, labels + 1), "labels must be (3,) whole numbers in 0..9")
+    refuses(lambda: ours(x, t, labels + 1), "labels must be (3,) whole numbers in 0..9; got [1, 8, 10] of torch.int64")
     plain = unet_from_diffusers(random_peer(**SMALL_PEER))[0]
     if isinstance(plain, PeerUNet):
         refuses(lambda: plain(x, t, labels), "the network knows no classes")
@@ -456,12 +456,6 @@ def test_what_has_no_word_in_diffusers_is_refused_by_name(objective, network, sc
     model = NoisePredictor(network, schedule, objective)
     words = f"objective={objective!r} cannot be expressed by a scheduler of diffusers"
     refuses(lambda: unet_to_diffusers(model, schedule), words)
-
-
-def test_shipped_cosine_schedules_are_exported_by_name():
-    for name in ("digits", "mnist"):
-        scheduler = unet_to_diffusers(*load_pretrained(name))[1]
-        assert scheduler.config.beta_schedule == "squaredcos_cap_v2" and scheduler.config.trained_betas is None
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid"])

@@ -604,6 +604,24 @@ def test_loading_leaves_the_compiler_of_pytorch_alone(code):
     assert told.stdout.split() == ["torch"]
 
 
+@pytest.mark.parametrize(("holds", "resume"), [(False, False), (False, True), (True, False), (True, True)])
+def test_a_foreign_folder_is_refused_for_a_run(holds, resume, tmp_path):
+    """One refusal for all runs: that of a run begun anew comes first, and files of a run that goes on are its own."""
+    names = ["log.jsonl", CARD_FILE]
+    call = lambda: files.refuse_foreign_folder(tmp_path / "run", names, holds, resume)
+    if holds and not resume:
+        refuses(call, "already holds a run; resume it (resume=True)", error=FileExistsError)
+    else:
+        call()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CARD_FILE).write_text("mine")
+    if not holds:
+        refuses(call, f"out={str(tmp_path / 'run')!r} holds a {CARD_FILE} that is no run's", "choose another folder", error=FileExistsError)
+    elif resume:
+        call()
+    assert contents(tmp_path / "run") == {CARD_FILE: b"mine"}
+
+
 def test_what_could_not_be_read_back_is_not_written(tmp_path, monkeypatch):
     """Many thousand names of classes are more than other JSON files may have."""
     pair = tmp_path / "a.json", tmp_path / "a.safetensors"

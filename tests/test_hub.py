@@ -1,6 +1,7 @@
 """Models on disk: what gives the weights their meaning is kept with them, and the noise is what comes out."""
 
 import copy
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load, load_file, save
 
 import ddpm_nb.hub as hub
 from conftest import refuses
+from ddpm_nb.conditioning import ClassUNet
 from ddpm_nb.elbo import OBJECTIVES, objective_target, output_to_eps
 from ddpm_nb.files import CARD_FILE, WEIGHTS_FILE, load_parts, model_card, save_parts
 from ddpm_nb.forward import q_sample
@@ -21,6 +23,7 @@ from ddpm_nb.hub import (
     MODELS,
     SHIPPED,
     NoisePredictor,
+    PeerUNet,
     describe_model,
     load_pretrained,
     save_pretrained,
@@ -292,6 +295,32 @@ def test_every_shipped_model_loads_and_its_card_is_current():
         facts = {"data", "iterations", "seed", "hardware", "training minutes", "test loss", "test bits/dim", "samples judged"}
         assert facts <= config["card"].keys(), "a card says on what, for how long, how good"
         assert sum(p.stat().st_size for p in path.iterdir()) < (4_000_000 if path.name == "digits" else 12_000_000)
+
+
+CHOSEN = {  # no value that a class has by itself, no two alike
+    UNet: {
+        "image_size": 8, "in_channels": 3, "base_channels": 24, "channel_mults": [1, 1], "n_res_blocks": 1, "attn_resolutions": [4],
+        "dropout": 0.25, "norm_groups": 6, "norm_eps": 1e-3, "n_heads": 12, "mid_attention": False, "upsampling": "transposed",
+        "cumulative": True, "out_channels": 5, "time_layout": "cos_first", "freq_shift": 0.5, "checkpointing": True,
+    },
+    PeerUNet: {
+        "image_size": 8, "in_channels": 3, "out_channels": 5, "widths": [24, 12], "time_dim": 16, "down_attention": [True, False],
+        "up_attention": [False, True], "n_res_blocks": 1, "dropout": 0.25, "norm_groups": 6, "norm_eps": 1e-3, "head_dim": 4,
+        "mid_attention": False, "mid_norm_groups": 3, "time_layout": "interleaved", "freq_shift": 0.5, "padding": "after",
+        "scale_shift": True, "n_classes": 7, "checkpointing": True,
+    },
+}  # fmt: skip
+CHOSEN[ClassUNet] = {"n_classes": 7} | CHOSEN[UNet]
+
+
+@pytest.mark.parametrize("kind", CHOSEN, ids=lambda kind: kind.__name__)
+def test_the_config_has_every_argument_under_its_name(kind):
+    wanted = CHOSEN[kind]
+    defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
+    assert list(defaults) == list(wanted) and not any(defaults[name] == value for name, value in wanted.items())
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()}
+    config = kind(**given).config
+    assert config == wanted and list(config) == list(wanted)
 
 
 def test_every_model_folder_is_one_format_and_opens_without_its_own_loader():

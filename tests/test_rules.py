@@ -149,6 +149,8 @@ def test_open_solution_and_bold_exercises_are_found(tmp_path):
     assert any("is not folded" in line for line in faults(notebook(tmp_path, folded)))
     bold = [*SOUND[:6], "md: ## Exercises\n\n**1.** Prove it."]
     assert any("book's directive" in line for line in faults(notebook(tmp_path, bold)))
+    named = [cell.replace("## Exercises", "## To change and try") for cell in SOUND]
+    assert any("under the heading Exercises" in line for line in faults(notebook(tmp_path, named)))
 
 
 def test_a_name_that_no_notebook_has_is_refused(monkeypatch):

@@ -79,7 +79,7 @@ def test_results_are_those_of_the_first_version(name):
 
 
 def test_descend_is_the_loop_written_out():
-    """Rate, gradient, clip, step: with groups of their own, and without a limit on the gradient, equal to the last bit."""
+    """Gradient, rate, clip, step: with groups of their own, and without a limit on the gradient, equal to the last bit."""
     x, config = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)), TrainConfig(n_iterations=20, lr=0.1, warmup=4)
 
     def net():
@@ -104,6 +104,26 @@ def test_descend_is_the_loop_written_out():
         seen = list(descend(one, replace(config, grad_clip=clip), lambda i: (one(x) - x).square().mean(), parameters=parameters))  # noqa: B023
         assert [i for i, _ in seen] == list(range(20)) and [loss.item() for _, loss in seen] == losses
         assert not any(loss.requires_grad for _, loss in seen) and all_equal(one.parameters(), other.parameters())
+
+
+@pytest.mark.parametrize("clip", [0.05, math.inf])
+def test_a_trainer_descends_by_the_lines_of_descend(clip, monkeypatch):
+    """Rate and clip are written once, and both come to the same weights, to the last bit."""
+    calls, lines = [], training._rate_and_clip
+    monkeypatch.setattr(training, "_rate_and_clip", lambda *rest: calls.append(rest[-1]) or lines(*rest))
+    config, x = replace(QUICK, grad_clip=clip), make_data("tensor")[:8]
+    trainer = make_trainer(config, tiny_unet(dropout=0.0))
+    other, noise = tiny_unet(dropout=0.0), torch.Generator().manual_seed(config.seed)
+
+    def loss_of(i):
+        t = torch.randint(N_STEPS, (8,), generator=noise)
+        eps = torch.randn(x.shape, generator=noise)
+        return simple_loss(other, trainer.schedule, x, t=t, eps=eps, reduction="none").mean()
+
+    for i, loss in descend(other, config, loss_of):
+        _, losses = trainer.step(x)
+        assert losses.mean() == loss and all_equal(trainer.network.parameters(), other.parameters())
+        assert calls == [number for number in range(i + 1) for _ in range(2)]
 
 
 # --- the step ---

@@ -46,7 +46,7 @@ PURPOSES = {
         save_classifier load_classifier
     """,
     "process": """
-        pick_precision Interrupted StopSignals OneProcess seed_dropout _own_streams _spared_streams
+        pick_precision Interrupted StopSignals OneProcess seed_dropout own_streams spared_streams
         _global_streams _load_streams _interrupted _add_gradients
     """,
     "cpu form": """

@@ -358,7 +358,7 @@ def numbered_exercises(book):
 
 
 def exercise_faults(book):
-    """An exercise has a label of its own and, right after it, a folded solution that ends in the same notebook."""
+    """Exercises stand under one heading in all chapters; each has a label of its own and, right after it, a folded solution that ends in the same notebook."""
     seen = {}
     for nb in book:
         blocks = [m.group("kind", "title", "body") for m in BLOCK.finditer(nb.text)]
@@ -380,6 +380,8 @@ def exercise_faults(book):
             yield f"{nb.name}: exercise {label} has no solution after it"
         if re.search(r"^#+ Exercises", nb.text, re.M) and not blocks:
             yield f"{nb.name}: its exercises are not written with the book's directive"
+        if blocks and not re.search(r"^## Exercises$", nb.text.split("{exercise}")[0], re.M):
+            yield f"{nb.name}: its exercises do not stand under the heading Exercises"
         kinds = [kind for kind, _, _ in blocks if kind != "exercise"]
         if kinds != ["solution-start", "solution-end"] * (len(kinds) // 2):
             yield f"{nb.name}: a solution does not end, or ends twice"
