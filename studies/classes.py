@@ -5,7 +5,7 @@ Usage: python studies/classes.py {digits,mnist} --hardware "what it runs on" [--
 `digits` trains the network of chapter 20 from several seeds and draws from each at several scales of guidance. `mnist` trains a network
 that is told the digit on latents of the pipeline that ships, which its decoder turns into pictures; one training, several draws. Trained
 networks stay in --work, and are not trained again. Written are ddpm_nb/measured/classes.json (figures a training or a draw, so that
-differences can be paired) and, by `mnist`, book/_static/mnist-classes.png: a row for each digit that was asked for.
+differences can be paired) and, by `mnist`, book/_static/mnist-classes.png: a row for each digit that was asked for, without guidance and with it.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from common import MEASURED, PICTURES, as_stored, checksums, save_grey, setting, write
 
@@ -128,15 +129,17 @@ def study_mnist(root, work):
     model, schedule = load_pretrained(work / "mnist")
     classifier = load_classifier("mnist")
     real = judge(classifier, test.images(), test.labels)
-    rows = {str(scale): [] for scale in SCALES["mnist"]}
+    rows, sheets = {str(scale): [] for scale in SCALES["mnist"]}, []
     for scale in SCALES["mnist"]:
         for seed in range(N_DRAWS):
             z, labels = draw(model, schedule, "mnist", pipeline.autoencoder.latent_shape, scale, seed, clip_x_0=False)
             x = from_latents(pipeline.autoencoder, z)
             rows[str(scale)].append(judge(classifier, x, labels))
             print(f"draw {seed}, scale {scale:g}: {rows[str(scale)][-1]}", flush=True)
-            if seed == 0 and scale == 1:
-                save_grey(SHEET, tile(x, EACH["mnist"]), 2)
+            if seed == 0:
+                sheets.append(tile(x, EACH["mnist"]))
+    gap = np.full_like(sheets[0][:, :20], 255)
+    save_grey(SHEET, np.concatenate([sheets[0], gap, sheets[1]], 1), 2)
     epochs = round(MNIST.n_iterations * MNIST.batch_size / len(data), 1)
     facts = {"settings": asdict(MNIST), "network": LATENT, "epochs": epochs, "draws": N_DRAWS} | describe_model(work / "mnist")["card"]
     return facts | {"scales": rows, "real": real, "sha256": checksums("pipelines/mnist", "classifiers/mnist")}
