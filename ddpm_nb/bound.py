@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_floating, check_grid, check_images
+from .checks import check_bool, check_choice, check_floating, check_grid
+from .checks import check_images
 from .checks import check_int, check_kind, check_model, check_range
 from .checks import check_schedule, check_timesteps
 from .elbo import STEP_VARIANCES, check_clean_batch, decoder_log_likelihood
@@ -91,6 +92,7 @@ def _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size):
     """Refuse bad arguments of the bound before the network is called."""
     check_clean_batch(x_0)
     check_choice("variance", variance, STEP_VARIANCES)
+    check_bool("clip_x_0", clip_x_0)
     check_int("chunk_size", chunk_size)
     if n_levels is not None:
         check_grid("x_0", check_images("x_0", x_0), n_levels)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_classes, check_generator, check_images, check_int
-from .checks import check_number
+from .checks import check_bool, check_classes, check_generator, check_images
+from .checks import check_int, check_number
 
 # %% ../nbs/18_captions.ipynb #stroke-width
 def _stroke_width(ink):
@@ -111,6 +111,7 @@ def fit_caption_rule(
 ) -> CaptionRule:
     """Place the limits at quantiles of the measured strokes of each digit."""
     _check_digits(images, labels)
+    check_bool("with_size", with_size)
     check_number("tail", tail, 0, 0.5, open_low=True, open_high=True)
     counts = labels.bincount(minlength=10)
     if int(counts.min()) < 3:

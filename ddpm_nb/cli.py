@@ -10,6 +10,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import difflib
 import json
 import math
 import os
@@ -265,11 +266,25 @@ def _add_train_text(parser):
     add("--resume", action="store_true", help="go on with the run in OUT, if there is one")
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
+# %% ../nbs/30_command_line.ipynb #parser
+class _Parser(argparse.ArgumentParser):
+    """Read options; beside one that is not known, name the one that is most like it."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Refuse what is left over, with the usage of the verb that it was given to."""
+        known, left = super().parse_known_args(args, namespace)
+        if left:
+            options = self._option_string_actions
+            near = difflib.get_close_matches(left[0].split("=")[0], options, n=1)
+            meant = f" (nearest: {near[0]})" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(left)}{meant}")
+        return known, left
+
 # %% ../nbs/30_command_line.ipynb #make-parser
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of the command `ddpm-nb`."""
     about = "Train small diffusion models, sample from them, and measure them."
-    parser = argparse.ArgumentParser("ddpm-nb", description=about)
+    parser = _Parser("ddpm-nb", description=about)
     version = import_module("ddpm_nb").__version__
     parser.add_argument("--version", action="version", version=f"ddpm-nb {version}")
     verbs = "{train,resume,sample,evaluate,train-text,generate,info}"
@@ -378,15 +393,15 @@ def _look_at_pictures(
     """Read the size of some pictures; return the image size that fits them, and if all are grey."""
     from PIL import Image
 
-    from ddpm_nb.pictures import FORMATS, _existing_folder, list_pictures
+    from ddpm_nb.pictures import FORMATS, _list_folder
 
-    root = _existing_folder(root)
-    files = list_pictures(root)[0]
+    found = _list_folder(root)
     sides = []
     modes = set()
-    for file in files[:: max(1, len(files) // 100)]:
+    for file in found.files[:: max(1, len(found.files) // 100)]:
+        path = found.root / file
         # one that is damaged or huge is named later, by whoever reads it
-        with contextlib.suppress(Exception), Image.open(root / file, formats=FORMATS) as picture:
+        with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as picture:
             sides.append(min(picture.size))
             modes.add(picture.mode)
     typical = min(sorted(sides)[len(sides) // 2] if sides else largest, largest)
@@ -508,18 +523,21 @@ def _build_network(options, data):
         network = make_unet(preset, **sizes)
     return network, make_schedule(options["schedule"], options["n_steps"])
 
-# %% ../nbs/30_command_line.ipynb #is-flat
-def _is_flat(
-    options: dict,  # of `ddpm-nb train`
-) -> bool:
-    """Tell whether the data are a folder of pictures without a part for training."""
-    from ddpm_nb.pictures import _existing_folder, find_parts, list_pictures
+# %% ../nbs/30_command_line.ipynb #list
+def _list(options):
+    """Walk through a folder of pictures, once; return what is there, None for another set."""
+    from ddpm_nb.pictures import _list_folder
 
-    if options["dataset"] != "folder":
-        return False
+    return _list_folder(options["root"]) if options["dataset"] == "folder" else None
+
+
+def _is_flat(listing) -> bool:
+    """Tell whether the data are a folder of pictures without a part for training."""
+    from ddpm_nb.pictures import find_parts
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whoever loads the folder hears them
-        return not find_parts(list_pictures(_existing_folder(options["root"]))[0])
+        return listing is not None and not find_parts(listing.files)
 
 # %% ../nbs/30_command_line.ipynb #count
 def _count(held_out, n):
@@ -542,18 +560,26 @@ def _part(data, places):
         part.files = [data.files[i] for i in places]
     return part
 
-# %% ../nbs/30_command_line.ipynb #load
-def _load(options):
-    """Load the images to train on, and those held out, a data set too, or None."""
+# %% ../nbs/30_command_line.ipynb #read
+def _read(options, listing, split="train"):
+    """Load the images of a part, into memory where they fit and no worker is to read them."""
     from ddpm_nb.data import load_dataset
+    from ddpm_nb.pictures import _n_bytes
 
-    data = load_dataset(options["dataset"], **_where(options))
-    per_image = data[0][0].numel()
-    if hasattr(data, "loaded") and len(data) * per_image <= 2**28 and not options["workers"]:
-        data = data.loaded()  # a byte for each value: at most 256 MB
-    if not _is_flat(options):
-        return data, _test_part(options, options["held_out"]) if options["held_out"] else None
-    return _divide(data, options["held_out"])
+    where = _where(options) | ({"root": listing} if listing else {})
+    data = load_dataset(options["dataset"], split=split, **where)
+    if hasattr(data, "loaded") and _n_bytes(len(data), data.how) <= listing.most_bytes:
+        return data if options["workers"] and split == "train" else data.loaded()
+    return data
+
+# %% ../nbs/30_command_line.ipynb #load
+def _load(options, listing):
+    """Load the images to train on, and those held out, a data set too, or None."""
+    data = _read(options, listing)
+    if _is_flat(listing):
+        return _divide(data, options["held_out"])
+    n = options["held_out"]
+    return data, _first(_read(options, listing, "test"), n) if n else None
 
 
 def _divide(data, held_out):
@@ -576,13 +602,6 @@ def _first(data, n):
     import torch
 
     return _part(data, torch.arange(_count(n, len(data))))
-
-
-def _test_part(options, n):
-    """Load the first n test images of a data set."""
-    from ddpm_nb.data import load_dataset
-
-    return _first(load_dataset(options["dataset"], split="test", **_where(options)), n)
 
 # %% ../nbs/30_command_line.ipynb #check-conditional
 def _check_conditional(options, data):
@@ -724,10 +743,11 @@ def _run_train(args):
         raise ValueError("--label-dropout is for runs that are told classes: --conditional class")
     device = pick_device(options["device"])
     chosen = {}
-    if options["dataset"] == "folder":
-        chosen = _look_at_pictures(options["root"], 64 if device.type == "cuda" else 32)
+    listing = _list(options)
+    if listing:
+        chosen = _look_at_pictures(listing, 64 if device.type == "cuda" else 32)
         options = options | chosen | given
-    data, held_out = _load(options)
+    data, held_out = _load(options, listing)
     _check_conditional(options, data)
     if options["dataset"] in ("folder", "cifar10"):
         chosen |= suit(len(data), data[0][0].shape[-1], device.type)
@@ -793,7 +813,7 @@ def _go_on(out, given):
     options = default_options() | asdict(config) | kept | where | given | {"resume": True}
     _check_options(options)
     _check_places(out)
-    data, held_out = _load(options)
+    data, held_out = _load(options, _list(options))
     now = _facts(options, data)[1]
     kept = default_options() | kept  # older runs lack new options
     movable = ("root", "roots", "sample_every")
@@ -835,7 +855,8 @@ def _train(options, data, held_out, chosen=None):
     if drawing.n_made == 0:
         return _say(_finished(options["out"], config), processes)
     skipped = f", {result.n_skipped} of them skipped" if result.n_skipped else ""
-    done = f"trained {config.n_iterations} iterations{skipped} in {_spell(result.seconds)}"
+    many = "iteration" if config.n_iterations == 1 else "iterations"
+    done = f"trained {config.n_iterations} {many}{skipped} in {_spell(result.seconds)}"
     _say(f"{done}, loss {recent_loss(result.losses, config):.4f}", processes)
     if processes.is_main:
         sheet = Path(options["out"], "samples.png")
@@ -1017,6 +1038,7 @@ def _told_always(run):
 # %% ../nbs/30_command_line.ipynb #run-train-text
 def _run_train_text(args):
     """Train a text-to-image pipeline in three stages, or go on with one."""
+    from ddpm_nb.pictures import _list_folder
     from ddpm_nb.pipeline import PIPELINES
     from ddpm_nb.runs import refuse_other_run
     from ddpm_nb.texts import STAGES, TEXT_FILE, CaptionedFolder, train_text
@@ -1024,10 +1046,11 @@ def _run_train_text(args):
     refuse_other_run(Path(args.out) / STAGES[0], args.resume)  # before all pictures are read
     goes_on = args.resume and (Path(args.out) / TEXT_FILE).exists()
     _check_places(args.out, None if goes_on else args.root)
-    found = _look_at_pictures(args.root, 32)  # larger ones are made smaller
+    listing = _list_folder(args.root)
+    found = _look_at_pictures(listing, 32)  # larger ones are made smaller
     size = found["image_size"] if args.image_size is None else args.image_size
     grey = args.grey or found["grey"]
-    data = CaptionedFolder(args.root, size, grey=grey, problems=args.problems)
+    data = CaptionedFolder(listing, size, grey=grey, problems=args.problems)
     kept = Path(args.out) / TEXT_FILE
     goes_on = goes_on and args.config is None
     if goes_on and args.iterations is not None:
@@ -1193,14 +1216,14 @@ def _data_of(run, root, dataset):
     return kept | {"root": root or _find_root(kept, folder)}
 
 # %% ../nbs/30_command_line.ipynb #own-pictures
-def _own_pictures(args, kept, options):
+def _own_pictures(args, kept, options, listing):
     """Load pictures of a folder without parts that the model was not trained on, a data set."""
     own = kept.get("dataset") == "folder"
     root = options["root"]
     was = kept.get("held_out", 0) if own else 0
     places = [Path(args.run, place) for place in kept.get("roots", [])] if own else []
     is_there = any(os.path.realpath(root) == os.path.realpath(place) for place in places)
-    data = _load(options | {"held_out": 0})[0]
+    data = _load(options | {"held_out": 0}, listing)[0]
     is_same = _is_divided(args.run, data, was) if own else False  # wherever the folder is now
     if is_same is None:
         is_same = is_there
@@ -1251,12 +1274,13 @@ def _find_held_out(args, model):
     given = {"dataset": name, "root": args.root, "unreadable": args.unreadable}
     options |= {key: value for key, value in given.items() if value is not None}
     options["image_size"] = model.config["image_size"]
-    if _is_flat(options):
-        return _own_pictures(args, kept, options), name
+    listing = _list(options)
+    if _is_flat(listing):
+        return _own_pictures(args, kept, options, listing), name
     if args.held_out is not None:
         problem = "is for a folder without parts: here the test part is held out; pass --n"
         raise ValueError(f"--held-out {problem}")
-    return _test_part(options, args.n), name
+    return _first(_read(options, listing, "test"), args.n), name
 
 # %% ../nbs/30_command_line.ipynb #labels-to-measure
 def _labels_to_measure(args, model, data):

@@ -22,7 +22,7 @@ from ddpm_nb.captions import (
     check_prompts,
     write_captions,
 )
-from .checks import check_images, check_int, check_square_images, has_values
+from .checks import check_bool, check_images, check_int, check_square_images, has_values
 from .data import mix_seeds
 from .gaussian import seeded
 from .progress import show_progress
@@ -233,6 +233,8 @@ def train_clip(
 ) -> CLIP:
     """Train both encoders on images and sentences written anew at each step; return them frozen."""
     _check_examples(images, attributes, config)
+    check_bool("mask", mask)
+    check_bool("progress", progress)
     device = clip.log_scale.device
     g = seeded(mix_seeds(config.seed, 1))
 

@@ -243,9 +243,9 @@ class TextLevel(nn.Module):
                 heard = SpatialTransformer(channels, context_dim, **options)
             self.attentions.append(heard)
 
-    def step(self, i, h, signal):
+    def step(self, i, h, cond):
         """Apply the i-th residual block, told the time, and its transformer, told the words."""
-        time, context = signal
+        time, context = cond
         h = self.blocks[i](h, time)
         attention = self.attentions[i]
         return attention(h, context) if isinstance(attention, SpatialTransformer) else h

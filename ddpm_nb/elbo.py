@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import call_model, check_choice, check_floating, check_generator
+from .checks import call_model, check_bool, check_choice, check_floating
+from .checks import check_generator
 from .checks import check_int, check_kind, check_model, check_number
 from .checks import check_same_shape, check_schedule
 from .forward import NoiseSchedule, _pick, extract, predict_eps, predict_x_0
@@ -148,6 +149,7 @@ def reverse_mean_variance(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and log-variance of p(x_{t-1} | x_t), and x_0_hat (DDPM, equation 11)."""
     check_model(model, schedule)
+    check_bool("clip_x_0", clip_x_0)
     output = call_model(model, check_floating("x_t", x_t), t)
     eps_hat, log_variance = split_output(schedule, x_t, t, output, variance)
     x_0_hat = predict_x_0(schedule, x_t, t, eps_hat)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .checks import check_bool
 from .elbo import drop_variance, output_to_eps
 from .hub import NoisePredictor
 
@@ -48,6 +49,7 @@ def optimize_for_sampling(
         raise ValueError(
             f"dtype must be torch.float32, torch.bfloat16 or torch.float16; got {dtype}"
         )
+    check_bool("compile", compile)
     if isinstance(model, NoisePredictor):  # only its network is rounded, not the conversion
         return _predict_noise(model, dtype, compile)
     network = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)

@@ -28,6 +28,8 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .checks import check_bool
+
 # %% ../nbs/93_files.ipynb #replaced-file
 @contextmanager
 def replaced_file(
@@ -290,6 +292,8 @@ def save_parts(
     half: bool = False,  # keep weights as float16, rounded to 3 digits, in half the bytes
 ):
     """Write modules as one model: safetensors, JSON, a readable card; none before all are whole."""
+    check_bool("overwrite", overwrite)
+    check_bool("half", half)
     # without the wrapper of torch.compile, which gives the weights other names
     parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)

@@ -13,7 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import call_model, check_callable, check_choice, check_floating
+from .checks import call_model, check_bool, check_callable, check_choice
+from .checks import check_floating
 from .checks import check_generator, check_int, check_model, check_number
 from .checks import check_same_shape, check_schedule, check_timesteps
 from .elbo import check_clean_batch
@@ -69,6 +70,7 @@ def velocity_from_eps(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Build a velocity model(x, t), t in (0, 1], from a noise predictor, without training."""
     check_model(model, schedule)
+    check_bool("clip_x_0", clip_x_0)
     signal, noise = schedule.sqrt_alpha_bars[-1], schedule.sqrt_one_minus_alpha_bars[-1]
     least = float(signal) / (float(signal) + float(noise))  # 1 - t of the last level
 
@@ -212,6 +214,7 @@ def edm_denoiser(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Build a denoiser D(x, sigma) of x = x_0 + sigma eps from a noise predictor."""
     check_model(model, schedule)
+    check_bool("clip_x_0", clip_x_0)
 
     def denoise(x, sigma):
         sigma = _per_image("sigma", sigma, x)

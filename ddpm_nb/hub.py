@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_choice, check_classes, check_int, check_kind
+from .checks import check_bool, check_choice, check_classes, check_int
+from .checks import check_kind
 from .conditioning import ClassUNet
 from .elbo import OBJECTIVES, drop_variance, output_to_eps
 from .embeddings import TimeEmbedding
@@ -129,6 +130,8 @@ class PeerUNet(UNet):
 # %% ../nbs/25_sharing.ipynb #build-peer
 def _build_peer(unet, c):
     """Build the layers of `UNet`, then exchange those that are others."""
+    for name in ("mid_attention", "scale_shift", "checkpointing"):
+        c[name] = check_bool(name, c[name])
     widths = c["widths"]
     norm = {"norm_groups": c["norm_groups"], "norm_eps": c["norm_eps"]}
     level_sizes(c["image_size"], len(widths))

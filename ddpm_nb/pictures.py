@@ -10,6 +10,7 @@ __all__ = ['FORMATS', 'SUFFIXES', 'TEXTS', 'PARTS', 'TORCHVISION', 'read_picture
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import socket
@@ -20,7 +21,8 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from itertools import islice
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,9 +30,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .checks import check_choice, check_int
+from .checks import check_bool, check_choice, check_int
 from .data import ImageDataset, _describe_images, scale_levels
 from .progress import show_progress
+from .unet import patch
 
 # %% ../nbs/23_pictures.ipynb #to-mode
 def _to_mode(image, mode, white_level):
@@ -63,20 +66,11 @@ def read_picture(
     white_level: int | None = None,  # level of white in a grey picture of 16 bits; 65535 without
 ) -> Tensor:
     """Read a picture as bytes (C, H, W): upright, its shorter side resized, the middle kept."""
+    check_int("image_size", image_size)
+    check_bool("grey", grey)
     _check_white(white_level)
-    with Image.open(path, formats=FORMATS) as file:
-        n = file.width * file.height
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and n > limit:
-            text = f"{file.width} x {file.height} = {n} pixels are more than {limit}"
-            raise Image.DecompressionBombError(f"{text}, Image.MAX_IMAGE_PIXELS")
-        if white_level is not None and _is_deep(file) and file.mode[0] != "I":
-            raise ValueError("white_level is for grey pictures; of 16-bit colours 8 bits are read")
-        image = ImageOps.exif_transpose(file)
-    image = _to_mode(image, "L" if grey else "RGB", white_level or 65535)
-    image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(image)).reshape(image_size, image_size, -1)
-    return pixels.permute(2, 0, 1).contiguous()
+    image = _open_picture(path, white_level)[0]
+    return _to_square(image, image_size, grey, white_level)
 
 # %% ../nbs/23_pictures.ipynb #check-white
 def _check_white(white_level):
@@ -89,7 +83,29 @@ def _is_deep(file) -> bool:
     """Tell whether an opened file has 16 bits a channel; Pillow reads the upper 8 of colours."""
     return file.mode.startswith("I") or ";16" in str(file.tile)
 
-# %% ../nbs/23_pictures.ipynb #list-pictures
+# %% ../nbs/23_pictures.ipynb #open-picture
+def _open_picture(path, white_level):
+    """Decode a picture, upright; return it, and whether the file has 16 bits a channel."""
+    with Image.open(path, formats=FORMATS) as file:
+        n = file.width * file.height
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and n > limit:
+            text = f"{file.width} x {file.height} = {n} pixels are more than {limit}"
+            raise Image.DecompressionBombError(f"{text}, Image.MAX_IMAGE_PIXELS")
+        is_deep = _is_deep(file)
+        if white_level is not None and is_deep and file.mode[0] != "I":
+            raise ValueError("white_level is for grey pictures; of 16-bit colours 8 bits are read")
+        return ImageOps.exif_transpose(file), is_deep
+
+
+def _to_square(image, image_size, grey, white_level):
+    """Return a decoded picture as bytes (C, H, W), its shorter side resized, the middle kept."""
+    image = _to_mode(image, "L" if grey else "RGB", white_level or 65535)
+    image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image)).reshape(image_size, image_size, -1)
+    return pixels.permute(2, 0, 1).contiguous()
+
+# %% ../nbs/23_pictures.ipynb #listing
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp")
 SUFFIXES += (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 # what lies beside pictures and is none; all other endings that are left out are told
@@ -97,13 +113,21 @@ TEXTS = (".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yam
 TEXTS += (".toml", ".ini", ".cfg", ".log", ".html", ".htm", ".caption", ".py", ".ipynb", ".db")
 
 
-def list_pictures(
-    root: Path,  # the folder, a real path
-) -> tuple[list, dict, Counter]:
-    """List pictures by relative paths; tell what is wrong with links, and the endings left out."""
-    files = []
-    problems = {}
-    others = Counter()
+class _Listing(NamedTuple):
+    """Hold what one walk through a folder has found, by relative paths."""
+
+    root: Path
+    files: list  # pictures, in order
+    odd: dict  # what is wrong with some of them, but for where links lead
+    links: dict  # where links lead
+    others: list  # what has another ending
+    most_bytes: float = 2**28  # that may be kept of the pictures that are read to be checked
+
+# %% ../nbs/23_pictures.ipynb #walk
+def _walk(root) -> _Listing:
+    """Walk once through a folder, a real path, and all that is in it."""
+    files, others = [], []
+    odd, links = {}, {}
 
     def stop(error):  # of a folder that cannot be opened
         raise error
@@ -114,18 +138,55 @@ def list_pictures(
             file = path.relative_to(root).as_posix()
             if path.is_dir():
                 if path.is_symlink():
-                    problems[file] = "a link, not followed: put the folder itself there"
+                    odd[file] = "a link, not followed: put the folder itself there"
             elif path.name.startswith("."):
                 continue
             elif path.suffix.lower() in SUFFIXES:
                 files.append(file)
-                if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
-                    problems[file] = "a link that leads out of the folder"
-                elif not path.is_file():
-                    problems[file] = "not a file"
+                if path.is_symlink():
+                    links[file] = Path(os.path.realpath(path))
+                if not path.is_file():
+                    odd[file] = "not a file"
             elif path.suffix.lower() not in TEXTS:
-                others[path.suffix.lower() or "no ending"] += 1
-    return sorted(files), problems, others
+                others.append(file)
+    return _Listing(root, sorted(files), odd, links, others)
+
+# %% ../nbs/23_pictures.ipynb #list-pictures
+def list_pictures(
+    root: Path,  # the folder, a real path
+) -> tuple[list, dict, Counter]:
+    """List pictures by relative paths; tell what is wrong with links, and the endings left out."""
+    found = root if isinstance(root, _Listing) else _walk(root)
+    out = {file for file, end in found.links.items() if not end.is_relative_to(found.root)}
+    problems = found.odd | dict.fromkeys(sorted(out), "a link that leads out of the folder")
+    endings = [PurePath(file).suffix.lower() or "no ending" for file in found.others]
+    return found.files, problems, Counter(endings)
+
+# %% ../nbs/23_pictures.ipynb #list-folder
+def _list_folder(root) -> _Listing:
+    """Walk through a folder that exists, unless what was found there is given instead."""
+    return root if isinstance(root, _Listing) else _walk(_existing_folder(root))
+
+
+def _list_part(listing, top) -> _Listing:
+    """Return what a walk through one of the folders would find, without another walk."""
+    start = f"{top}/"
+    cut = lambda files: [file.removeprefix(start) for file in files if file.startswith(start)]
+    odd, links = (
+        {file.removeprefix(start): value for file, value in found.items() if file.startswith(start)}
+        for found in (listing.odd, listing.links)
+    )
+    parts = {"files": cut(listing.files), "odd": odd, "links": links, "others": cut(listing.others)}
+    return listing._replace(root=listing.root / top, **parts)
+
+# %% ../nbs/23_pictures.ipynb #existing-folder
+def _existing_folder(root) -> Path:
+    """Return the real path of a folder that exists."""
+    is_path = isinstance(root, str | os.PathLike)
+    if not is_path or not Path(root).expanduser().is_dir():
+        got = repr(str(root)) if is_path else repr(root)
+        raise ValueError(f"root must be an existing folder of pictures; got {got}")
+    return Path(os.path.realpath(Path(root).expanduser()))
 
 # %% ../nbs/23_pictures.ipynb #find-classes
 def _find_classes(files) -> tuple[tuple, Tensor]:
@@ -210,29 +271,43 @@ def _refuse_mixed_parts(files):
         warnings.warn(f"{text}; if it is one, pass that folder as root", stacklevel=5)
 
 # %% ../nbs/23_pictures.ipynb #read-all
-def _read_all(root, files, how) -> tuple[dict, list]:
-    """Read every file once; return what is wrong with some, and what is known of 16 bits."""
+def _read_all(root, files, how, most_bytes=2**28) -> tuple:
+    """Read every file once; return what is wrong, what is known of 16 bits, and what was read."""
+    levels = None
+    if _n_bytes(len(files), how) <= most_bytes:
+        channels = 1 if how["grey"] else 3
+        levels = torch.empty(len(files), channels, *[how["image_size"]] * 2, dtype=torch.uint8)
 
-    def look(file):
+    def look(i):
         try:
-            read_picture(root / file, **how)
-            with Image.open(root / file, formats=FORMATS) as opened:
-                return "", _top_level(opened) if _is_deep(opened) else None
+            image, is_deep = _open_picture(root / files[i], how["white_level"])
+            pixels = _to_square(image, **how)
+            if levels is not None:
+                levels[i] = pixels
+            return "", _top_level(image) if is_deep else None
         except Exception as error:  # a damaged file can raise almost anything
             return f"{type(error).__name__}: {error}".replace(f"{root}{os.sep}", ""), None
 
     with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
-        looks = pool.imap(look, files)
+        looks = pool.imap(look, range(len(files)))
         found = list(show_progress(looks, "checking images", total=len(files), delay=3.0))
     problems = {file: reason for file, (reason, _) in zip(files, found, strict=True) if reason}
-    return problems, [] if how["white_level"] else [top for _, top in found if top is not None]
+    if levels is not None and problems:
+        levels = levels[torch.tensor([not reason for reason, _ in found])]
+    deep = [] if how["white_level"] else [top for _, top in found if top is not None]
+    return problems, deep, levels
+
+# %% ../nbs/23_pictures.ipynb #n-bytes
+def _n_bytes(n, how) -> int:
+    """Return the bytes of n pictures in memory."""
+    return n * (1 if how["grey"] else 3) * how["image_size"] ** 2
 
 
-def _top_level(opened) -> tuple[int, bool]:
+def _top_level(image) -> tuple[int, bool]:
     """Return the largest level of a picture of 16 bits, and whether all of them were read."""
-    if opened.mode[0] == "I":
-        return int(np.asarray(opened).max()), True
-    bands = dict(zip(opened.getbands(), opened.split(), strict=True))
+    if image.mode[0] == "I":
+        return int(np.asarray(image).max()), True
+    bands = dict(zip(image.getbands(), image.split(), strict=True))
     bands.pop("A", None)
     upper = max(int(np.asarray(band).max()) for band in bands.values())
     return 256 * upper + 255, False  # the lower 8 bits are not known
@@ -263,11 +338,39 @@ def _report(root, n_files, problems, others, deep, skip):
             remedy = "scale the files to 65535: of 16-bit colours only the upper 8 bits are read"
         warnings.warn(f"{text} and come out dark; if {white} is white, {remedy}", stacklevel=4)
 
+# %% ../nbs/23_pictures.ipynb #scan
+def _scan(listing, how, unreadable) -> tuple:
+    """Return usable files, all classes, the class (N,) of each, what is left out, the pictures."""
+    check_choice("unreadable", unreadable, ("refuse", "skip", "trust"))
+    _check_white(how["white_level"])
+    files, problems, others = list_pictures(listing)
+    if parts := find_parts(files):
+        shown = ", ".join(map(repr, parts.values()))
+        way = "pass one of them as root, or use load_dataset('folder', root=..., split=...)"
+        raise ValueError(f"root must hold classes, not the parts {shown} of a data set: {way}")
+    classes, labels = _find_classes(files)
+    root = listing.root
+    damaged = {}
+    deep = []
+    levels = None
+    if unreadable != "trust":
+        sound = [file for file in files if file not in problems]
+        damaged, deep, levels = _read_all(root, sound, how, listing.most_bytes)
+    problems |= damaged
+    _report(root, len({*files, *problems}), problems, others, deep, unreadable == "skip")
+    keep = [i for i, file in enumerate(files) if file not in problems]
+    if not keep:
+        endings = ", ".join(SUFFIXES)
+        wanted = f"no picture that can be read, with one of the endings {endings}"
+        raise ValueError(f"{root} holds {wanted}")
+    return [files[i] for i in keep], classes, labels[keep], problems, levels
+
 # %% ../nbs/23_pictures.ipynb #folderdataset
 class FolderDataset(Dataset):
     """Read the pictures of a folder when asked for, as (image in [-1, 1], label)."""
 
     n_levels = 256
+    _kept = None  # the pictures that were read to be checked, if they are few
 
     def __init__(
         self,
@@ -279,11 +382,14 @@ class FolderDataset(Dataset):
         unreadable: str = "refuse",  # "refuse" or "skip" files, or "trust" all till their turn
         white_level: int | None = None,  # level of white in grey pictures of 16 bits; 65535 without
     ):
-        self.root = _existing_folder(root)
-        self.flip = bool(flip)
+        self.flip = check_bool("flip", flip)
         size = check_int("image_size", image_size)
-        how = self.how = {"image_size": size, "grey": bool(grey), "white_level": white_level}
-        self.files, self.classes, self.labels, self.unreadable = _scan(self.root, how, unreadable)
+        grey = check_bool("grey", grey)
+        self.how = {"image_size": size, "grey": grey, "white_level": white_level}
+        listing = _list_folder(root)
+        self.root = listing.root
+        scanned = _scan(listing, self.how, unreadable)
+        self.files, self.classes, self.labels, self.unreadable, self._kept = scanned
 
     def __len__(self):
         return len(self.files)
@@ -293,21 +399,29 @@ class FolderDataset(Dataset):
 
     def read(self, index: int) -> Tensor:
         """Return one image as bytes (C, H, W); name the file if that fails."""
+        self._kept = None  # what is read one by one needs no memory
         try:
             return read_picture(self.root / self.files[index], **self.how)
         except Exception as error:  # it may have changed since it was checked
             text = f"cannot read {self.files[index]!r} in {self.root}"
             raise RuntimeError(f"{text}: {type(error).__name__}: {error}") from error
 
-    def loaded(self) -> ImageDataset:
-        """Read all pictures now, and return them as a data set in memory."""
+# %% ../nbs/23_pictures.ipynb #loaded
+@patch
+def loaded(self: FolderDataset) -> ImageDataset:
+    """Read all pictures now, and return them as a data set in memory."""
+    levels = self._kept
+    self._kept = None  # whose memory it is from now on
+    if levels is None:
         with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
             levels = torch.stack(pool.map(self.read, range(len(self))))
-        return ImageDataset(levels, self.labels, n_levels=256, classes=self.classes, flip=self.flip)
+    return ImageDataset(levels, self.labels, n_levels=256, classes=self.classes, flip=self.flip)
 
-    def images(self) -> Tensor:
-        """Return the whole set as one tensor (N, C, H, W) in [-1, 1]."""
-        return self.loaded().images()
+
+@patch
+def images(self: FolderDataset) -> Tensor:
+    """Return the whole set as one tensor (N, C, H, W) in [-1, 1]."""
+    return self.loaded().images()
 
 # %% ../nbs/23_pictures.ipynb #describe-folder
 def _describe_folder(data):
@@ -324,41 +438,15 @@ def _describe_files(data) -> dict:
     return {"names and sizes": names_and_sizes, "white_level": data.how["white_level"]}
 
 
+def _without_pictures(data) -> dict:
+    """Return what a copy, or another process, is given: all but pictures in memory."""
+    return data.__dict__ | {"_kept": None}
+
+
 FolderDataset.__repr__ = _describe_folder
+FolderDataset.__getstate__ = _without_pictures
 FolderDataset.__getitem__.serves_bytes = True  # those of `read`, which are scaled on the device
 FolderDataset.describe_files = _describe_files
-
-# %% ../nbs/23_pictures.ipynb #existing-folder
-def _existing_folder(root) -> Path:
-    """Return the real path of a folder that exists."""
-    if root is None or not Path(root).expanduser().is_dir():
-        got = root if root is None else repr(str(root))
-        raise ValueError(f"root must be an existing folder of pictures; got {got}")
-    return Path(os.path.realpath(Path(root).expanduser()))
-
-# %% ../nbs/23_pictures.ipynb #scan
-def _scan(root, how, unreadable) -> tuple:
-    """Return the usable files, all classes, the class (N,) of each file, and what is left out."""
-    check_choice("unreadable", unreadable, ("refuse", "skip", "trust"))
-    _check_white(how["white_level"])
-    files, problems, others = list_pictures(root)
-    if parts := find_parts(files):
-        shown = ", ".join(map(repr, parts.values()))
-        way = "pass one of them as root, or use load_dataset('folder', root=..., split=...)"
-        raise ValueError(f"root must hold classes, not the parts {shown} of a data set: {way}")
-    classes, labels = _find_classes(files)
-    damaged = {}
-    deep = []
-    if unreadable != "trust":
-        damaged, deep = _read_all(root, [file for file in files if file not in problems], how)
-    problems |= damaged
-    _report(root, len({*files, *problems}), problems, others, deep, unreadable == "skip")
-    keep = [i for i, file in enumerate(files) if file not in problems]
-    if not keep:
-        endings = ", ".join(SUFFIXES)
-        wanted = f"no picture that can be read, with one of the endings {endings}"
-        raise ValueError(f"{root} holds {wanted}")
-    return [files[i] for i in keep], classes, labels[keep], problems
 
 # %% ../nbs/23_pictures.ipynb #load-folder
 def load_folder(
@@ -376,15 +464,18 @@ def load_folder(
     check_choice("split", split, ("train", "val", "test"))
     if image_size is None:
         raise TypeError("image_size must be a whole number, such as 32, for a folder; got None")
-    root = _existing_folder(root)
-    files = list_pictures(root)[0]
-    parts = find_parts(files)
-    if parts:
-        root = root / _pick_part(root, files, parts, split)
+    check_int("image_size", image_size)
+    in_memory = check_bool("in_memory", in_memory)
+    found = _list_folder(root)
+    if parts := find_parts(found.files):
+        found = _list_part(found, _pick_part(found.root, found.files, parts, split))
     elif split != "train":
-        raise ValueError(f"split {split!r} needs the sub-folders 'train' and {split!r} in {root}")
+        wanted = f"the sub-folders 'train' and {split!r} in {found.root}"
+        raise ValueError(f"split {split!r} needs {wanted}")
+    if in_memory:
+        found = found._replace(most_bytes=math.inf)
     how = {"grey": grey, "flip": flip, "unreadable": unreadable, "white_level": white_level}
-    data = FolderDataset(root, image_size, **how)
+    data = FolderDataset(found, image_size, **how)
     return data.loaded() if in_memory else data
 
 # %% ../nbs/23_pictures.ipynb #pick-part

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .captions import CaptionRule, Tokenizer, check_prompts
-from .checks import check_device, check_each, check_fit, check_generator
+from .checks import check_bool, check_device, check_each, check_fit, check_generator
 from .checks import check_images, check_int, check_mask, check_number
 from .clip import TextEncoder
 from .conditioning import TextUNet, encode_words, guided
@@ -153,6 +153,7 @@ def generate(
     _check_devices(self)
     texts, unwanted = _texts_of_pictures(self, prompt, negative, n, guidance)
     check_generator(generator, len(texts))
+    check_bool("progress", progress)
     kept, image, mask = _where_to_begin(self, image, mask, strength, len(texts), n_steps, eta)
     with torch.inference_mode():
         words, null = self.encode_text(texts)
@@ -221,6 +222,7 @@ def interpolate(
     """Draw n pictures (n, C, H, W) from one noise, from one sentence to another."""
     _check_devices(self)
     check_int("n", n, 2)
+    check_bool("progress", progress)
     ends, _ = _texts_of_pictures(self, [first, second], None, 1, guidance)
     kept = respaced_steps(self.schedule.n_steps, n_steps)
     with torch.inference_mode():

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 # %% ../nbs/24_runs.ipynb #imports-2
-from .checks import check_classes, check_floating, check_images, check_model
-from .checks import fact_of, spared_streams
+from .checks import check_bool, check_classes, check_floating, check_images
+from .checks import check_model, fact_of, spared_streams
 from .conditioning import ClassUNet
 from .data import image_of, is_mirrored, mix_seeds
 from .files import CARD_FILE, CONFIG_FILE, MAX_FACTS, WEIGHTS_FILE
@@ -314,6 +314,7 @@ def refuse_other_run(
     resume: bool = False,  # the folder may hold a run
 ):
     """Refuse a folder whose contents a run would overwrite, without writing to it."""
+    check_bool("resume", resume)
     out = Path(out)
     steps = [path.name for path in _saved_checkpoints(out / CHECKPOINTS)]
     holds = steps or any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
@@ -450,6 +451,7 @@ def describe_data(
     with_labels: bool = False,  # the labels are trained on too
 ) -> dict:
     """Return number, shape and kind of the images, and checksums of what is quickly read."""
+    check_bool("with_labels", with_labels)
     images = _read_some(data)
     again = images if isinstance(data, Tensor) else _read_some(data)
     unchanging = all(map(torch.equal, images, again))  # by chance, of a set that draws at random
@@ -651,7 +653,8 @@ class Checkpoints(Watcher):
         origin: dict | None = None,  # how to load the data again; kept for whoever resumes
     ):
         self.out = Path(out)
-        self.data, self.resume = data, resume
+        self.data = data
+        self.resume = check_bool("resume", resume)
         self.loss, self.hold = None, None
         self.held_out = (held_out,) if isinstance(held_out, Tensor) else held_out
         self.card = check_card(card or {}) or None
@@ -703,7 +706,7 @@ class StopSignals(Watcher):
         self.number, self.n_steps = 0, 0
 
     def start(self, trainer: Trainer):
-        """Listen."""
+        """Listen to both signals, in the main thread: Python allows it in no other."""
         self.n_steps = trainer.n_steps
         if threading.current_thread() is threading.main_thread():  # Python allows it only there
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -747,7 +750,7 @@ class TensorBoard(Watcher):
         self.begun = trainer.n_steps
 
     def line(self, trainer: Trainer, losses: list):
-        """Write two numbers."""
+        """Write the mean loss since the last line, and the learning rate, in the main process."""
         if not trainer.processes.is_main:
             return
         if self.writer is None:
@@ -820,7 +823,7 @@ def _classes_told(config, model):
 def _check_pair(held_out, n_classes):
     """Return the images of (images, labels) if each has the label of a class."""
     pair = held_out if isinstance(held_out, tuple | list) else ()
-    if len(pair) != 2:
+    if len(pair) != 2 or not isinstance(pair[0], Tensor):
         wanted = f"(images, labels), whole numbers (M,) in 0..{n_classes - 1}"
         raise ValueError(f"held_out must be {wanted}; got {type(held_out).__name__}")
     images, labels = pair
@@ -864,6 +867,9 @@ def train(
 ) -> TrainResult:
     """Train as `fit` does and keep the run in a folder, from which it can go on exactly."""
     check_model(model, schedule)
+    flags = {"resume": resume, "tensorboard": tensorboard, "progress": progress}
+    for name, value in (flags | {"range_check": range_check}).items():
+        check_bool(name, value)
     config = _settings(config, out, resume, tensorboard)
     _check_held_out(held_out, data, range_check, _classes_told(config, model))
     stop = StopSignals()

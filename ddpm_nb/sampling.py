@@ -149,6 +149,19 @@ def walk(
                 callback(t, x, x_0_hat)
     return x.clone()  # a tensor that autograd may use again
 
+# %% ../nbs/10_sampling.ipynb #start
+def _start(like, shape, x_T, generator):
+    """Return the noise to start from, where `like` is; drawn in its type if it is not given."""
+    if not isinstance(shape, list | tuple) or not shape:
+        raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r:.60}")
+    shape = tuple(check_int("shape", side) for side in shape)
+    check_generator(generator, shape[0])
+    if x_T is None:
+        return randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+    if tuple(check_floating("x_T", x_T).shape) != shape:
+        raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x_T.shape)}")
+    return x_T.to(like.device)
+
 # %% ../nbs/10_sampling.ipynb #sample-ddpm
 def sample_ddpm(
     model,  # callable model(x_t, t) -> eps_hat
@@ -177,19 +190,6 @@ def sample_ddpm(
 
     x = _start(schedule.betas, shape, x_T, generator)
     return walk(model, x, kept, step, progress=progress, callback=callback)
-
-# %% ../nbs/10_sampling.ipynb #start
-def _start(like, shape, x_T, generator):
-    """Return the noise to start from, where `like` is; drawn in its type if it is not given."""
-    if not isinstance(shape, list | tuple) or not shape:
-        raise TypeError(f"shape must be that of a batch, such as (64, 1, 8, 8); got {shape!r:.60}")
-    shape = tuple(check_int("shape", side) for side in shape)
-    check_generator(generator, shape[0])
-    if x_T is None:
-        return randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-    if tuple(check_floating("x_T", x_T).shape) != shape:
-        raise ValueError(f"x_T must have the given shape {shape}; got {tuple(x_T.shape)}")
-    return x_T.to(like.device)
 
 # %% ../nbs/10_sampling.ipynb #ddim-step
 def ddim_step(
@@ -243,14 +243,21 @@ def sample_ddim(
     check_bool("clip_x_0", clip_x_0)
     check_number("eta", eta, 0, 1)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
-    levels = [-1, *reversed(kept)]  # rising; -1 is the clean image
+    timesteps = [-1, *reversed(kept)]  # rising; -1 is the clean image
     options = {"eta": eta, "clip_x_0": clip_x_0, "generator": generator}
 
     def step(x, i, eps_hat):
-        return ddim_step(schedule, x, levels[i + 1], levels[i], eps_hat, **options)
+        return ddim_step(schedule, x, timesteps[i + 1], timesteps[i], eps_hat, **options)
 
     x = _start(schedule.betas, shape, x_T, generator)
     return walk(model, x, kept, step, progress=progress, callback=callback)
+
+# %% ../nbs/10_sampling.ipynb #toward
+def _toward(schedule, x_t, t, t_prev, target):
+    """Step along the flow from t to t_prev as if the clean image were `target`."""
+    eps_hat = predict_eps(schedule, x_t, t, target)
+    signal, noise = schedule.sqrt_alpha_bars[t_prev], schedule.sqrt_one_minus_alpha_bars[t_prev]
+    return signal * target + noise * eps_hat
 
 # %% ../nbs/10_sampling.ipynb #sample-dpm-solver
 def sample_dpm_solver(
@@ -270,33 +277,26 @@ def sample_dpm_solver(
     check_model(model, schedule)
     check_bool("clip_x_0", clip_x_0)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
-    levels = [-1, *reversed(kept)]  # rising; -1 is the clean image
+    timesteps = [-1, *reversed(kept)]  # rising; -1 is the clean image
     log_snr = schedule_coefficients(schedule.exact_betas)["log_snr"].tolist()
     x_0_last = None  # the guess of the step before
 
     def step(x, i, eps_hat):
         nonlocal x_0_last
-        x_0_hat = predict_x_0(schedule, x, levels[i + 1], eps_hat)
+        x_0_hat = predict_x_0(schedule, x, timesteps[i + 1], eps_hat)
         if clip_x_0:
             x_0_hat = x_0_hat.clamp(-1, 1)
         if i == 0:
             return x_0_hat, x_0_hat
         target = x_0_hat
         if x_0_last is not None:
-            before, here, after = (log_snr[levels[k]] for k in (i + 2, i + 1, i))
+            before, here, after = (log_snr[timesteps[k]] for k in (i + 2, i + 1, i))
             target = x_0_hat + (after - here) / (2 * (here - before)) * (x_0_hat - x_0_last)
         x_0_last = x_0_hat
-        return _toward(schedule, x, levels[i + 1], levels[i], target), x_0_hat
+        return _toward(schedule, x, timesteps[i + 1], timesteps[i], target), x_0_hat
 
     x = _start(schedule.betas, shape, x_T, generator)
     return walk(model, x, kept, step, progress=progress, callback=callback)
-
-# %% ../nbs/10_sampling.ipynb #toward
-def _toward(schedule, x_t, t, t_prev, target):
-    """Step along the flow from t to t_prev as if the clean image were `target`."""
-    eps_hat = predict_eps(schedule, x_t, t, target)
-    signal, noise = schedule.sqrt_alpha_bars[t_prev], schedule.sqrt_one_minus_alpha_bars[t_prev]
-    return signal * target + noise * eps_hat
 
 # %% ../nbs/10_sampling.ipynb #ddim-invert
 def ddim_invert(
@@ -313,7 +313,8 @@ def ddim_invert(
     """Find the noise x_T from which `sample_ddim` with eta = 0 draws x_0 (DDIM, section 4.3)."""
     check_model(model, schedule)
     check_bool("clip_x_0", clip_x_0)
-    x = (check_range if clip_x_0 else check_floating)("x_0", x_0).to(schedule.betas.device)
+    check = check_range if clip_x_0 else check_floating
+    x = check("x_0", x_0).to(schedule.betas.device)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     asked = [0, *reversed(kept[1:])]  # the first step begins at the clean image
 
@@ -370,8 +371,10 @@ def inpaint(
     check_choice("variance", variance, STEP_VARIANCES)
     kept = respaced_steps(schedule.n_steps, n_steps, spacing=spacing)
     short = respace(schedule, kept)
-    levels = kept[::-1]  # rising
-    places = [0, *(i for i in range(1, len(kept)) for _ in range(n_repeats))]  # rising
+    timesteps = kept[::-1]  # rising
+    places = [0]  # in the short chain, rising
+    for i in range(1, len(kept)):
+        places += [i] * n_repeats
     options = {"variance": variance, "clip_x_0": clip_x_0, "generator": generator}
 
     def step(x, k, eps_hat):
@@ -382,11 +385,11 @@ def inpaint(
         if i and places[k - 1] == i:  # once more: up again by the forward process
             return q_step(short, x, i, generator=generator), x_0_hat
         if callback is not None:
-            callback(levels[i], x, x_0_hat)
+            callback(timesteps[i], x, x_0_hat)
         return x, x_0_hat
 
     x = _start(schedule.betas, known.shape, x_T, generator)
-    return walk(model, x, [levels[i] for i in reversed(places)], step, progress=progress)
+    return walk(model, x, [timesteps[i] for i in reversed(places)], step, progress=progress)
 
 # %% ../nbs/10_sampling.ipynb #check-known
 def _check_known(schedule, known, mask, clip_x_0):

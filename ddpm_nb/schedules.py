@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_floating, check_int, check_number
+from .checks import check_bool, check_choice, check_floating, check_int, check_number
 from .forward import NoiseSchedule
 
 # %% ../nbs/04_schedules.ipynb #betas-from-alpha-bars
@@ -46,7 +46,7 @@ def linear_betas(
 ) -> Tensor:
     """Space the variances evenly (DDPM, section 4); shape (T,), float64."""
     n_steps = check_int("n_steps", n_steps)
-    scale = 1000 / n_steps if rescale else 1.0
+    scale = 1000 / n_steps if check_bool("rescale", rescale) else 1.0
     ends = []
     for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
         value = check_number(name, value, 0, 1, open_low=True, open_high=True)

@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import call_model, check_device, check_floating, check_generator
+from .checks import call_model, check_bool, check_device, check_floating
+from .checks import check_generator
 from .checks import check_int, check_model, check_number, check_same_shape
 from .checks import check_timesteps
 from .elbo import check_clean_batch
@@ -132,6 +133,7 @@ def flow_log_likelihood(
 ) -> Tensor:
     """Compute log p(x_0) of the probability flow in nats, (B,) float64 (Song et al. 2021)."""
     check_model(model, schedule)
+    check_bool("progress", progress)
     x, nodes, probes = _check_flow(schedule, x_0, n_steps, t, n_probes, generator)
     clock = schedule_coefficients(schedule.exact_betas)["log_snr"] / 2
     d = x[0].numel()

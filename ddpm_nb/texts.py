@@ -32,7 +32,7 @@ from torch.nn import functional as F
 # %% ../nbs/29_own_captions.ipynb #imports-2
 from .captions import BEGIN, MARKS, PADDING, UNKNOWN, check_prompts, split_words
 from .captions import _check_texts
-from .checks import check_batch, check_choice, check_device, check_generator
+from .checks import check_batch, check_bool, check_choice, check_device, check_generator
 from .checks import check_images, check_int, check_number, check_square_images
 from .clip import MAX_LOG_SCALE, TextEncoder, contrastive_loss, make_clip
 from .conditioning import CrossAttention, TextUNet, attention_maps, encode_words
@@ -43,7 +43,7 @@ from .files import check_card, refuse_foreign_folder, replaced_file, write_json
 from .gaussian import randn, seeded, seeded_init
 from .latent import Autoencoder, autoencoder_loss, fit_latent_scale, to_latents
 from .pictures import FolderDataset, list_pictures
-from .pictures import _check_white, _read_all, _report
+from .pictures import _check_white, _list_folder, _read_all, _report
 from .pipeline import TextToImage
 from .plots import tile
 from .runs import LOG_FILE, Checkpoints, Interrupted, StopSignals, TrainLog
@@ -402,13 +402,13 @@ class CaptionedFolder(FolderDataset):
         white_level: int | None = None,  # level of white in grey pictures of 16 bits
     ):
         check_choice("problems", problems, ("refuse", "skip"))
-        if root is None or not Path(root).expanduser().is_dir():
-            raise ValueError(f"root must be an existing folder of pictures; got {root!r}")
-        self.root = Path(os.path.realpath(Path(root).expanduser()))
         size = check_int("image_size", image_size)
-        self.how = {"image_size": size, "grey": bool(grey), "white_level": white_level}
+        grey = check_bool("grey", grey)
+        self.how = {"image_size": size, "grey": grey, "white_level": white_level}
         _check_white(white_level)
-        files, self.captions, self.problems = _match(self.root, self.how, column)
+        listing = _list_folder(root)
+        self.root = listing.root
+        files, self.captions, self.problems, self._kept = _match(listing, self.how, column)
         _tell(self.root, self.problems, problems == "skip")
         if not files:
             raise ValueError(f"{self.root} holds no picture with a caption")
@@ -418,9 +418,10 @@ class CaptionedFolder(FolderDataset):
         self.labels = torch.zeros(len(files), dtype=torch.long)
 
 # %% ../nbs/29_own_captions.ipynb #match
-def _match(root, how, column):
-    """Return the files that can be used, the captions of each, and all problems."""
-    listed, links, others = list_pictures(root)
+def _match(listing, how, column):
+    """Return the files that can be used, the captions of each, all problems, and the pictures."""
+    root = listing.root
+    listed, links, others = list_pictures(listing)
     pairs, problems = read_metadata(root, listed, column=column)
     captions = defaultdict(list)
     for file, caption in pairs:
@@ -431,14 +432,14 @@ def _match(root, how, column):
     wanted = [file for file in listed if file in captions]
     unreadable = {file: links[file] for file in wanted if file in links}
 
-    damaged, deep = _read_all(root, [file for file in wanted if file not in links], how)
+    damaged, deep, levels = _read_all(root, [file for file in wanted if file not in links], how)
     unreadable |= damaged
     _report(root, len(listed), {}, others, deep, True)
     if unreadable:
         named = [f"{file} ({reason})" for file, reason in unreadable.items()]
         problems["pictures that cannot be read"] = named
     kept = [file for file in wanted if file not in unreadable]
-    return kept, [tuple(captions[file]) for file in kept], problems
+    return kept, [tuple(captions[file]) for file in kept], problems, levels
 
 # %% ../nbs/29_own_captions.ipynb #tell
 def _tell(root, problems, skip):
@@ -904,7 +905,7 @@ def train_text(
 ) -> TextToImage:
     """Train a text-to-image pipeline on pictures and captions in three stages; keep it in `out`."""
     out = Path(out)
-    config = _settings(config, out, resume)
+    config = _settings(config, out, resume, progress)
     levels, captions = _take(data)
     facts = _facts(card, out, resume, len(levels))
     tokenizer, tokens = _tokenize(captions, config, tokenizer)
@@ -981,8 +982,10 @@ def _facts(card, out, resume, n):
 TEXT_FILE = "text.json"  # the settings of a run
 
 
-def _settings(config, out, resume):
+def _settings(config, out, resume, progress):
     """Return the settings: the given ones, or those that the run in `out` was started with."""
+    check_bool("resume", resume)
+    check_bool("progress", progress)
     holds = (out / TEXT_FILE).exists()
     refuse_foreign_folder(out, (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE), holds, resume)
     if not holds:

@@ -383,6 +383,7 @@ def fit(
     config = config or TrainConfig()
     processes = _check_processes(processes)
     check_bool("progress", progress)
+    check_bool("range_check", range_check)
     _check_run(model, schedule, config, data, range_check, n_workers, processes)
     if range_check or loss is None:  # another loss may take other data than the network
         _check_taken(model, schedule, config, data)

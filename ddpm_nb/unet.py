@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as every_module
 from torch.utils.checkpoint import checkpoint
 
-from .checks import check_batch, check_choice, check_int, check_number
+from .checks import check_batch, check_bool, check_choice, check_int, check_number
 from .embeddings import TimeEmbedding
 
 # %% ../nbs/07_unet.ipynb #downsample
@@ -173,7 +173,7 @@ class Level(nn.Module):
         norm = {"norm_groups": norm_groups, "norm_eps": norm_eps}
         blocks = [ResBlock(a, b, time_dim, dropout=dropout, **norm) for a, b in channels]
         attends = [nn.Identity() for _ in channels]
-        if attention:
+        if check_bool("attention", attention):
             attends = [SelfAttention(b, n_heads=n_heads, **norm) for _, b in channels]
         self.blocks = nn.ModuleList(blocks)
         self.attentions = nn.ModuleList(attends)
@@ -253,6 +253,8 @@ def _plan_levels(c):
     """Return each level's channels and whether it attends, or refuse impossible arguments."""
     for name in ("in_channels", "n_res_blocks", "norm_groups", "n_heads"):
         check_int(name, c[name])
+    for name in ("mid_attention", "cumulative", "checkpointing"):
+        c[name] = check_bool(name, c[name])
     check_int("base_channels", c["base_channels"], 4)
     check_int("out_channels", c["in_channels"] if c["out_channels"] is None else c["out_channels"])
     check_number("dropout", c["dropout"], 0, 1, open_high=True)
@@ -339,16 +341,15 @@ def patch(method):
 def walk(
     self: UNet,
     x: Tensor,  # (B, in_channels, image_size, image_size) noisy images
-    signal,  # what every block is told: (B, time_dim) time vectors, after their activation
+    cond,  # what every block is told: (B, time_dim) time vectors, after their activation
 ) -> Tensor:
     """Run the layers: down, keeping copies, through the middle, and up, joining the copies."""
 
     def step(level, i, h):
         if self.checkpointing and torch.is_grad_enabled():  # compute it again later
-            return checkpoint(level.step, i, h, signal, use_reentrant=False)
-        return level.step(i, h, signal)
+            return checkpoint(level.step, i, h, cond, use_reentrant=False)
+        return level.step(i, h, cond)
 
-    x = x.contiguous() if x.device.type == "cpu" else x  # group norm is slow otherwise
     h = self.conv_in(x)
     skips = [h]
     for level in self.down:
@@ -607,15 +608,15 @@ def is_plain(
 
 # %% ../nbs/07_unet.ipynb #faster-on-cpu
 def faster_on_cpu(
-    plain,  # method forward(layer, x): what the formula says
-    choose,  # function of the layer -> its faster form, function (layer, x), or None
+    plain,  # method forward(layer, x, ...): what the formula says
+    choose,  # function of the layer -> its faster form, function (layer, x, ...), or None
 ):
     """Return a forward method that is faster on a CPU; the plain one stays as its `.plain`."""
 
     @wraps(plain)
-    def forward(self, x):
+    def forward(self, x, *told):
         fast = choose(self) if x.device.type == "cpu" else None
-        return plain(self, x) if fast is None else fast(self, x)
+        return plain(self, x, *told) if fast is None else fast(self, x, *told)
 
     forward.plain = plain
     return forward
@@ -634,3 +635,11 @@ def _faster_attention(layer):
 
 Upsample.forward = faster_on_cpu(Upsample.forward, _faster_upsample)
 SelfAttention.forward = faster_on_cpu(SelfAttention.forward, _faster_attention)
+
+# %% ../nbs/07_unet.ipynb #channel-by-channel
+def _channel_by_channel(unet, x, cond):
+    """Walk with images that are stored channel by channel."""
+    return UNet.walk.plain(unet, x.contiguous(), cond)
+
+
+UNet.walk = faster_on_cpu(UNet.walk, lambda unet: _channel_by_channel)

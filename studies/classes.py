@@ -138,7 +138,7 @@ def study_mnist(root, work):
             print(f"draw {seed}, scale {scale:g}: {rows[str(scale)][-1]}", flush=True)
             if seed == 0:
                 sheets.append(tile(x, EACH["mnist"]))
-    gap = np.full_like(sheets[0][:, :20], 255)
+    gap = np.zeros_like(sheets[0][:, :20])
     save_grey(SHEET, np.concatenate([sheets[0], gap, sheets[1]], 1), 2)
     epochs = round(MNIST.n_iterations * MNIST.batch_size / len(data), 1)
     facts = {"settings": asdict(MNIST), "network": LATENT, "epochs": epochs, "draws": N_DRAWS} | describe_model(work / "mnist")["card"]

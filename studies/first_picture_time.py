@@ -1,11 +1,12 @@
-"""Measure how long a newcomer waits for a first picture, step by step from a clone: no page shows it yet.
+"""Measure how long a newcomer waits for a first picture, step by step from a clone, and write it into the README.
 
 Usage: python studies/first_picture_time.py --hardware "what it runs on" [--doors pip cpu make] [--torch WHEEL] [--uv-cache FOLDER]
+       python studies/first_picture_time.py --readme      write the README's table anew, from what was measured
 
 Each door begins with `git clone` into an empty folder and ends with a sheet of pictures by `ddpm-nb generate`. `pip` and `cpu` install the package
 into a new environment, with an empty cache and without settings of pip; `cpu` installs another build of PyTorch first, from the file WHEEL.
 `make` is `make setup`, with an empty cache as well, unless `--uv-cache` names a filled one: then nothing is downloaded but what that lacks.
-A door that is measured again replaces what the file, runs/first_picture.json, has of it; each has its machine beside it.
+A door that is measured again replaces what the file, studies/first_picture.json, has of it; each has its machine beside it.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from pathlib import Path
 
 from common import ROOT, read_json, write
 
-FILE = ROOT / "runs" / "first_picture.json"
+FILE, README = ROOT / "studies" / "first_picture.json", ROOT / "README.md"
+PLACE = re.compile(r"(<!-- first picture -->\n).*?(<!-- end -->\n)", re.S)
+DOORS = {"pip": "`pip install .`", "cpu": "the same after PyTorch's CPU build", "make": "`make setup`"}
 SETTINGS = ("PIP_", "UV_", "PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 UNITS = {"bytes": 1, "kB": 1e3, "KiB": 2**10, "MB": 1e6, "MiB": 2**20, "GB": 1e9, "GiB": 2**30}
 GENERATE = ["generate", "a bold seven leaning right", "--out", "sevens.png"]
@@ -89,19 +92,52 @@ def walk_through(door, source, args):
         }
 
 
+def told(value, unit):
+    """Write a number with two digits."""
+    return f"{float(f'{value / UNITS.get(unit, 1):.2g}'):g} {unit}"
+
+
+def table(measured):
+    """Write the README's table: of each door what is fetched and kept, and what a processor works before the first picture and for the second."""
+    lines = ["| | download | on the disk | work before the first picture | for the next |", "|---|---|---|---|---|"]
+    for key in (key for key in DOORS if key in measured):
+        door = measured[key]
+        loaded = door["clone bytes"] + sum(step["downloaded bytes"] for step in door["steps"])
+        *before, again = (step["processor seconds"] for step in door["steps"])
+        cells = [told(loaded, "GB") if door["cache"] == "empty" else "", told(door["disk bytes"], "GB"), told(sum(before), "s"), told(again, "s")]
+        lines.append(f"| {' | '.join([DOORS[key], *cells])} |")
+    where = dict.fromkeys(f"{door['hardware']}, Python {door['python']}, {door['day']}" for door in measured.values())
+    return "\n".join([*lines, "", f"*From `git clone` on, in seconds of one core; what the network takes comes on top. {'; '.join(where)}.*", ""])
+
+
+def with_table(text, measured):
+    """Return the README's text with what was measured in its place."""
+    if len(PLACE.findall(text)) != 1:
+        raise ValueError("README.md needs one place for the table: a line <!-- first picture --> and below it a line <!-- end -->")
+    return PLACE.sub(lambda found: found[1] + table(measured) + found[2], text)
+
+
 def main():
-    """Walk through the doors."""
+    """Walk through the doors, or write the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hardware", required=True, help="what it runs on, in words")
+    parser.add_argument("--hardware", help="what it runs on, in words")
     parser.add_argument("--doors", nargs="+", choices=("pip", "cpu", "make"), default=["pip"])
     parser.add_argument("--torch", type=Path, help="a wheel of another build of PyTorch, for the door cpu")
     parser.add_argument("--uv-cache", type=Path, help="a filled cache for the door make, to download once")
     parser.add_argument("--python", default=sys.executable, help="the Python that makes the environments (default: this one)")
+    parser.add_argument("--readme", action="store_true", help="write README.md from what was measured")
     args = parser.parse_args()
+    measured = read_json(FILE) if FILE.exists() else {}
+    if args.readme:
+        if not measured:
+            parser.error(f"nothing was measured yet: there is no {FILE.relative_to(ROOT)}")
+        README.write_text(with_table(README.read_text(encoding="utf-8"), measured), encoding="utf-8")
+        return
+    if not args.hardware:
+        parser.error("--hardware is needed: what it runs on, in words")
     if ("cpu" in args.doors) != bool(args.torch):
         parser.error("--torch is needed for the door cpu, and for no other")
     args.torch, args.uv_cache = (path and path.resolve() for path in (args.torch, args.uv_cache))  # commands run elsewhere
-    measured = read_json(FILE) if FILE.exists() else {}
     about = {"hardware": args.hardware, "python": sys.version.split()[0], "day": date.today().isoformat()}
     for door in args.doors:
         measured[door] = about | walk_through(door, ROOT, args)

@@ -9,6 +9,7 @@ from itertools import product
 from types import SimpleNamespace
 
 import bfloat16
+import classes
 import common
 import ddim_digits as ddim
 import diffusers_solvers as solvers
@@ -24,7 +25,9 @@ import ship
 import torch
 import train_pipeline as pipelines
 import variances
+from PIL import Image
 
+from ddpm_nb.data import ImageDataset, load_dataset
 from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.files import read_json
 from ddpm_nb.gaussian import seeded
@@ -251,6 +254,8 @@ def test_stored_figures_agree_with_each_other():
 def test_stored_figures_are_of_the_models_that_ship(path):
     facts = read_json(path)
     shipped = facts.get("sha256") or (path.stem == "mnist" and facts["study"]["sha256"])
+    if path.stem == "classes":
+        shipped = facts["digits"]["sha256"] | facts["mnist"]["sha256"]
     without = ("recipes", "variances", "reading", "performance-cpu", "performance-cuda", "gpu")  # nothing that ships, or only timed
     assert bool(shipped) != (path.stem in without)
     assert not shipped or shipped == common.checksums(*shipped), f"a model was renewed: measure {path.name} again"
@@ -458,3 +463,37 @@ def test_the_clock_goes_on_adding(tmp_path):
     clock.last -= 60  # a minute of work
     clock("clip", SimpleNamespace(n_steps=50, history=[1.0], config=SimpleNamespace(n_iterations=90)))
     assert read_json(path)["clip"] == pytest.approx(6, abs=0.1)
+
+
+# chapter 20: networks that are told a class
+
+
+def test_networks_are_told_a_class_and_judged(tmp_path, run, monkeypatch):
+    few = {"PATH": tmp_path / "classes.json", "SHEET": tmp_path / "sheet.png", "N_CALLS": {"digits": 2, "mnist": 2}}
+    few |= {"EACH": {"digits": 2, "mnist": 3}, "N_TRAININGS": 2, "N_DRAWS": 2}
+    settings = {"DIGITS": replace(classes.DIGITS, n_iterations=2), "MNIST": replace(classes.MNIST, n_iterations=2)}
+    x = torch.randint(256, (40, 1, 28, 28), generator=seeded(0), dtype=torch.uint8)
+    images = ImageDataset(x, torch.arange(40) % 10, 256, [str(k) for k in range(10)])
+    load = classes.load_dataset
+    monkeypatch.setattr(classes, "load_dataset", lambda name, **options: load(name) if name == "digits" else images)
+    words = ["--hardware", "a machine", "--work", str(tmp_path / "work")]
+    run(classes, "digits", *words, **few, **settings)
+    run(classes, "mnist", *words)
+    found = read_json(tmp_path / "classes.json")
+    digits, mnist = found["digits"], found["mnist"]
+    assert [len(rows) for rows in digits["scales"].values()] == [2] * 4 and digits["real"]["right"] > 0.99
+    assert [len(rows) for rows in mnist["scales"].values()] == [2] * 2 and mnist["draws"] == 2
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * (2 * 3 * 29 + 2 + 20), 2 * (10 * 29 + 1))
+    monkeypatch.setattr(classes, "descend", None)  # what is trained is not trained again
+    run(classes, "mnist", *words)
+    assert read_json(tmp_path / "classes.json")["mnist"] == mnist
+
+
+def test_classes_are_judged_by_what_was_asked_for():
+    data, classifier = load_dataset("digits"), load_classifier("digits")
+    x, labels = data.images()[:500], data.labels[:500]
+    right, wrong = classes.judge(classifier, x, labels), classes.judge(classifier, x, (labels + 1) % 10)
+    assert right["right"] > 0.99 and wrong["right"] < 0.01 and wrong["right and sure"] < 0.01
+    alike = classes.judge(classifier, x[:1].expand(40, -1, -1, -1), torch.arange(40) % 10)
+    assert alike["diversity"] == pytest.approx(0, abs=1e-3) and right["diversity"] > 10

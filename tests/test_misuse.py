@@ -52,6 +52,7 @@ from ddpm_nb.latent import (
     to_latents,
     train_autoencoder,
 )
+from ddpm_nb.pipeline import TextToImage
 from ddpm_nb.results import Yardstick
 from ddpm_nb.runs import train
 from ddpm_nb.sampling import (
@@ -76,6 +77,7 @@ X = load_images("digits")[:16]
 QUICK = TrainConfig(n_iterations=1, batch_size=4, warmup=0, precision="float32")
 MASK = torch.ones(8, 8, dtype=torch.bool)
 AUTOENCODER = Autoencoder(8, 1, 2, 8, 1)
+ATTRIBUTES = torch.zeros(16, 3, dtype=torch.long)
 
 
 @pytest.mark.parametrize("held_out", [None, X[:2]])
@@ -170,30 +172,89 @@ def test_a_model_that_is_none(name):
         refuses(lambda wrong=wrong: call_with(name, **{argument: wrong}), f"{argument} must be callable as", got, error=TypeError)
 
 
-CHECKED_FLAGS = ("data", "training", "sampling", "evaluation", "results")  # modules whose flags are asked for by name
+UNASKED = {  # flags that are not asked for by name, and why
+    "checks": "they are the checks: called at every step, by the package",
+    "plots": "figures of the book; Matplotlib says what it was given",
+}
+NETWORKS = {"image_size": 8, "in_channels": 1, "base_channels": 8, "channel_mults": (1,), "norm_groups": 8}
+PEER = {"image_size": 8, "in_channels": 1, "out_channels": 1, "widths": (32,), "time_dim": 8, "down_attention": (False,), "up_attention": (False,)}
+OWN_CALLS = {  # what stands for the arguments without a default of a class or method, and of functions that name them otherwise
+    "data.ImageDataset": {"levels": (X * 0).byte(), "n_levels": 17},
+    "unet.UNet": NETWORKS,
+    "unet.make_unet": {"name": "digits"},
+    "unet.Level": {"channels": [(8, 8)], "time_dim": 8, "norm_groups": 8},
+    "conditioning.ClassUNet": {"n_classes": 2} | NETWORKS,
+    "hub.PeerUNet": PEER,
+    "hub.save_pretrained": {"path": "never-written", "model": MODEL, "schedule": SCHEDULE},
+    "files.save_parts": {"path": "never-written", "parts": {"model": MODEL}},
+    "runs.Checkpoints": {"out": "never-written", "data": X},
+    "runs.refuse_other_run": {"out": "never-written"},
+    "runs.prepare_run": {"out": "never-written"},
+    "texts.StageCheckpoints": {"out": "never-written", "data": X},
+    "texts.train_text": {"data": None, "out": "never-written"},
+    "texts.CaptionedFolder": {"root": ".", "image_size": 8},
+    "pictures.FolderDataset": {"root": ".", "image_size": 8},
+    "pictures.load_folder": {"root": ".", "image_size": 8},
+    "pictures.read_picture": {"path": "never-written", "image_size": 8},
+    "schedules.linear_betas": {"n_steps": 2},
+    "schedules.make_schedule": {"name": "linear", "n_steps": 2},
+    "captions.fit_caption_rule": {"images": X, "labels": torch.arange(16) % 2},
+    "clip.train_clip": {"clip": None, "images": X, "attributes": ATTRIBUTES, "tokenizer": None},
+    "gan.train_gan": {"model": None, "discriminator": None, "images": X},
+    "fast.optimize_for_sampling": {"model": MODEL},
+    "files.Pretrained.save_pretrained": {"path": "never-written"},
+    "pipeline.TextToImage.generate": {"prompt": "a seven"},
+    "pipeline.TextToImage.interpolate": {"first": "a seven", "second": "a three"},
+}
+
+
+def public_calls():
+    """Yield each public function, class and method of the package with its full name."""
+    for path in sorted(Path(bound.__file__).parent.glob("[a-z]*.py")):
+        for name, found in rules.public_objects(path.stem):
+            yield f"{path.stem}.{name}", found
+            methods = vars(found).items() if inspect.isclass(found) else ()
+            yield from ((f"{path.stem}.{name}.{key}", value) for key, value in methods if inspect.isfunction(value) and key[0] != "_")
+
+
+CALLS = {**dict(public_calls())}
 FLAG_CALLS = [
     (name, flag)
-    for name, function, _ in public_functions()
-    for flag, found in inspect.signature(function).parameters.items()
-    if name.startswith(CHECKED_FLAGS) and found.annotation in (bool, bool | None)
+    for name, found in CALLS.items()
+    for flag, parameter in inspect.signature(found).parameters.items()
+    if parameter.annotation in (bool, bool | None) or isinstance(parameter.default, bool)
 ]
+ASKED_FLAGS = [(name, flag) for name, flag in FLAG_CALLS if name.split(".")[0] not in UNASKED]
 FLAG_GIVEN = {"n": 16, "epoch": 0, "seed": 0, "batch_size": 4, "items": [], "text": "counting", "classifier": None, "card": {}}
 
 
-@pytest.mark.parametrize(("name", "flag"), FLAG_CALLS)
-def test_a_flag_that_is_a_text_or_a_number(name, flag):
-    """In an `if` every text is true, "False" too; nobody is asked before that is told."""
-    never = MODEL if name == "training.fit" else lambda x, t: pytest.fail("the model was asked")
-    given = GIVEN | FLAG_GIVEN | {"name": "digits", "model": never, "schedule": SCHEDULE}
-    parameters = inspect.signature(FUNCTIONS[name]).parameters.items()
-    needed = {p: given[p] for p, found in parameters if found.default is found.empty}
-    for wrong in ("False", 1):
+@pytest.fixture(scope="module")
+def pipeline():
+    """Load a pipeline whose methods are called."""
+    return TextToImage.from_pretrained("digits")
+
+
+@pytest.mark.parametrize(("name", "flag"), ASKED_FLAGS)
+def test_a_flag_that_is_a_text_or_a_number(name, flag, request, tmp_path, monkeypatch):
+    """In an `if` every text is true, "False" too; nobody is asked, and nothing written, before that is told."""
+    monkeypatch.chdir(tmp_path)
+    never = MODEL if name in ("training.fit", "runs.train") else lambda x, t: pytest.fail("the model was asked")
+    given = GIVEN | FLAG_GIVEN | {"name": "digits", "model": never, "schedule": SCHEDULE} | OWN_CALLS.get(name, {})
+    parameters = inspect.signature(CALLS[name]).parameters
+    needed = {p: given[p] for p, found in parameters.items() if (found.default is found.empty and p != "self") or p in OWN_CALLS.get(name, {})}
+    call = CALLS[name]
+    if "self" in parameters:
+        call = getattr(request.getfixturevalue("pipeline"), name.split(".")[-1])
+    for wrong in ("yes", 1, *([None] if parameters[flag].annotation is bool else [])):
         words = f"{flag} must be True or False; got {wrong!r} of type {type(wrong).__name__}"
-        refuses(lambda wrong=wrong: FUNCTIONS[name](**needed | {flag: wrong}), words, error=TypeError)
+        refuses(lambda wrong=wrong: call(**needed | {flag: wrong}), words, error=TypeError)
+    assert not list(tmp_path.iterdir())
 
 
 def test_flags_are_found_and_those_of_numpy_will_do(tmp_path):
-    assert {("sampling.sample_ddim", "clip_x_0"), ("sampling.walk", "progress"), ("data.load_images", "grey")} <= {*FLAG_CALLS}
+    assert {("sampling.sample_ddim", "clip_x_0"), ("unet.UNet", "cumulative"), ("files.Pretrained.save_pretrained", "half")} <= {*ASKED_FLAGS}
+    assert {name.split(".")[0] for name, _ in FLAG_CALLS} >= {*UNASKED}  # no exception stays that is none
+    assert make_unet("digits", base_channels=8, cumulative=np.bool_(False)).config["cumulative"] is False  # as JSON holds it
     refuses(lambda: ImageDataset((X * 0).byte(), n_levels=17, flip="no"), "flip must be True or False; got 'no'", error=TypeError)
     assert ImageDataset((X * 0).byte(), n_levels=17, flip=np.bool_(True)).flip is True
     refuses(lambda: train(MODEL, SCHEDULE, X, QUICK, out=tmp_path / "run", progress="no"), "progress must be True or False", error=TypeError)

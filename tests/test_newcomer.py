@@ -2,16 +2,18 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 import warnings
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 import ddpm_nb
 from ddpm_nb import cli
@@ -71,6 +73,22 @@ def test_help_is_quick_and_loads_no_torch():
     )
     assert done.returncode == 0, done.stderr
     assert "--dataset" in done.stdout and f"ddpm-nb {ddpm_nb.__version__}" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "--dataset", "digits", "--itterations", "2"], "unrecognized arguments: --itterations 2 (nearest: --iterations)"),
+        (["sample", "--run", "digits", "--out", "x.png", "--setps=3"], "unrecognized arguments: --setps=3 (nearest: --steps)"),
+        (["info", "--run", "digits", "mnist"], "unrecognized arguments: mnist"),
+    ],
+)
+def test_a_misspelt_option_is_told_with_its_verb_and_the_nearest(words, told, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.make_parser().parse_args(words)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.startswith(f"usage: ddpm-nb {words[0]} ")
+    assert said.endswith(f"\nddpm-nb {words[0]}: error: {told}\n")
 
 
 INTERRUPTED = """
@@ -428,6 +446,27 @@ def test_a_flat_folder_is_divided_and_measured_on_what_was_held_out(held_out, n_
     assert f"bits/dim on {n_held} test images of folder" in told and measured[0].equal(held)
     assert main(["resume", "--out", "run", "--iterations", "3"]) == 0  # the same part again
     assert trained[1][1].equal(held)
+
+
+@pytest.mark.parametrize("verb", ["train", "resume", "evaluate", "parts", "train-text"])
+def test_the_shell_walks_through_a_folder_once_and_decodes_each_picture_once(verb, monkeypatch, capsys):
+    if verb == "parts":
+        for part, n in (("train", 6), ("test", 4)):
+            draw_pictures(f"pics/{part}", n, (8, 8), "L")
+    else:
+        flat_run("0.2", n=10)
+    for file in Path("pics").glob("*.png"):
+        file.with_suffix(".txt").write_text("a red cat")
+    n, walk, load = Counter(), os.walk, ImageFile.ImageFile.load
+    monkeypatch.setattr(os, "walk", lambda top, *args, **options: n.update([Path(top).name]) or walk(top, *args, **options))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda file: n.update(["decoded"] * bool(file.tile)) or load(file))
+    monkeypatch.setattr(cli, "_train", lambda options, data, held, **_: (data[0], held.images()))
+    monkeypatch.setattr("ddpm_nb.texts.train_text", lambda data, *_, **__: data.loaded())
+    begun = ["train", "--dataset", "folder", "--root", "pics", "--out", "new", "--device", "cpu", "--held-out"]
+    words = {"train": [*begun, "0.2"], "parts": [*begun, "2"], "resume": ["resume", "--out", "run"], "evaluate": ["evaluate", "--run", "run"]}
+    words["train-text"] = ["train-text", "--root", "pics", "--out", "new"]
+    assert main(words[verb]) == 0
+    assert n["decoded"] == 10 and n["pics"] == 1
 
 
 def test_pictures_that_were_trained_on_are_not_measured(capsys):

@@ -136,7 +136,7 @@ def test_text_follows_a_notebook_that_has_changed(folder):
 def test_sync_keeps_a_changed_notebook(folder):
     change(folder.notebook, "What the module", "In Jupyter: what the module")
     change(folder.script, "A question.", "Another question.")
-    with pytest.raises(SystemExit, match=r"30_trial\.ipynb has changed since _text/30_trial\.py"):
+    with pytest.raises(SystemExit, match=r"30_trial\.ipynb has changed since _text/30_trial\.py.*`sync --force 30_trial` undoes"):
         folder("sync", "30")
     assert "In Jupyter" in folder.notebook.read_text()
     with pytest.raises(SystemExit, match="has edits"):

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision import datasets
 
 from conftest import refuses
-from ddpm_nb import pictures
-from ddpm_nb.data import ImageDataset, load_dataset, load_images, train_batches
+from ddpm_nb import pictures, texts
+from ddpm_nb.data import ImageDataset, load_dataset, load_images, scale_levels, train_batches
 from ddpm_nb.pictures import (
     FolderDataset,
     find_parts,
@@ -800,6 +800,89 @@ def test_animations_count_with_their_first_picture(tmp_path):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **({"lossless": True} if name == "c.webp" else {}))
     data = FolderDataset(tmp_path, 8)
     assert all(data.read(i).float().mean((1, 2)).tolist() == [200, 0, 0] for i in range(3))
+
+
+# ---- one walk, one decoding -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Count the walks through folders, and how often each picture is decoded."""
+    found = Counter()
+    walk, load = os.walk, ImageFile.ImageFile.load
+
+    def decode(file):
+        found["decoded"] += bool(file.tile)  # what is left to decode
+        return load(file)
+
+    monkeypatch.setattr(os, "walk", lambda *args, **options: found.update(["walks"]) or walk(*args, **options))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decode)
+    return found
+
+
+def captions_beside(root):
+    """Write a caption beside each picture."""
+    for file in root.rglob("*.png"):
+        file.with_suffix(".txt").write_text("a red cat")
+
+
+ONCE = {
+    "in memory": lambda root: load_dataset("folder", root=root, image_size=8, in_memory=True).images(),
+    "images": lambda root: load_images("folder", root=root, image_size=8),
+    "class": lambda root: FolderDataset(root, 8).images(),
+    "loaded": lambda root: FolderDataset(root, 8).loaded().images(),
+    "captions": lambda root: captions_beside(root) or scale_levels(texts._take(texts.CaptionedFolder(root, 8))[0], 256),
+}
+
+
+@pytest.mark.parametrize("way", ONCE)
+def test_a_folder_is_walked_and_decoded_once(way, tmp_path, counted):
+    fill(tmp_path, [f"{'ab'[i % 2]}/{i}.png" for i in range(6)])
+    got = ONCE[way](tmp_path)
+    assert counted == {"walks": 1, "decoded": 6}
+    assert got.equal(torch.stack([image for image, _ in FolderDataset(tmp_path, 8)]))
+
+
+def test_a_part_is_read_alone_and_the_folder_walked_once(tmp_path, counted):
+    fill(tmp_path, ["train/a/1.png", "train/a/2.png", "test/a/3.png"])
+    (tmp_path / "train/a/away.png").symlink_to("../../test/a/3.png")  # out of the part, if not of the folder
+    (tmp_path / "train/a/0.heic").write_bytes(b"a picture perhaps")
+    (tmp_path / "test/a/1.avif").write_bytes(b"one of another part")
+    with pytest.warns(UserWarning, match="left out 1 files") as told:
+        data = load_dataset("folder", root=tmp_path, image_size=8, unreadable="skip", in_memory=True)
+    assert counted == {"walks": 1, "decoded": 2} and len(data) == 2
+    words = " ".join(str(warning.message) for warning in told)
+    assert "left out 1 files" in words and ".heic 1" in words and ".avif" not in words and "'a/away.png' (a link that leads out" in words
+
+
+def test_pictures_that_were_left_out_do_not_shift_the_others(tmp_path, counted):
+    fill(tmp_path, ["a/0.png", "a/1.png", "b/2.png"])
+    expected = torch.stack([FolderDataset(tmp_path, 8).read(i) for i in range(3)])
+    damage(tmp_path)
+    counted.clear()
+    with pytest.warns(UserWarning, match="left out 4 of 7"):
+        data = FolderDataset(tmp_path, 8, unreadable="skip").loaded()
+    assert data.levels.equal(expected) and data.labels.tolist() == [0, 0, 1] and counted["walks"] == 1
+
+
+def test_what_is_read_one_by_one_or_too_large_is_not_kept(tmp_path, counted, monkeypatch):
+    fill(tmp_path, ["0.png", "1.png"])
+    data = FolderDataset(tmp_path, 8)
+    assert data._kept is not None and pickle.loads(pickle.dumps(data))._kept is None
+    data.read(0)
+    assert data._kept is None and data.images().equal(FolderDataset(tmp_path, 8).images())
+    few = pictures._list_folder(tmp_path)._replace(most_bytes=2 * 3 * 64 - 1)
+    assert FolderDataset(few, 8)._kept is None and FolderDataset(few, 8, grey=True)._kept is not None
+    counted.clear()
+    load_dataset("folder", root=few, image_size=8, in_memory=True)  # which is asked for, however large
+    assert counted == {"decoded": 2}
+
+
+def test_two_sets_in_memory_share_no_bytes(tmp_path):
+    fill(tmp_path, ["0.png"])
+    data = FolderDataset(tmp_path, 8)
+    data.loaded().levels.zero_()
+    assert data.loaded().levels.any()
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------------

@@ -143,6 +143,25 @@ def test_another_address_is_written_everywhere_and_a_wrong_one_is_told(tmp_path)
         assert f"//{settings()['user']}." not in correct, path
 
 
+@pytest.mark.parametrize("words", [["--check"], ["--check", "a-copy"], ["--chek", "somebody/a-copy"]])
+def test_the_address_to_compare_with_is_asked_for(words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["address.py", *words])
+    with pytest.raises(SystemExit, match=r"--check OWNER/NAME"):
+        address.main()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("ddpm_nb/[wp]*s/*/")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_what_ships_is_small_and_no_pickle(path):
+    limit = {"weights": 4e6 if path.name == "digits" else 12e6, "pipelines": 15e6}[path.parent.name]
+    assert sum(file.stat().st_size for file in path.iterdir()) <= limit
+    assert [file.name for file in path.iterdir() if file.suffix in {".pt", ".pth", ".pkl", ".bin", ".ckpt"}] == []
+
+
+def test_pins_are_releases():
+    pins = [pin for path in ROOT.glob("requirements-*.txt") for pin in re.findall(r"^[\w.-]+==\S+", path.read_text(), re.M)]
+    assert len(pins) > 100 and [pin for pin in pins if re.search(r"==[\d.]+(a|b|rc|\.dev)\d", pin)] == []
+
+
 SUPPLIES = {"sklearn": "scikit-learn", "PIL": "pillow", "scipy": "scikit-learn", "huggingface_hub": "accelerate"}
 
 

@@ -60,3 +60,24 @@ def test_linked_files_exist():
 def test_downloads_are_added_up():
     told = "Collecting six\n  Downloading six-1.17.0-py2.py3-none-any.whl (11 kB)\nDownloading torch (2.5MiB)\nProcessing ./torch.whl\n"
     assert first.downloaded(told) == 11_000 + 2.5 * 2**20
+
+
+def measured(**changes):
+    """Make up what was measured at one door."""
+    steps = [{"step": "git clone", "downloaded bytes": 0, "processor seconds": 10.0}, {"step": "pip", "downloaded bytes": 2_400_000_000, "processor seconds": 102.0}]
+    steps += [{"step": "generate", "downloaded bytes": 0, "processor seconds": seconds} for seconds in (8.0, 6.5)]
+    about = {"hardware": "one core", "python": "3.11.7", "day": "2026-01-01", "cache": "empty"}
+    return about | {"steps": steps, "clone bytes": 100_000_000, "disk bytes": 5_512_345_678} | changes
+
+
+def test_what_a_first_picture_costs_finds_its_place_in_the_readme():
+    text = first.with_table(README, {"make": measured(cache="filled"), "pip": measured()})
+    assert "| `pip install .` | 2.5 GB | 5.5 GB | 120 s | 6.5 s |\n| `make setup` |  | 5.5 GB |" in text
+    assert first.with_table(text, {"pip": measured()}) == first.with_table(README, {"pip": measured()})
+    with pytest.raises(ValueError, match="one place"):
+        first.with_table("no place", {"pip": measured()})
+
+
+def test_the_readme_says_what_was_measured_of_a_first_picture():
+    if first.FILE.exists():
+        assert first.with_table(README, first.read_json(first.FILE)) == README

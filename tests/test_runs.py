@@ -1006,7 +1006,7 @@ def test_a_run_of_classes_resumes_exactly_and_is_loaded(tmp_path):
 
 def test_a_run_of_classes_refuses_other_labels(tmp_path):
     out, held = tmp_path / "run", three_classes().images()[:4]
-    for bad in (held, (held,), [1, 2, 3]):
+    for bad in (held, (held,), [1, 2], [1, 2, 3]):
         refuses(lambda bad=bad: class_run(out, held_out=bad, callback=die), "held_out must be (images, labels)", "in 0..2")
     for bad in (torch.arange(3), torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, -1]), torch.ones(4), torch.ones(4, dtype=torch.bool), [0, 1, 2, 0]):
         refuses(lambda bad=bad: class_run(out, held_out=(held, bad), callback=die), "the labels of held_out must be (4,) whole numbers in 0..2; got")

@@ -192,19 +192,19 @@ def test_what_the_blocks_are_told_is_passed_on_as_it_is():
     """A subclass may tell them more than the time."""
 
     class Told(Level):
-        def step(self, i, h, signal):
-            heard.append(signal)
-            return super().step(i, h, signal[0])
+        def step(self, i, h, cond):
+            heard.append(cond)
+            return super().step(i, h, cond[0])
 
     unet, heard = perturbed(UNet(**TINY)), []
     x, t = inputs(unet)
     expected = unet(x, t)
     for level in (*unet.down, unet.mid, *unet.up):
         level.__class__ = Told
-    signal = (F.silu(unet.embed_time(x, t)), "words")
-    assert torch.equal(unet.walk(x, signal), expected)
+    cond = (F.silu(unet.embed_time(x, t)), "words")
+    assert torch.equal(unet.walk(x, cond), expected)
     assert len(heard) == 2 * 2 + 2 + 2 * 3
-    assert all(each is signal for each in heard)
+    assert all(each is cond for each in heard)
 
 
 # Presets.
@@ -694,6 +694,9 @@ def test_images_stored_pixel_by_pixel_do_not_slow_the_cpu():
             m.register_forward_pre_hook(lambda m, args: seen.append(args[0].is_contiguous()))
     assert torch.equal(unet(packed, t), unet(x, t))
     assert seen and all(seen)
+    seen.clear()
+    UNet.walk.plain(unet, packed, F.silu(unet.embed_time(packed, t)))
+    assert seen and not any(seen), "the plain walk takes images as they come"
 
 
 class Copies(TorchDispatchMode):

@@ -137,7 +137,9 @@ def check(repository, root=ROOT):
 
 def main():
     """Correct every file that disagrees with settings.ini, or check the address."""
-    if sys.argv[1:2] == ["--check"]:
+    if sys.argv[1:]:
+        if len(sys.argv) != 3 or sys.argv[1] != "--check" or sys.argv[2].count("/") != 1:
+            sys.exit(__doc__.partition("\n\n")[2].rstrip())
         sys.exit(check(sys.argv[2]))
     try:
         texts = corrected()

@@ -6,12 +6,12 @@ FOLDER is a copy of this repository, this one if it is not given. Three tables a
 Chapters: `words` of text (a formula counts as one word, code as none), of which `in ex.` stand
 in exercises and their solutions; `code` lines (neither blank nor only a comment) in all cells,
 again with those in exercises, and `shown` those that stand unfolded before them; `cells`; lines of the `longest` code cell; lines over 88 and 100
-columns; `figure`, the words before the first picture.
+columns; `figure`, the words before the first picture; `pairs`, in all code cells: the assignments of a tuple whose values are of
+different kinds, such as a call and a constant.
 
 Modules: `lines` of code; the median of syntax `nodes` a line in the bodies of functions;
 `comments` for 100 lines of these bodies; `private` and `public` functions and classes at the top
-level; `pairs`, assignments of a tuple whose values are of different kinds, such as a call and a
-constant; `early`, the references to a name that only a later cell of the module defines.
+level; `pairs`, those of them that are exported; `early`, the references to a name that only a later cell of the module defines.
 
 Purposes: each line of a function or class counts for one purpose. A function that is named in
 PURPOSES has the purpose under which it stands; one whose name begins with check_ or _check is a
@@ -51,7 +51,7 @@ PURPOSES = {
     """,
     "cpu form": """
         join_weights join_projections upsample_joined attend_columns
-        attend_by_products attend_joined is_plain _faster_upsample _faster_attention
+        attend_by_products attend_joined _channel_by_channel is_plain _faster_upsample _faster_attention
         faster_on_cpu _compiled optimize_for_sampling keep_freed_memory
     """,
     # what chapters teach in a section of their own: in which range images are (8), which parts fit (22)
@@ -134,6 +134,7 @@ def measure_chapter(notebook):
         "> 88": sum(len(line) > 88 for line in every),
         "> 100": sum(len(line) > 100 for line in every),
         "figure": sum(words[: pictured[0]]) if pictured else "-",
+        "pairs": sum(count_pairs(cell.code) for cell in notebook.code),
     }
 
 
@@ -304,7 +305,7 @@ def report(root):
     book = rules.read_book(root)
     modules = [notebook for notebook in book if notebook.module]
     chapters = [measure_chapter(notebook) for notebook in book]
-    sums = ("words", "in ex.", "code", "in ex. ", "cells", "> 88", "> 100")
+    sums = ("words", "in ex.", "code", "in ex. ", "cells", "> 88", "> 100", "pairs")
     chapters.append(total(chapters, "all", dict.fromkeys(sums, sum) | {"longest": max}))
     measured = [measure_module(notebook) for notebook in modules]
     rows = [row for row, _ in measured]

@@ -175,7 +175,8 @@ def refusal(path, command):
         return f"{name} has edits that are not in its notebook: `{way_out}"
     if command == "sync" and noted and notebook not in (noted, written):
         way_out = f"`text --force {path.stem}` writes it anew (keep a copy of what you edited)"
-        return f"{path.name} has changed since {name} was written: {way_out}, `sync --force` undoes"
+        other = f"`sync --force {path.stem}` undoes what has changed in the notebook"
+        return f"{path.name} has changed since {name} was written: {way_out}, {other}"
     return None
 
 

@@ -64,11 +64,12 @@ step "ddpm_nb is what the notebooks export" export_in_sync
 step "notebooks are clean" notebooks_clean
 step "lint" ruff check --quiet .
 if [ "${1:-all}" = fast ]; then
-    # all that CONTRIBUTING.md calls a rule: of notebooks and package, of what the site shows, of devices, misuse and plans
+    # all that CONTRIBUTING.md calls a rule: of notebooks and package, of what the site and README show, of devices, misuse and plans
     step "the project's rules" pytest -q tests/test_project.py tests/test_equations.py tests/test_glossary.py tests/test_docstrings.py \
         tests/test_figures.py tests/test_touch.py tests/test_claims.py tests/test_fonts.py tests/test_first_picture.py tests/test_front.py \
         tests/test_measures.py tests/test_misuse.py tests/test_devices.py::test_every_public_name_is_walked \
-        tests/test_teaching.py::test_plans_name_chapters_and_their_hours tests/test_progress.py::test_no_page_is_filled_by_bars
+        tests/test_teaching.py::test_plans_name_chapters_and_their_hours tests/test_progress.py::test_no_page_is_filled_by_bars \
+        tests/test_readme.py::test_{make_targets,linked_files}_exist tests/test_readme.py::test_the_readme_says_what_was_measured_of_a_first_picture
     exit
 fi
 step "the book, from the committed outputs" committed_book

@@ -1,6 +1,6 @@
 """Rewrite models of the first edition in today's format, bit for bit the same weights: folders of single networks and of classifiers.
 
-Usage: python tools/convert_models.py FOLDER [FOLDER ...]
+Usage: python studies/convert_models.py FOLDER [FOLDER ...]
 A folder that is in today's format already is only given a current card.
 """
 
