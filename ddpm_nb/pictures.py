@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import operator
 import os
 import re
 import socket
@@ -399,6 +400,7 @@ class FolderDataset(Dataset):
 
     def read(self, index: int) -> Tensor:
         """Return one image as bytes (C, H, W); name the file if that fails."""
+        index = operator.index(index)  # a slice is refused, by its type
         self._kept = None  # what is read one by one needs no memory
         try:
             return read_picture(self.root / self.files[index], **self.how)
