@@ -19,6 +19,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from itertools import islice
 from multiprocessing.pool import ThreadPool
@@ -371,6 +372,8 @@ class FolderDataset(Dataset):
     """Read the pictures of a folder when asked for, as (image in [-1, 1], label)."""
 
     n_levels = 256
+    loaded: Callable[[], ImageDataset]  # below, as is the next
+    images: Callable[[], Tensor]
     _kept = None  # the pictures that were read to be checked, if they are few
 
     def __init__(
