@@ -75,7 +75,7 @@ def check_choice(
     choices,  # what is allowed, in the order to show
 ):
     """Return `value` if it is one of `choices`; raise `ValueError` otherwise."""
-    if value not in tuple(choices):
+    if isinstance(value, np.ndarray | Tensor) or value not in tuple(choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
     return value
 

@@ -43,7 +43,7 @@ class ImageDataset(Dataset):
     ):
         labels = torch.zeros(len(levels)) if labels is None else torch.as_tensor(labels)
         self.n_levels = check_int("n_levels", n_levels, 2)
-        self.classes = tuple(classes)
+        self.classes = tuple(map(str, classes))
         check_levels(levels, labels, self.n_levels, len(self.classes))
         self.levels = levels
         self.labels = labels.long()

@@ -28,7 +28,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .checks import check_bool
+from .checks import check_bool, check_kind
 
 # %% ../nbs/93_files.ipynb #replaced-file
 @contextmanager
@@ -180,6 +180,8 @@ def find_model(
     shipped,  # the folder of the models of this kind that are shipped
 ) -> Path:
     """Return the folder of a model: the package's own for a shipped name, a path as it is."""
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(f"name_or_path must be a name or a folder; got {name_or_path!r}")
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[\w-]+", name_or_path)
     own = Path(shipped) / (name_or_path if is_name else "")
     path = own if is_name and own.is_dir() else Path(name_or_path)
@@ -294,6 +296,8 @@ def save_parts(
     """Write modules as one model: safetensors, JSON, a readable card; none before all are whole."""
     check_bool("overwrite", overwrite)
     check_bool("half", half)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be the folder of the model; got {path!r}")
     # without the wrapper of torch.compile, which gives the weights other names
     parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)
@@ -338,7 +342,7 @@ def check_card(
     card: dict,  # names to strings, finite numbers, booleans or None
 ) -> dict:
     """Return a card that JSON and a table can hold; refuse any other."""
-    for key, value in card.items():
+    for key, value in check_kind("card", card, dict).items():
         number = isinstance(value, int | float) and math.isfinite(value)
         if not isinstance(key, str) or not (number or value is None or isinstance(value, str)):
             allowed = "names to strings, finite numbers, booleans or None"

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import operator
 import os
 import re
 import socket
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from itertools import islice
 from multiprocessing.pool import ThreadPool
@@ -370,6 +372,8 @@ class FolderDataset(Dataset):
     """Read the pictures of a folder when asked for, as (image in [-1, 1], label)."""
 
     n_levels = 256
+    loaded: Callable[[], ImageDataset]  # below, as is the next
+    images: Callable[[], Tensor]
     _kept = None  # the pictures that were read to be checked, if they are few
 
     def __init__(
@@ -399,6 +403,7 @@ class FolderDataset(Dataset):
 
     def read(self, index: int) -> Tensor:
         """Return one image as bytes (C, H, W); name the file if that fails."""
+        index = operator.index(index)  # a slice is refused, by its type
         self._kept = None  # what is read one by one needs no memory
         try:
             return read_picture(self.root / self.files[index], **self.how)

@@ -24,6 +24,7 @@ from ddpm_nb.elbo import (
     simple_loss,
     split_output,
 )
+from ddpm_nb.files import find_model
 from ddpm_nb.flows import (
     edm_denoiser,
     eps_from_velocity,
@@ -35,6 +36,7 @@ from ddpm_nb.flows import (
 )
 from ddpm_nb.forward import predict_x_0, q_posterior, q_sample, q_step
 from ddpm_nb.gaussian import GaussianMixture, seeded
+from ddpm_nb.hub import save_pretrained
 from ddpm_nb.improved import (
     LossHistory,
     hybrid_loss,
@@ -550,3 +552,20 @@ def test_a_network_as_a_shape_is_not_printed_in_full():
     with pytest.raises(TypeError, match="shape must be that of a batch") as caught:
         sample_ddim(MODEL, SCHEDULE, MODEL)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("wrong", [None, 5, ["run"]])
+def test_a_place_that_is_no_path(wrong):
+    """Told under the argument's name, before anything is read or written."""
+    refuses(lambda: find_model(wrong, "."), f"name_or_path must be a name or a folder; got {wrong!r}", error=TypeError)
+    refuses(lambda: save_pretrained(wrong, MODEL, SCHEDULE), f"path must be the folder of the model; got {wrong!r}", error=TypeError)
+    if wrong is not None:
+        refuses(lambda: train(MODEL, SCHEDULE, X, QUICK, out=wrong, progress=False), f"out must be the folder of the run; got {wrong!r}")
+
+
+def test_a_card_a_choice_and_classes_of_another_kind(tmp_path):
+    refuses(lambda: save_pretrained(tmp_path / "it", MODEL, SCHEDULE, card=["a model"]), "card must be a dict; got list", error=TypeError)
+    refuses(lambda: save_pretrained(tmp_path / "it", MODEL, SCHEDULE, objective=np.array(["v", "eps"])), "objective must be one of 'eps'")
+    assert not (tmp_path / "it").exists()
+    digits = ImageDataset((X * 0).byte(), STEPS % 2, n_levels=17, classes=(3, 8))
+    assert digits.classes == ("3", "8") and "2 classes: 3, 8" in repr(digits)

@@ -878,6 +878,13 @@ def test_what_is_read_one_by_one_or_too_large_is_not_kept(tmp_path, counted, mon
     assert counted == {"decoded": 2}
 
 
+def test_a_slice_is_no_unreadable_picture(tmp_path):
+    fill(tmp_path, ["0.png", "1.png"])
+    data = FolderDataset(tmp_path, 8)
+    assert data.read(np.int64(1)).equal(data.read(torch.tensor(1))) and len(list(data)) == 2
+    refuses(lambda: data[0:2], "'slice' object cannot be interpreted as an integer", error=TypeError)
+
+
 def test_two_sets_in_memory_share_no_bytes(tmp_path):
     fill(tmp_path, ["0.png"])
     data = FolderDataset(tmp_path, 8)
