@@ -270,6 +270,19 @@ def caption_fits(
 PADDING, UNKNOWN, BEGIN = 0, 1, 2
 MARKS = ("<padding>", "<unknown>", "<begin>")  # their names, by number
 
+# %% ../nbs/18_captions.ipynb #check-numbers
+def _check_numbers(tokens, n):
+    """Refuse what is no table of the numbers of n words."""
+    wanted = f"tokens must be whole numbers in 0..{n - 1}, a tensor of shape (N, L)"
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"{wanted}; got {type(tokens).__name__}")
+    whole = not tokens.is_floating_point() and tokens.dtype != torch.bool
+    if not whole or tokens.ndim != 2:
+        raise ValueError(f"{wanted}; got {tokens.dtype} {tuple(tokens.shape)}")
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < n:
+        got = f"values from {int(tokens.min())} to {int(tokens.max())}"
+        raise ValueError(f"{wanted}; got {got}")
+
 # %% ../nbs/18_captions.ipynb #tokenizer
 @dataclass(frozen=True)
 class Tokenizer:
@@ -296,6 +309,7 @@ class Tokenizer:
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Return the words of each row, without padding and without the beginning."""
+        _check_numbers(tokens, len(self))
         names = MARKS + tuple(self.words)
         kept = [[names[i] for i in row if i not in (PADDING, BEGIN)] for row in tokens.tolist()]
         return [" ".join(words) for words in kept]

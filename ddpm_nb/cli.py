@@ -111,8 +111,10 @@ def _flag(name):
 
 
 def _expand_home(options):
-    """Write paths that begin with ~ in full: a shell leaves them where they follow a sign."""
+    """Write out paths that begin with ~, which a shell leaves after a sign; refuse empty ones."""
     for name in ("out", "root", "run", "config", "model", "image", "mask"):
+        if options.get(name) == "":  # would be the folder where one is
+            raise ValueError(f"{_flag(name)} must be a path that is not empty; got ''")
         if isinstance(options.get(name), str):
             options[name] = os.path.expanduser(options[name])
 
@@ -259,9 +261,14 @@ def _add_train_text(parser):
     add("--grey", action="store_true", help="read the pictures as grey (default: if all are)")
     text = "what to do with pictures and captions that do not fit together (default: refuse)"
     add("--problems", default="refuse", choices=("refuse", "skip"), help=text)
+    text = "what holds the caption in metadata.jsonl or metadata.csv (default: text)"
+    add("--column", metavar="NAME", default="text", help=text)
+    text = "what to do with captions of more tokens than a row has (default: refuse, or as in the "
+    add("--too-long", choices=("refuse", "cut"), help=text + "file)")
     text = "JSON file with the settings of all stages, such as the text.json of a run"
     add("--config", metavar="FILE", help=text)
-    add("--iterations", **_INT, help="of the U-Net (default: 10000, or as in the file)")
+    text = "of the U-Net (default: 10000, or as in the file); with --resume, more than before "
+    add("--iterations", **_INT, help=text + "train for longer")
     add("--prompt", action="append", help="a sentence for the sample sheets; may be given again")
     add("--resume", action="store_true", help="go on with the run in OUT, if there is one")
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
@@ -1050,21 +1057,17 @@ def _run_train_text(args):
     found = _look_at_pictures(listing, 32)  # larger ones are made smaller
     size = found["image_size"] if args.image_size is None else args.image_size
     grey = args.grey or found["grey"]
-    data = CaptionedFolder(listing, size, grey=grey, problems=args.problems)
+    reading = {"grey": grey, "column": args.column, "problems": args.problems}
+    data = CaptionedFolder(listing, size, **reading)
+    if len(data) < 2:
+        raise ValueError(f"--root must hold at least two pictures with captions; got {len(data)}")
     kept = Path(args.out) / TEXT_FILE
     goes_on = goes_on and args.config is None
-    if goes_on and args.iterations is not None:
-        was = _text_config(kept, len(data)).unet.n_iterations
-        if was != args.iterations:
-            problem = f"--iterations was {was} and is {args.iterations}"
-            raise ValueError(f"the run in {args.out} cannot go on: {problem}; leave it out")
-    config = None if goes_on else _text_config(args.config, len(data))
-    if config and args.iterations is not None:
-        unet = replace(config.unet, n_iterations=args.iterations)
-        config = replace(config, unet=unet)
+    config = _text_config(kept if goes_on else args.config, len(data))
+    config = _with_options(config, args, goes_on)
     kind = "grey" if grey else "in colour"
     print(f"{len(data)} pictures with captions, read {kind} at {size} x {size} pixels", flush=True)
-    if config and args.config is None:
+    if not goes_on and args.config is None:
         batches = ", ".join(str(getattr(config, stage).batch_size) for stage in STAGES)
         told = f"batches of {batches}, {config.unet.n_iterations} iterations of the U-Net"
         print(f"chosen: {told}; --iterations and --config FILE choose otherwise", flush=True)
@@ -1073,6 +1076,20 @@ def _run_train_text(args):
     is_taken = any(path.name == args.out for path in PIPELINES.iterdir())  # a shipped one's name
     run = shlex.quote(f"./{args.out}" if is_taken else args.out)
     print(f'done; draw with: ddpm-nb generate "a sentence" --model {run} --out picture.png')
+
+# %% ../nbs/30_command_line.ipynb #with-options
+def _with_options(config, args, goes_on):
+    """Return settings with what the command says; a run that goes on may only become longer."""
+    n_iterations = config.unet.n_iterations if args.iterations is None else args.iterations
+    too_long = config.too_long if args.too_long is None else args.too_long
+    pairs = {"--too-long": (config.too_long, too_long)}
+    if n_iterations <= config.unet.n_iterations:
+        pairs["--iterations"] = (config.unet.n_iterations, n_iterations)
+    changed = [f"{flag} was {was} and is {now}" for flag, (was, now) in pairs.items() if was != now]
+    if goes_on and changed:
+        raise ValueError(f"the run in {args.out} cannot go on: {changed[0]}; leave it out")
+    unet = replace(config.unet, n_iterations=n_iterations)
+    return replace(config, unet=unet, too_long=too_long)
 
 # %% ../nbs/30_command_line.ipynb #text-config
 def _text_config(file, n):
@@ -1110,10 +1127,12 @@ def _run_generate(args):
     pipeline = TextToImage.from_pretrained(args.model, device=device)
     options = {"n_steps": args.steps, "negative": args.negative, "strength": args.strength}
     coder = pipeline.autoencoder or pipeline.unet
-    for name in ("image", "mask"):
-        if getattr(args, name) is not None:
-            x = _read_square(f"--{name}", getattr(args, name), coder.config)
-            options[name] = x if name == "image" else x[:, :1] > 0
+    if args.mask is not None and args.image is None:
+        raise ValueError("--mask must come with an image (--image), which stays where it is white")
+    if args.image is not None:
+        options["image"] = _read_square("--image", args.image, coder.config)
+    if args.mask is not None:
+        options["mask"] = _read_mask("--mask", args.mask, coder.config)
     if args.prompts:
         check_prompts(args.prompts, pipeline.tokenizer)  # all of them before the first is drawn
     draw = partial(pipeline.generate, guidance=args.guidance, progress=True)
@@ -1129,30 +1148,61 @@ def _run_generate(args):
     rows = f", a row for each of {n_rows} sentences" if n_rows > 1 else ""
     print(f"wrote {len(wanted)} picture{'s' * (len(wanted) > 1)} to {out}{rows}")
 
-# %% ../nbs/30_command_line.ipynb #read-square
-def _read_square(flag, file, config):
-    """Read a picture as (1, C, H, H) in [-1, 1], scaled to the size of a pipeline."""
-    import torch
+# %% ../nbs/30_command_line.ipynb #open-square
+def _open_square(flag, file):
+    """Read a square picture, upright."""
     from PIL import Image, ImageOps
 
-    from ddpm_nb.pictures import FORMATS, _to_mode
+    from ddpm_nb.pictures import FORMATS
 
     try:
         with Image.open(file, formats=FORMATS) as picture:
             picture = ImageOps.exif_transpose(picture)  # which reads all of it
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
-        raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        problem = f"{file} cannot be opened ({error.strerror})"
+        raise ValueError(f"{flag} must be a picture; {problem}") from None
     except Exception as error:  # a damaged file can raise almost anything
         problem = f"{file} is none that can be read ({error})"
         raise ValueError(f"{flag} must be a picture; {problem}") from None
     width, height = picture.size
     if width != height:
         raise ValueError(f"{flag} must be a square picture; {file} has {width} x {height}")
+    return picture
+
+# %% ../nbs/30_command_line.ipynb #read-square
+def _read_square(flag, file, config):
+    """Read a picture as (1, C, H, H) in [-1, 1], scaled to the size of a pipeline."""
+    import torch
+    from PIL import Image
+
+    from ddpm_nb.pictures import _to_mode
+
+    picture = _open_square(flag, file)
     size = config["image_size"]
     picture = _to_mode(picture, "L" if config["in_channels"] == 1 else "RGB", 65535)
     picture = picture.resize((size, size), Image.Resampling.BOX)
     levels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return levels.reshape(1, size, size, -1).permute(0, 3, 1, 2) / 127.5 - 1
+
+# %% ../nbs/30_command_line.ipynb #read-mask
+def _read_mask(flag, file, config):
+    """Read a black and white picture as (1, 1, H, H), True where it is white."""
+    from ddpm_nb.pictures import _to_mode
+
+    picture = _open_square(flag, file)
+    wanted = f"{flag} must be black and white, without greys, colours and transparent places"
+    is_deep = picture.mode[0] in "IF"  # never transparent
+    if not is_deep and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        raise ValueError(f"{wanted}; {file} has transparent places")
+    levels = [level for _, level in _to_mode(picture, "L", 65535).getcolors()]
+    others = [level for level in levels if level not in (0, 255)]
+    if others:
+        raise ValueError(f"{wanted}; {file} has {len(others)} levels between, such as {others[0]}")
+    mask = _read_square(flag, file, config | {"in_channels": 1}) > 0
+    if mask.all():
+        problem = f"{file} has none of at least a pixel of the model's"
+        raise ValueError(f"{flag} must have a black place, which is drawn; {problem}")
+    return mask
 
 # %% ../nbs/30_command_line.ipynb #check-drawing
 def _check_drawing(args):
@@ -1398,7 +1448,7 @@ def shell_words(
         text = re.sub(rf"{here}='([^']*)'", lambda m, f=flag: f"{f} {shlex.quote(m[1])}", text)
         text = re.sub(rf"{here}=,", f"{flag},", text)
         text = re.sub(rf"{here}=(?=[\w.])", f"{flag} ", text)
-        text = re.sub(rf"{here}(?= must\b)", flag, text)
+        text = re.sub(rf"{here}(?= (must|holds)\b)", flag, text)
         if "_" in name:
             text = re.sub(rf"{here}\b", flag, text)
     return text.replace("math.inf", "inf")
@@ -1437,7 +1487,26 @@ def _own_warnings(tell):
         warnings.showwarning = show
         yield
 
-# %% ../nbs/30_command_line.ipynb #verbs
+# %% ../nbs/30_command_line.ipynb #refuse-text-run
+def _refuse_text_run(command, args):
+    """Say what to do instead with a run of `train-text`, which is none of `train`."""
+    from ddpm_nb.hub import SHIPPED
+
+    place = args.out if command == "resume" else getattr(args, "run", None)
+    if place is None or not Path(place, "text.json").exists():
+        return
+    if command != "resume" and (SHIPPED / place).is_dir():  # a shipped name
+        return
+    run = shlex.quote(place)
+    remedy = f'draw with: ddpm-nb generate "a sentence" --model {run} --out picture.png'
+    if command == "resume":
+        remedy = f"go on with: ddpm-nb train-text --root FOLDER --out {run} --resume"
+    elif command == "info":
+        remedy = f"read {Path(place, 'text.json')}, and the README.md beside it"
+    raise ValueError(f"{place} is a run of train-text; {remedy}")
+
+# %% ../nbs/30_command_line.ipynb #other-names
+_OTHER_NAMES = {"n_steps": "--steps", "n_iterations": "--iterations"}
 _VERBS = {
     "train": _run_train,
     "resume": _run_resume,
@@ -1457,14 +1526,13 @@ def main(
     with _stops_at_once() if argv is None else contextlib.nullcontext():
         args = make_parser().parse_args(argv)
         command = args.__dict__.pop("command")
-        _expand_home(vars(args))
         for module in ("fast", "runs", "pipeline" if command == "generate" else "hub"):
             import_module(f"ddpm_nb.{module}")
     trains = command in ("train", "resume")
     options = default_options() if trains else {name for name in vars(args) if name != "prompts"}
     flags = {name: _flag(name) for name in options}
-    others = {"n_steps": "--steps", "n_iterations": "--iterations"}
-    flags |= {"n_workers": "--workers"} if trains else others
+    others = {"n_workers": "--workers"} if trains else _OTHER_NAMES
+    flags |= {name: flag for name, flag in others.items() if trains or flag[2:] in options}
 
     def tell(message):
         text = shell_words(str(message), flags)
@@ -1472,6 +1540,8 @@ def main(
 
     try:
         import_module("ddpm_nb.fast").keep_freed_memory()
+        _expand_home(vars(args))
+        _refuse_text_run(command, args)
         with _own_warnings(tell):
             _VERBS[command](args)
     except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:

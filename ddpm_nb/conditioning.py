@@ -144,6 +144,9 @@ def of_class(
     check_number("scale", scale, 0)
 
     def predict(x_t, t):
+        if labels.ndim > 1 or labels.numel() not in (1, len(x_t)):
+            wanted = f"one class, or one for each of {len(x_t)} images"
+            raise ValueError(f"labels must be {wanted}; got shape {tuple(labels.shape)}")
         told = labels.to(x_t.device).expand(len(x_t))
         if scale == 1:
             return call_model(model, x_t, t, told)
@@ -351,12 +354,14 @@ def train_conditional(
     text_encoder: TextEncoder,  # frozen
     config: TrainConfig,  # settings; those of a run's folder and of its parts are not used
     *,
-    drop: float = 0.1,  # share of the captions that the network does not see
+    drop: float = 0.1,  # share of the captions that the network does not see, below 1
     callback=None,  # called as callback(i, loss, average) after each iteration
 ) -> TextUNet:
     """Fit the noise given a caption, and without one now and then; return the averaged network."""
     check_model(model, schedule)
     _check_captioned(x_0, tokens, config, drop)
+    if callback is not None:
+        check_callable("callback", callback, "callback(i, loss, average)")
     device = x_0.device
     schedule, tokens = schedule.to(device), tokens.to(device)
     precision = pick_precision(config.precision, device)
@@ -382,7 +387,7 @@ def train_conditional(
 # %% ../nbs/20_text_conditioning.ipynb #check-captioned
 def _check_captioned(x_0, tokens, config, drop):
     """Refuse what cannot be trained on, before any work."""
-    check_number("drop", drop, 0, 1)
+    check_number("drop", drop, 0, 1, open_high=True)
     if check_floating("x_0", x_0).ndim != 4 or not len(x_0):
         allowed = f"shape (N, C, H, W) with N at least 1; got {tuple(x_0.shape)}"
         raise ValueError(f"x_0 must have {allowed}")

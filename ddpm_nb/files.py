@@ -168,6 +168,24 @@ def _is_being_written(path):
     """Tell whether a file lies there under a temporary name of `replaced_file`, too."""
     return any(path.parent.glob(f".{path.stem}.????????{path.suffix}"))
 
+# %% ../nbs/93_files.ipynb #check-path
+def _check_path(name, path):
+    """Return a path; refuse what is none, and the empty one, which would be the current folder."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        allowed = "a path that is not empty; '.' is the current folder"
+        raise ValueError(f"{name} must be {allowed}; got {path!r}")
+    return path
+
+
+def _check_place(device):
+    """Return a device if this machine has it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError):
+        allowed = "a device of this machine, such as 'cpu'"
+        raise ValueError(f"device must be {allowed}; got {device!r}") from None
+    return device
+
 # %% ../nbs/93_files.ipynb #find-model
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -180,8 +198,7 @@ def find_model(
     shipped,  # the folder of the models of this kind that are shipped
 ) -> Path:
     """Return the folder of a model: the package's own for a shipped name, a path as it is."""
-    if not isinstance(name_or_path, str | os.PathLike):
-        raise TypeError(f"name_or_path must be a name or a folder; got {name_or_path!r}")
+    _check_path("name_or_path", name_or_path)
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[\w-]+", name_or_path)
     own = Path(shipped) / (name_or_path if is_name else "")
     path = own if is_name and own.is_dir() else Path(name_or_path)
@@ -301,6 +318,7 @@ def save_parts(
     # without the wrapper of torch.compile, which gives the weights other names
     parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)
+    _check_path("path", path)
     card = check_card(card or {})
     facts = dict(facts or {})
     if half:
@@ -456,6 +474,7 @@ def load_parts(
     device="cpu",  # where the modules shall live
 ) -> tuple[dict, dict, dict]:
     """Load a folder: modules in evaluation mode, extra tensors, config; refuse changed files."""
+    _check_place(device)
     path = Path(path)
     read_config(path, classes)  # first, what it is not is told
     if not (path / WEIGHTS_FILE).is_file():

@@ -6,6 +6,7 @@
 __all__ = ['PIPELINES', 'MAX_GUIDANCE', 'TextToImage']
 
 # %% ../nbs/22_stable_diffusion.ipynb #imports
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -17,6 +18,7 @@ from torch import Tensor
 from .captions import CaptionRule, Tokenizer, check_prompts
 from .checks import check_bool, check_device, check_each, check_fit, check_generator
 from .checks import check_images, check_int, check_mask, check_number
+from .checks import check_callable
 from .clip import TextEncoder
 from .conditioning import TextUNet, encode_words, guided
 from .files import PACKAGE, Pretrained
@@ -154,6 +156,8 @@ def generate(
     texts, unwanted = _texts_of_pictures(self, prompt, negative, n, guidance)
     check_generator(generator, len(texts))
     check_bool("progress", progress)
+    if callback is not None:
+        check_callable("callback", callback, "callback(t, z, z_0_hat)")
     kept, image, mask = _where_to_begin(self, image, mask, strength, len(texts), n_steps, eta)
     with torch.inference_mode():
         words, null = self.encode_text(texts)
@@ -244,12 +248,22 @@ def _check_devices(pipeline):
         check_device(name, getattr(pipeline, name), "the schedule's", pipeline.device)
 
 
+def _check_negative(negative, tokenizer):
+    """Return sentences to keep away from as a list; refuse what is none under their own name."""
+    try:
+        return check_prompts(negative, tokenizer)
+    except (TypeError, ValueError) as error:
+        told = re.sub("^prompts hold", "negative holds", str(error))
+        told = re.sub("^(prompts|captions) must", "negative must", told)
+        raise type(error)(told) from None
+
+
 def _texts_of_pictures(pipeline, prompt, negative, n, guidance):
     """Return a sentence, and one to keep away from, for each picture; empty ones where none is."""
     check_int("n", n)
     check_number("guidance", guidance, 0, MAX_GUIDANCE)
     texts = [""] if prompt is None else check_prompts(prompt, pipeline.tokenizer)
-    unwanted = [""] if negative is None else check_prompts(negative, pipeline.tokenizer)
+    unwanted = [""] if negative is None else _check_negative(negative, pipeline.tokenizer)
     if len(unwanted) not in (1, len(texts)):
         allowed = f"one sentence, or one for each of {len(texts)} prompts"
         raise ValueError(f"negative must be {allowed}; got {len(unwanted)}")

@@ -16,10 +16,12 @@ import csv
 import json
 import math
 import os
+import textwrap
 import warnings
+import zlib
 from collections import Counter, defaultdict
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice, pairwise, product
 from pathlib import Path, PurePosixPath
@@ -31,15 +33,17 @@ from torch.nn import functional as F
 
 # %% ../nbs/29_own_captions.ipynb #imports-2
 from .captions import BEGIN, MARKS, PADDING, UNKNOWN, check_prompts, split_words
-from .captions import _check_texts
-from .checks import check_batch, check_bool, check_choice, check_device, check_generator
+from .captions import Tokenizer, _check_numbers, _check_texts
+from .checks import check_batch, check_choice, check_device, check_generator
 from .checks import check_images, check_int, check_number, check_square_images
+from .checks import check_bool, check_callable, check_fields, check_kind, check_mask
 from .clip import MAX_LOG_SCALE, TextEncoder, contrastive_loss, make_clip
 from .conditioning import CrossAttention, TextUNet, attention_maps, encode_words
 from .data import scale_levels
 from .elbo import simple_loss
 from .files import CARD_FILE, CONFIG_FILE, MAX_FACTS, WEIGHTS_FILE, read_json
 from .files import check_card, refuse_foreign_folder, replaced_file, write_json
+from .files import _check_path, _check_place
 from .gaussian import randn, seeded, seeded_init
 from .latent import Autoencoder, autoencoder_loss, fit_latent_scale, to_latents
 from .pictures import FolderDataset, list_pictures
@@ -196,6 +200,8 @@ def draw_shapes(
     """Draw pictures of two shapes, each with a sentence that names either of them first."""
     check_int("image_size", image_size, 16)
     scenes = all_scenes() if scenes is None else _check_scenes(scenes)
+    if not len(scenes):
+        raise ValueError("scenes must hold at least one scene to draw from; got none")
     place = scenes.device
     size = (check_int("n", n),)
     source = place if check_generator(generator) is None else generator.device
@@ -222,6 +228,7 @@ def split_scenes(
     seed: int = 0,  # of the choice
 ) -> tuple[Tensor, Tensor]:
     """Split all scenes into those to train on and those that are held out."""
+    check_number("share", share, 0, 1)
     scenes = all_scenes()
     order = torch.randperm(len(scenes), generator=seeded(seed))
     n_out = round(share * len(scenes))
@@ -302,15 +309,19 @@ def read_metadata(
     column: str = "text",  # the key or the column that holds the caption
 ) -> tuple[list, dict]:
     """Read pairs (file, caption) in their order; return them, and problems: kind -> names."""
-    root, problems = Path(os.path.realpath(Path(root).expanduser())), defaultdict(list)
+    root = Path(os.path.realpath(Path(_check_path("root", root)).expanduser()))
+    check_kind("column", column, str)
+    problems = defaultdict(list)
     found = [name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
     if len(found) > 1:
         raise ValueError(f"{root} must hold one file of captions; got {' and '.join(found)}")
+    texts = _list_texts(root)
     if found:
+        _refuse_texts(root, found[0], files, texts)
         read = _read_jsonl if found[0].endswith("jsonl") else _read_csv
         rows = read(root / found[0], column, problems)
     else:
-        rows = _read_texts(root, files)
+        rows = _read_texts(root, files, texts)
     pairs = []
     known = {*files}
     for file, caption in rows:
@@ -329,15 +340,24 @@ def read_metadata(
 def _read_jsonl(path, column, problems):
     """Read a line of JSON for each caption."""
     rows = []
+    twice = []  # keys of a line
+
+    def look(pairs):
+        twice.extend(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        return dict(pairs)
+
     for i, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
+        twice.clear()
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=look)
             file, text = row["file_name"], row[column]
         except (ValueError, LookupError, TypeError, RecursionError):
             file = text = None
-        if isinstance(file, str) and isinstance(text, str):
+        if twice:
+            problems["lines that name a key twice"].append(f"line {i}")
+        elif isinstance(file, str) and isinstance(text, str):
             rows.append((file, text))
         else:
             problems[f"lines without texts for 'file_name' and {column!r}"].append(f"line {i}")
@@ -347,36 +367,69 @@ def _read_jsonl(path, column, problems):
 def _read_csv(path, column, problems):
     """Read a row of a table for each caption."""
     table = csv.DictReader(f"{line}\n" for line in _lines(path))
-    missing = {"file_name", column} - {*(table.fieldnames or ())}
-    if missing:
-        needed = f"the columns 'file_name' and {column!r}"
-        raise ValueError(f"{path} must have {needed}; it lacks {', '.join(sorted(missing))}")
     rows = []
-    for row in table:
-        if row["file_name"] and row[column] is not None:
-            rows.append((row["file_name"], row[column]))
-        else:
-            kind = f"lines without texts for 'file_name' and {column!r}"
-            problems[kind].append(f"line {table.line_num}")
+    try:
+        _check_header(path, list(table.fieldnames or ()), column)
+        for row in table:
+            where = f"line {table.line_num}"
+            if None in row:
+                kind = "lines with more fields than the header (quote a caption that has commas)"
+                problems[kind].append(where)
+            elif row["file_name"] and row[column] is not None:
+                rows.append((row["file_name"], row[column]))
+            else:
+                kind = f"lines without texts for 'file_name' and {column!r}"
+                problems[kind].append(where)
+    except csv.Error as error:  # a field that is too long
+        problem = f"after line {table.line_num} ({error}): is a quote never closed?"
+        raise ValueError(f"{path} cannot be read {problem}") from None
     return rows
 
-# %% ../nbs/29_own_captions.ipynb #read-texts
-def _read_texts(root, files):
-    """Read the `.txt` beside each picture, and those that have no picture."""
-    by_stem = {file.rsplit(".", 1)[0]: file for file in files}
-    rows = []
-    n_found = 0
+# %% ../nbs/29_own_captions.ipynb #check-header
+def _check_header(path, names, column):
+    """Refuse a header that lacks a column, or has it twice."""
+    wanted = ("file_name", column)
+    needed = f"{path} must have the columns 'file_name' and {column!r}"
+    missing = sorted({*wanted} - {*names})
+    if missing:
+        raise ValueError(f"{needed}; it lacks {', '.join(missing)}")
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{needed} once each; {twice[0]!r} is there {names.count(twice[0])} times")
+
+# %% ../nbs/29_own_captions.ipynb #list-texts
+def _list_texts(root):
+    """Return the `.txt` files of a folder: path without the ending, as of a picture -> path."""
+    found = {}
     for path in sorted(root.rglob("*.txt")):
         stem = path.relative_to(root).as_posix().removesuffix(".txt")
         hidden = any(part.startswith(".") for part in PurePosixPath(stem).parts)
-        if hidden or not os.path.realpath(path).startswith(f"{root}{os.sep}"):
-            continue
-        n_found += 1
+        inside = os.path.realpath(path).startswith(f"{root}{os.sep}")
+        if inside and not hidden and path.is_file():
+            found[stem] = path
+    return found
+
+
+def _refuse_texts(root, metadata, files, texts):
+    """Refuse captions beside pictures whose captions are in a file: which would count?"""
+    beside = sorted(texts.keys() & {file.rsplit(".", 1)[0] for file in files})
+    if beside:
+        got = f"{metadata} and {len(beside)} .txt beside pictures, such as {beside[0]}.txt"
+        raise ValueError(f"{root} must hold one form of captions; got {got}")
+
+# %% ../nbs/29_own_captions.ipynb #read-texts
+def _read_texts(root, files, texts):
+    """Read the `.txt` beside each picture, and those that have no picture."""
+    by_stem = {file.rsplit(".", 1)[0]: file for file in files}
+    rows = []
+    for stem, path in texts.items():
         lines = [line for line in _lines(path) if line.strip()] or [""]
         rows += [(by_stem.get(stem, f"{stem}.txt"), line) for line in lines]
-    if not n_found:
+    if not rows:
         forms = "metadata.jsonl, metadata.csv, or a .txt beside each picture"
-        raise ValueError(f"{root} holds no captions: {forms}")
+        parts = sorted(p for p in root.glob("*/metadata.*") if p.suffix in (".jsonl", ".csv"))
+        remedy = "".join(f"; pass root={str(part.parent)!r}, which has some" for part in parts[:1])
+        raise ValueError(f"{root} holds no captions: {forms}{remedy}")
     return rows
 
 
@@ -510,6 +563,11 @@ def cut_word(
         pieces = merge_pair(pieces, best)
     return pieces
 
+# %% ../nbs/29_own_captions.ipynb #shorten
+def _shorten(text):
+    """Return the beginning of a caption, for a message."""
+    return textwrap.shorten(text, 60, placeholder=" ...") if " " in text else f"{text:.60}"
+
 
 def _token_rows(tokenizer, captions):
     """Return the tokens of each caption, without padding, of any length."""
@@ -541,7 +599,7 @@ class PieceTokenizer:
         rows = _token_rows(self, captions)
         for caption, row in zip(captions, rows, strict=True):
             if len(row) > self.length:
-                got = f"{len(row) - 1} in {caption!r}"
+                got = f"{len(row) - 1} in {_shorten(caption)!r}"
                 allowed = f"at most {self.length - 1} pieces of words"
                 raise ValueError(f"captions must have {allowed}; got {got}")
         full = [row + [PADDING] * (self.length - len(row)) for row in rows]
@@ -549,6 +607,7 @@ class PieceTokenizer:
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Return the words of each row, without padding and without the beginning."""
+        _check_numbers(tokens, len(self))
         names = MARKS + tuple(self.pieces)
         kept = [[names[i] for i in row if i not in (PADDING, BEGIN)] for row in tokens.tolist()]
         return ["".join(pieces).replace(WORD_START, " ").strip() for pieces in kept]
@@ -625,7 +684,7 @@ class TextConfig:
     channel_mults: tuple = (1, 2)  # channels of each of its levels, in `unet_channels`
     attn_resolutions: tuple = (8, 4)  # sides of levels that hear words; the middle always does
     n_alike: int = 4  # pictures with captions of the same words, for each of a batch in stage 1
-    drop: float = 0.1  # share of the captions that the U-Net does not see
+    drop: float = 0.1  # share of the captions that the U-Net does not see, below 1
     max_weight: float = 5.0  # of a step in the U-Net's loss, at least 1; 1: all weigh alike
     n_steps: int = 1000  # T
     clip: TrainConfig = _CLIP  # stage 1
@@ -633,8 +692,6 @@ class TextConfig:
     unet: TrainConfig = _UNET  # stage 3
 
     def __post_init__(self):
-        for name in ("channel_mults", "attn_resolutions"):  # JSON has lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_config(self)
 
     def to_dict(self) -> dict:
@@ -648,37 +705,68 @@ class TextConfig:
     @classmethod
     def from_dict(cls, values: dict) -> "TextConfig":
         """Rebuild settings from what `to_dict` returned."""
-        rest = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        rest = dict(check_kind("config", values, dict))
         for stage in STAGES:
-            clip = values[stage]["grad_clip"]
-            settings = values[stage] | {"grad_clip": math.inf if clip is None else clip}
-            rest[stage] = TrainConfig(**settings)
+            rest[stage] = _read_stage(stage, values[stage])
         return cls(**{"n_alike": 1} | rest)  # runs before there was this setting had none
 
-# %% ../nbs/29_own_captions.ipynb #check-config
+# %% ../nbs/29_own_captions.ipynb #check-counts
 STAGES = ("clip", "autoencoder", "unet")  # names of their settings and of their folders
 
 
+def _check_counts(name, values, least):
+    """Return whole numbers above 0 as a tuple; JSON has lists."""
+    if not isinstance(values, list | tuple) or len(values) < least:
+        allowed = "a list of whole numbers" + ", at least one" * least
+        raise TypeError(f"{name} must be {allowed}; got {values!r}")
+    return tuple(check_int(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+_ALLOWED = {
+    "length": lambda name, value: None if value is None else check_int(name, value, 2),
+    "too_long": partial(check_choice, choices=("refuse", "cut")),
+    "n_merges": partial(check_int, low=0),
+    "n_downs": partial(check_int, low=0),
+    "n_steps": partial(check_int, low=2),
+    "kl_weight": partial(check_number, low=0),
+    "max_weight": partial(check_number, low=1),
+    "drop": partial(check_number, low=0, high=1, open_high=True),
+    "channel_mults": partial(_check_counts, least=1),
+    "attn_resolutions": partial(_check_counts, least=0),
+}
+_NUMBERS = ("dim", "latent_channels", "autoencoder_channels", "unet_channels", "n_alike")
+_ALLOWED |= dict.fromkeys(_NUMBERS, check_int)
+
+# %% ../nbs/29_own_captions.ipynb #check-config
 def _check_config(config):
     """Refuse settings that no stage can use."""
-    check_choice("too_long", config.too_long, ("refuse", "cut"))
-    check_int("n_downs", config.n_downs, 0)
-    check_int("n_steps", config.n_steps, 2)
-    check_number("drop", config.drop, 0, 1)
-    check_number("kl_weight", config.kl_weight, 0)
-    check_int("n_alike", config.n_alike, 1)
-    check_number("max_weight", config.max_weight, 1)
-    check_int("clip.batch_size", config.clip.batch_size, 2)
+    check_fields(config, _ALLOWED)
     for name, factor in (("dim", 4), ("unet_channels", 8), ("autoencoder_channels", 4)):
-        if check_int(name, getattr(config, name)) % factor:
+        if getattr(config, name) % factor:
             given = getattr(config, name)
             raise ValueError(f"{name} must be a multiple of {factor}; got {given}")
     for stage in STAGES:
         _check_stage(stage, getattr(config, stage))
+    check_int("clip.batch_size", config.clip.batch_size, 2)
+
+
+def _read_stage(stage, values):
+    """Rebuild the settings of a stage; refuse them under its name."""
+    known = {field.name for field in fields(TrainConfig)}
+    unknown = sorted(check_kind(stage, values, dict).keys() - known)
+    if unknown:
+        told = f"{unknown[0]!r}; it has {', '.join(sorted(known))}"
+        raise ValueError(f"{stage} has no setting {told}")
+    no_limit = values.get("grad_clip", 1) is None  # JSON has no infinity
+    try:
+        return TrainConfig(**values | ({"grad_clip": math.inf} if no_limit else {}))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{stage}.{error}") from None
 
 # %% ../nbs/29_own_captions.ipynb #check-stage
 def _check_stage(name, settings):
     """Refuse settings that would do nothing, or that no stage can use."""
+    check_kind(name, settings, TrainConfig)
     needed = {"objective": "eps", "weighting": "simple", "variance": "fixed"}
     needed |= {"conditional": "none", "n_accumulate": 1}
     if any(getattr(settings, key) != value for key, value in needed.items()):
@@ -855,11 +943,14 @@ def _reduce(images, side=32):
 class StageCheckpoints(Checkpoints):
     """Keep a stage in a folder of its own, whatever its network is."""
 
-    pictures: list | None = None  # their shape, which is said when the run goes on with others
+    # said when the run goes on with others
+    pictures: list | None = None  # their shape
+    captions: dict | None = None  # number and length of their rows, and a checksum
 
     def start(self, trainer):
         """Go back to the newest intact checkpoint, or write checkpoint 0 and then the settings."""
-        self.description = {"pictures": self.pictures} | describe_data(self.data)
+        told = {"pictures": self.pictures, "captions": self.captions}
+        self.description = told | describe_data(self.data)
         self.hold = _hold(self.out)
         prepare_run(self.out, self.resume)
         (_go_back if self.goes_on else _begin)(self, trainer)
@@ -904,6 +995,7 @@ def train_text(
     progress: bool = True,  # show progress bars on a terminal
 ) -> TextToImage:
     """Train a text-to-image pipeline on pictures and captions in three stages; keep it in `out`."""
+    _check_asked(out, config, tokenizer, card, device, callback, progress)
     out = Path(out)
     config = _settings(config, out, resume, progress)
     levels, captions = _take(data)
@@ -911,8 +1003,7 @@ def train_text(
     tokenizer, tokens = _tokenize(captions, config, tokenizer)
     pairs = Pairs(levels.to(device), tokens.to(device))
     networks = _build(config, pairs, tokenizer)
-    if prompts is None:
-        prompts = _some_prompts(captions, tokenizer)
+    prompts = _some_prompts(captions, tokenizer) if prompts is None else prompts
     check_prompts(prompts, tokenizer)
     _check_batches(config, pairs)
     prepare_run(out / STAGES[0], resume)
@@ -936,6 +1027,12 @@ def train_text(
     pipeline.save_pretrained(out, overwrite=True)
     return pipeline
 
+# %% ../nbs/29_own_captions.ipynb #describe-captions
+def _describe_captions(tokens):
+    """Return what tells captions (N, K, L) from others."""
+    checksum = zlib.crc32(tokens.cpu().contiguous().numpy().tobytes())
+    return {"for each": tokens.shape[1], "tokens": tokens.shape[2], "checksum": f"{checksum:08x}"}
+
 # %% ../nbs/29_own_captions.ipynb #run
 class _Run:
     """Train one stage after the other in folders below one."""
@@ -953,12 +1050,19 @@ class _Run:
         stop, schedule = StopSignals(), _schedule(self.config)
         keeper = StageCheckpoints(folder, self.pairs.to_bytes(), resume=True)
         keeper.pictures = list(self.pairs.levels.shape[1:])
+        keeper.captions = _describe_captions(self.pairs.tokens)
         watching = [TrainLog(folder / LOG_FILE), keeper, loss, stop, *watchers]
         call = None
         if self.callback is not None:
             call = partial(self.callback, stage)
         options = {"callback": call, "progress": self.progress, "range_check": False}
-        found = fit(network, schedule, numbers, settings, watchers=watching, loss=loss, **options)
+        options |= {"watchers": watching, "loss": loss}
+        try:
+            found = fit(network, schedule, numbers, settings, **options)
+        except (ValueError, FloatingPointError) as error:
+            kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
+            remedy = f"to begin anew, with other settings or data, delete {self.out}"
+            raise kind(f"stage {stage}: {error}; {remedy}") from error
         number = stop.number or next(iter(stop.received), 0)  # after the last step none looked
         if number and (stop.n_steps < settings.n_iterations or stage != STAGES[-1]):
             done = f"stage {stage} after iteration {stop.n_steps} of {settings.n_iterations}"
@@ -978,10 +1082,17 @@ def _facts(card, out, resume, n):
         card = read_json(out / CONFIG_FILE, max_bytes=MAX_FACTS)["card"]
     return check_card({"name": "text to image", "pictures": n} | (card or {}))
 
-# %% ../nbs/29_own_captions.ipynb #settings
+# %% ../nbs/29_own_captions.ipynb #only-longer
 TEXT_FILE = "text.json"  # the settings of a run
 
 
+def _only_longer(config, kept):
+    """Tell whether settings are those of a run, but for more iterations of the last stage."""
+    n_iterations = config.unet.n_iterations
+    longer = replace(kept, unet=replace(kept.unet, n_iterations=n_iterations))
+    return config == longer and n_iterations > kept.unet.n_iterations
+
+# %% ../nbs/29_own_captions.ipynb #settings
 def _settings(config, out, resume, progress):
     """Return the settings: the given ones, or those that the run in `out` was started with."""
     check_bool("resume", resume)
@@ -995,6 +1106,8 @@ def _settings(config, out, resume, progress):
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         problem = f"does not hold the settings of a run: {error}"
         raise ValueError(f"{out / TEXT_FILE} {problem}") from None
+    if config is not None and _only_longer(config, kept):
+        return config
     if config is not None and config != kept:
         names = [k for k, v in asdict(kept).items() if v != asdict(config)[k]]
         problem = f"config differs from the run in {out} in {', '.join(names)}"
@@ -1004,6 +1117,8 @@ def _settings(config, out, resume, progress):
 # %% ../nbs/29_own_captions.ipynb #check-batches
 def _check_batches(config, pairs):
     """Refuse batches that are larger than the set, before the first stage is trained."""
+    if len(pairs) < 2:
+        raise ValueError(f"data must hold at least two pictures with captions; got {len(pairs)}")
     for stage in STAGES:
         if stage == "autoencoder" and not config.n_downs:
             continue
@@ -1011,6 +1126,32 @@ def _check_batches(config, pairs):
         if size > len(pairs):
             allowed = f"at most the number of pictures, {len(pairs)}"
             raise ValueError(f"{stage}.batch_size must be {allowed}; got {size}")
+
+# %% ../nbs/29_own_captions.ipynb #check-asked
+def _check_asked(out, config, tokenizer, card, device, callback, progress):
+    """Refuse what no training can use, before anything is written."""
+    _check_path("out", out)
+    for name, value, kind in (("config", config, TextConfig), ("card", card, dict)):
+        if value is not None:
+            check_kind(name, value, kind)
+    if not isinstance(tokenizer, Tokenizer | PieceTokenizer | None):
+        got = type(tokenizer).__name__
+        raise TypeError(f"tokenizer must be a Tokenizer or a PieceTokenizer; got {got}")
+    _check_place(device)
+    if callback is not None:
+        check_callable("callback", callback, "callback(stage, trainer)")
+    check_bool("progress", progress)
+
+
+def _captions_of_each(captions):
+    """Return the captions of each picture as tuples; refuse what is no list of them."""
+    wanted = "captions must be a list with a text, or a list of texts, for each picture"
+    if isinstance(captions, str | bytes | dict | set) or not hasattr(captions, "__len__"):
+        raise TypeError(f"{wanted}; got {captions!r:.60} of type {type(captions).__name__}")
+    for i, each in enumerate(captions):
+        if not isinstance(each, str | list | tuple):
+            raise TypeError(f"{wanted}; captions[{i}] is {each!r:.60}")
+    return [(each,) if isinstance(each, str) else tuple(each) for each in captions]
 
 # %% ../nbs/29_own_captions.ipynb #take
 def _take(data):
@@ -1023,7 +1164,7 @@ def _take(data):
     images, captions = data
     if check_square_images("images", images).shape[1] not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels; got {images.shape[1]}")
-    captions = [(text,) if isinstance(text, str) else tuple(text) for text in captions]
+    captions = _captions_of_each(captions)
     if len(captions) != len(images):
         counts = f"{len(images)} pictures and {len(captions)} captions"
         raise ValueError(f"data must have a caption for each picture; got {counts}")
@@ -1031,7 +1172,8 @@ def _take(data):
     is_bad = [not isinstance(text, str) or not split_words(text) for text in texts]
     empty = [i for i, each in enumerate(captions) if not each]
     if any(is_bad) or empty:
-        first = next((repr(text) for text, bad in zip(texts, is_bad, strict=True) if bad), "none")
+        bad = [text for text, bad in zip(texts, is_bad, strict=True) if bad]
+        first = f"{bad[0]!r:.60}" if bad else "none"
         problem = f"{sum(is_bad) + len(empty)} have none, such as {first}"
         raise ValueError(f"captions must be texts with at least one word; {problem}")
     return images.float(), captions
@@ -1089,9 +1231,10 @@ def _rows_of_pieces(tokenizer, texts, config):
     long = [text for text, n in zip(texts, counts, strict=True) if n > tokenizer.length]
     if long:
         told = f"{len(long)} of {len(texts)} captions have more than {tokenizer.length} tokens"
-        told += f", such as {long[0]!r}"
+        told += f", such as {_shorten(long[0])!r}"
         if config.too_long == "refuse":
-            raise ValueError(f"{told}; raise config.length, or let them be cut: too_long='cut'")
+            remedy = "let them be cut (too_long='cut'), or raise the length in the config"
+            raise ValueError(f"{told}; {remedy}")
         warnings.warn(f"{told}; what is longer is cut off", stacklevel=3)
     n = tokenizer.length
     return torch.tensor([(row + [PADDING] * n)[:n] for row in _token_rows(tokenizer, texts)])
@@ -1186,6 +1329,23 @@ def word_maps(
     pictures = pipeline.generate(prompts, callback=look, **options)
     return pictures, torch.stack([torch.stack(maps).mean(0) for maps in thirds])
 
+# %% ../nbs/29_own_captions.ipynb #check-maps
+def _check_maps(maps, on, off):
+    """Return where a shape is and what it is compared with, on the device of its maps."""
+    if check_kind("maps", maps, Tensor).ndim != 3 or not bool(maps.isfinite().all()):
+        problem = "and finite" if maps.ndim == 3 else f"got {tuple(maps.shape)}"
+        raise ValueError(f"maps must have shape (N, H, W); {problem}")
+    off = ~check_mask("on", on) if off is None else off
+    for name, mask in (("on", on), ("off", off)):
+        if check_mask(name, mask).shape != maps.shape:
+            wanted = f"the shape of maps, {tuple(maps.shape)}"
+            raise ValueError(f"{name} must have {wanted}; got {tuple(mask.shape)}")
+        empty = (~mask.flatten(1).any(1)).nonzero()
+        if len(empty):
+            problem = f"mask {int(empty[0])} holds none"
+            raise ValueError(f"{name} must have a pixel for each map; {problem}")
+    return on.to(maps.device), off.to(maps.device)
+
 # %% ../nbs/29_own_captions.ipynb #map-scores
 def map_scores(
     maps: Tensor,  # (N, H, W) any values
@@ -1193,8 +1353,7 @@ def map_scores(
     off: Tensor | None = None,  # (N, H, W) bool: what it is compared with; all the rest without
 ) -> Tensor:
     """Return the chance that a pixel on the shape has a higher value than one off it, (N,)."""
-    on = on.to(maps.device)
-    off = ~on if off is None else off.to(maps.device)
+    on, off = _check_maps(maps, on, off)
     scores = []
     for values, inside, outside in zip(maps, on, off, strict=True):
         difference = values[inside][:, None] - values[outside]

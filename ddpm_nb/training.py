@@ -36,7 +36,7 @@ _ALLOWED = dict.fromkeys(_COUNTS, check_int) | {
     "lr": partial(check_number, low=0, open_low=True),
     "weight_decay": partial(check_number, low=0),
     "ema_decay": partial(check_number, low=0, high=1, open_high=True),
-    "label_dropout": partial(check_number, low=0, high=1),
+    "label_dropout": partial(check_number, low=0, high=1, open_high=True),
     "grad_clip": check_limit,
     "lr_decay": partial(check_choice, choices=("cosine", "constant")),
     "objective": partial(check_choice, choices=OBJECTIVES),
@@ -64,7 +64,7 @@ class TrainConfig:
     weighting: str = "simple"  # weights of the steps
     variance: str = "fixed"  # of the steps back: "fixed", or "learned" as in chapter 13
     conditional: str = "none"  # what the network is told: "none", or "class" as in chapter 20
-    label_dropout: float = 0.1  # share of the images whose class it is not told
+    label_dropout: float = 0.1  # share of the images whose class it is not told, below 1
     precision: str = "auto"  # of the arithmetic; "auto": bfloat16 where the device computes in it
     seed: int = 0  # of the order of the data, the steps and the noise
     log_every: int = 50  # iterations between two lines of the log

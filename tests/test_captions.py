@@ -225,6 +225,9 @@ def test_tokenizer_is_plain_and_does_not_depend_on_order():
     assert fit_tokenizer(["a b"]).encode(["b x a"]).tolist() == [[BEGIN, 4, UNKNOWN, 3, 0, 0, 0, 0, 0, 0]]
     assert WORDS_OF_ALL.unknown_words("a crooked seven, crooked") == ["crooked", "crooked"]
     assert WORDS_OF_ALL.decode(torch.tensor([[BEGIN, UNKNOWN, PADDING]])) == ["<unknown>"]
+    for tokens, told in ((torch.tensor([[-1]]), "-1 to -1"), (torch.tensor([[999]]), "999 to 999"), (torch.ones(1, 2), "torch.float32"), ([[3]], "got list")):
+        with pytest.raises((TypeError, ValueError), match=rf"tokens must be whole numbers in 0..{len(WORDS_OF_ALL) - 1}.*{told}"):
+            WORDS_OF_ALL.decode(tokens)
     assert len(MARKS) == 3 and MARKS[BEGIN] == "<begin>"
 
 

@@ -391,7 +391,13 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folde
         (["a seven", "--out", "none/seven.png"], "the folder none does not exist"),
         pytest.param(["a seven", "--out", "/proc/seven.png"], "--out /proc/seven.png: cannot write here", marks=needs_proc),
         (["a seven", "--negative", "a bald one"], "'bald' (nearest: bold"),
-        (["a seven", "--image", "none.png"], "none.png"),
+        (["a seven", "--negative", "a bald one"], "--negative holds unknown words: 'bald'"),
+        (["a seven", "--negative", "."], "--negative must be texts with at least one word"),
+        (["a seven", "--image", "none.png"], "--image must be a picture; none.png cannot be opened (No such file"),
+        (["a seven", "--image", str(ROOT)], "--image must be a picture; "),
+        (["a seven", "--image", str(ROOT / "book/_static/landing-still.png"), "--mask", "none.png"], "--mask must be a picture; none.png cannot be opened (No such file"),
+        (["a seven", "--out", ""], "--out must be a path that is not empty"),
+        (["a seven", "--model", ""], "--model must be a path that is not empty"),
         (["a seven", "--image", str(ROOT / "README.md")], "--image must be a picture"),
         (["a seven", "--image", str(ROOT / "book/_static/samples.png")], "--image must be a square picture"),
         (["a seven", "--mask", str(ROOT / "book/_static/landing-still.png")], "--mask must come with an image"),
@@ -711,7 +717,64 @@ def test_words_of_the_shell_after_training_on_captions_and_resuming(tmp_path, mo
     write_json(Path("run") / "text.json", {"config": TextConfig().to_dict()})
     assert main(["train-text", "--root", "pics", "--out", "run", "--resume", "--iterations", "7"]) == 1
     assert "--iterations was 10000 and is 7; leave it out" in capsys.readouterr().err
+    assert main(["train-text", "--root", "pics", "--out", "run", "--resume", "--too-long", "cut"]) == 1
+    assert "--too-long was refuse and is cut; leave it out" in capsys.readouterr().err
+    assert main(["train-text", "--root", "pics", "--out", "run", "--resume", "--iterations", "10001"]) == 0
     assert main(["train-text", "--root", "pics", "--out", "run", "--resume"]) == 0
+
+
+def test_a_run_of_train_text_is_told_from_one_of_train(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    write_json("run/text.json", {"config": TextConfig().to_dict()})
+    assert "go on with: ddpm-nb train-text --root FOLDER --out run --resume" in failed("resume --out run", capsys)
+    assert "run is a run of train-text; read run/text.json" in failed("info --run run", capsys)
+    for verb in ("sample --out x.png", "evaluate"):
+        assert 'draw with: ddpm-nb generate "a sentence" --model run' in failed(f"{verb} --run run", capsys)
+
+
+def test_one_picture_and_long_captions_are_told_in_the_words_of_the_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_noise("pics", range(2))
+    rows = [{"file_name": f"{i:02d}.png", "words": "a dark one " * 60} for i in range(2)]
+    Path("pics/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = failed("train-text --root pics --out run --column words", capsys)
+    assert "let them be cut (--too-long cut), or raise the length in the config" in told and len(told) < 300
+    assert "lines without texts for 'file_name' and 'text'" in failed("train-text --root pics --out run", capsys)
+    Path("pics/metadata.jsonl").write_text(json.dumps(rows[0]))
+    Path("pics/01.png").unlink()
+    assert "--root must hold at least two pictures with captions; got 1" in failed("train-text --root pics --out run --column words", capsys)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("verb", ["train --dataset digits --out=", "train --config o.json", "train-text --out run --root=", "info --run=", "evaluate --run="])
+def test_an_empty_path_is_not_the_folder_where_one_is(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_json("o.json", {"dataset": "digits", "out": ""})
+    assert "must be a path that is not empty; got ''" in failed(verb, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["o.json"]
+
+
+def test_a_mask_is_black_and_white(tmp_path):
+    config = {"in_channels": 3, "image_size": 4}
+    read = lambda: cli._read_mask("--mask", tmp_path / "m.png", config)
+    half = np.zeros((8, 8, 4), np.uint8)
+    half[..., 3] = 255
+    half[:4, :, :3] = 255
+    Image.fromarray(half).save(tmp_path / "m.png")
+    assert read()[0, 0, :, 0].tolist() == [True, True, False, False]
+    wrong = {"blue": (slice(2), 255), "grey": (slice(3), 100), "clear": (3, 0)}
+    for name, (channels, level) in wrong.items():
+        pixels = half.copy()
+        pixels[:4, :, channels] = level
+        Image.fromarray(pixels).save(tmp_path / "m.png")
+        with pytest.raises(ValueError, match=r"^--mask must be black and white, without greys, colours .*m\.png has") as refused:
+            read()
+        assert ("transparent places" in str(refused.value).split(";")[1]) == (name == "clear")
+    half[:] = 255
+    Image.fromarray(half).save(tmp_path / "m.png")
+    with pytest.raises(ValueError, match=r"^--mask must have a black place, which is drawn; .*m\.png has none"):
+        read()
 
 
 def failed(words, capsys):
@@ -833,6 +896,7 @@ def test_a_picture_that_cannot_be_read_is_named(fault, tmp_path, monkeypatch):
     [
         ("--image-size 0", "--image-size must be"),
         ("--iterations 0", "--iterations must be at least 1; got 0"),
+        ("--column caption", "holds no captions"),
         ("--out old", "holds a run"),
     ],
 )
@@ -967,7 +1031,12 @@ def test_a_run_whose_pictures_have_moved_remembers_where_they_are(tmp_path, monk
     [
         ({"config": {}}, "--config o.json does not hold the settings of all stages: 'clip' is missing"),
         ({"config": 3}, "--config o.json does not hold the settings of all stages"),
-        ({"config": TextConfig().to_dict() | {"drop": 2}}, "drop must be finite and in [0, 1]"),
+        ({"config": TextConfig().to_dict() | {"drop": 2}}, "drop must be finite and in [0, 1)"),
+        ({"config": TextConfig().to_dict() | {"n_steps": 1}}, ": n_steps must be at least 2"),
+        ({"config": TextConfig().to_dict() | {"channel_mults": None}}, "channel_mults must be a list of whole numbers"),
+        ({"config": TextConfig().to_dict() | {"clip": 5}}, "clip must be a dict; got int"),
+        ({"config": TextConfig().to_dict() | {"clip": TextConfig().to_dict()["clip"] | {"n_iterations": 0}}}, "clip.n_iterations must be at least 1"),
+        ({"config": TextConfig().to_dict() | {"unet": TextConfig().to_dict()["unet"] | {"colour": 0}}}, "unet has no setting 'colour'"),
         ({"config": TextConfig().to_dict() | {"colour": 2}}, "unexpected keyword argument 'colour'"),
     ],
 )

@@ -420,7 +420,7 @@ def test_each_image_comes_with_its_class_or_none(kind, n_accumulate):
 
 
 def test_labels_are_dropped_as_often_as_asked():
-    for share, expected in ((0.0, 0), (1.0, 4000)):
+    for share, expected in ((0.0, 0), (1 - 1e-12, 4000)):
         assert (what_it_was_told(five_classes(), label_dropout=share)[1] == 5).sum() == expected
 
 
@@ -460,8 +460,17 @@ def test_training_on_classes_refuses():
     refuses(lambda: train_on(data, plain), "conditional='class' needs a network that is told a class", "got UNet", error=TypeError)
     net = ClassUNet(5, **CLASSES | {"image_size": 4})
     refuses(lambda: train_on(data, net, replace(config, conditional="none")), "ClassUNet would never be told a class")
-    for name, value in (("conditional", "text"), ("label_dropout", 1.1), ("label_dropout", -0.1)):
+    for name, value in (("conditional", "text"), ("label_dropout", 1), ("label_dropout", 1.1), ("label_dropout", -0.1)):
         refuses(lambda name=name, value=value: replace(config, **{name: value}), name)
+
+
+def test_classes_fit_the_number_of_images():
+    net = ClassUNet(5, **CLASSES | {"image_size": 4})
+    x, t = draw(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64)
+    for labels in (torch.tensor([1, 2]), torch.tensor([[1], [2], [3], [4]])):
+        refuses(lambda labels=labels: of_class(net, labels)(x, t), "labels must be one class, or one for each of 4 images; got shape")
+    for labels in (1, torch.tensor([1]), torch.tensor([1, 2, 3, 4])):
+        assert of_class(net, labels)(x, t).shape == x.shape
 
 
 def test_a_network_learns_its_classes():
@@ -678,7 +687,8 @@ def test_with_full_dropout_captions_do_not_matter():
     encoder, tokens = text_parts()
     other = tokens.clone()
     other[..., 1:4] = 3
-    assert train_tiny(tokens, encoder, drop=1)[1] == train_tiny(other, encoder, drop=1)[1]
+    nearly = 1 - 1e-12
+    assert train_tiny(tokens, encoder, drop=nearly)[1] == train_tiny(other, encoder, drop=nearly)[1]
     assert train_tiny(tokens, encoder, drop=0)[1] != train_tiny(other, encoder, drop=0)[1]
 
 
@@ -719,6 +729,9 @@ def test_training_refuses():
     refuses(train(variance="learned"), "variance='fixed'")
     refuses(train(conditional="class"), "conditional='none'")
     refuses(train(drop=1.5), "drop must be")
+    refuses(train(drop=1), "drop must be finite and in [0, 1); got 1")
+    config = TrainConfig(n_iterations=1, batch_size=4)
+    refuses(lambda: train_conditional(net, schedule, x, good, encoder, config, callback=5), "callback must be callable", error=TypeError)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 

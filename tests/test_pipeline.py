@@ -226,7 +226,9 @@ def test_each_picture_may_have_its_own_seed(pipeline):
         ({"image": torch.full((1, 1, 8, 8), 255.0)}, "image must be scaled"),
         ({"mask": torch.ones(1, 1, 8, 8, dtype=torch.bool)}, "mask must come with an image"),
         ({"image": torch.zeros(1, 1, 8, 8), "mask": torch.ones(1, 1, 4, 4, dtype=torch.bool)}, "mask must have shape"),
-        ({"negative": "a bald seven"}, "unknown words: 'bald'"),
+        ({"negative": "a bald seven"}, "^negative holds unknown words: 'bald'"),
+        ({"negative": "."}, "^negative must be texts with at least one word"),
+        ({"negative": " ".join(["seven"] * 40)}, "^negative must have at most 9 words"),
         ({"negative": [A, B]}, "negative must be one sentence, or one for each of 1 prompts; got 2"),
     ],
 )
@@ -234,6 +236,25 @@ def test_bad_orders_are_refused_before_any_work(pipeline, monkeypatch, wrong, me
     monkeypatch.setattr(pipeline.unet, "forward", lambda *_: pytest.fail("work was done"))
     with pytest.raises(ValueError, match=message):
         pipeline.generate(**({"prompt": A, "n": 2} | wrong))
+
+
+def test_a_callback_that_is_none_is_refused_before_any_work(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline.unet, "forward", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(TypeError, match="callback must be callable as callback"):
+        pipeline.generate(A, callback=5)
+
+
+@pytest.mark.parametrize(("path", "device", "message"), [("", "cpu", "name_or_path must be a path that is not empty"), (5, "cpu", "got 5"), ("digits", "tpu", "device must be a device of this machine, such as 'cpu'; got 'tpu'")])
+def test_no_path_and_no_device_are_named(path, device, message):
+    with pytest.raises(ValueError, match=message):
+        TextToImage.from_pretrained(path, device=device)
+
+
+def test_an_empty_path_is_not_written_to(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="path must be a path that is not empty"):
+        pipeline.save_pretrained("")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,9 @@ def test_every_scene_occurs_once_and_none_is_on_both_sides():
     seen, out = split_scenes(seed=1)
     assert len(all_scenes()) == 540 == len(seen) + len(out)
     assert {*describe_scenes(torch.cat([seen, out]))} == {*describe_scenes(all_scenes())}
+    for share in (2, -1):
+        refuses(lambda share=share: split_scenes(share), "share must be finite and in [0, 1]")
+    refuses(lambda: draw_shapes(2, scenes=out[:0]), "scenes must hold at least one scene")
     assert len(split_scenes(0.5)[1]) == 270 and not split_scenes()[1].equal(out)
     only = draw_shapes(50, scenes=out[:2], generator=seeded(0))
     assert {*only.captions} <= {*describe_scenes(out[:2]), *describe_scenes(turn_round(out[:2]))} and len({*only.captions}) == 4
@@ -307,6 +310,47 @@ def test_captions_may_hold_breaks_and_the_folder_may_be_relative_or_linked(shape
         assert read_metadata(place, ["0.png", "1.png"]) == ([("0.png", "a dog")], {})
 
 
+def test_captions_that_would_be_cut_or_overlooked_are_named(shapes, tmp_path):
+    root = tmp_path / "set"
+    write_pictures(root, shapes, 2)
+    table = root / "metadata.csv"
+    table.write_text("file_name,text\n0.png,a dog, asleep\n1.png,a cat\n")
+    refuses(lambda: CaptionedFolder(root, 32), "1 lines with more fields than the header (quote a caption that has commas): line 2")
+    for header, name in (("file_name,text,text", "text"), ("file_name,text,file_name", "file_name")):
+        table.write_text(f"{header}\n0.png,a dog,a cat\n1.png,a,b\n")
+        refuses(lambda: CaptionedFolder(root, 32), f"once each; '{name}' is there 2 times")
+    table.write_text(f'file_name,text\n0.png,"{"a " * 70_000}"\n')
+    refuses(lambda: CaptionedFolder(root, 32), "metadata.csv cannot be read after line 2", "is a quote never closed?")
+    table.write_text("file_name,text\n0.png,a dog\n1.png,a cat\n")
+    (root / "notes.txt").write_text("no caption")
+    assert len(CaptionedFolder(root, 32)) == 2
+    (root / "1.txt").write_text("another caption")
+    for name in ("metadata.csv", "metadata.jsonl"):
+        table = table.rename(root / name)
+        refuses(lambda: CaptionedFolder(root, 32), f"must hold one form of captions; got {name} and 1 .txt beside pictures, such as 1.txt")
+    (root / "1.txt").unlink()
+    table.write_text('{"file_name": "0.png", "text": "a dog", "text": "a cat"}\n{"file_name": "1.png", "text": "a cat"}')
+    refuses(lambda: CaptionedFolder(root, 32), "1 lines that name a key twice: line 1")
+    refuses(lambda: CaptionedFolder(root, 32, column=5), "column must be a str; got int", error=TypeError)
+    refuses(lambda: read_metadata("", []), "root must be a path that is not empty")
+
+
+def test_a_folder_that_is_called_like_a_caption_is_none(shapes, tmp_path):
+    root = tmp_path / "set"
+    write_pictures(root, shapes, 1)
+    (root / "0.txt").write_text("a dog")
+    (root / "x.txt").mkdir()
+    assert CaptionedFolder(root, 32).captions == [("a dog",)]
+
+
+def test_captions_of_a_part_are_found_by_who_has_none(shapes, tmp_path):
+    root = tmp_path / "set"
+    write_pictures(root / "train", shapes, 1)
+    (root / "train" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a dog"}')
+    refuses(lambda: CaptionedFolder(root, 32), f"holds no captions: metadata.jsonl, metadata.csv, or a .txt beside each picture; pass root='{root.resolve() / 'train'}'")
+    assert len(CaptionedFolder(root / "train", 32)) == 1
+
+
 # Pieces of words
 
 
@@ -340,6 +384,12 @@ def test_length_and_kept_form():
     assert tokenizer.length == 5 and count_tokens(tokenizer, ["a", "a b c d a"]) == [2, 6]
     refuses(lambda: tokenizer.encode(["a b c d a"]), "at most 4 pieces of words; got 5 in 'a b c d a'")
     refuses(lambda: tokenizer.encode("a"), "captions must be a list of texts", error=TypeError)
+    refuses(lambda: tokenizer.encode(["a " * 200]), "got 200 in 'a a a")
+    with pytest.raises(ValueError, match=r"pieces of words; got 200 in .{,65}$"):
+        tokenizer.encode(["a " * 200])
+    for number in (-1, 99):
+        refuses(lambda number=number: tokenizer.decode(torch.tensor([[number]])), f"tokens must be whole numbers in 0..{len(tokenizer) - 1}", f"got values from {number}")
+    refuses(lambda: tokenizer.decode([[3]]), "got list", error=TypeError)
     refuses(lambda: fit_pieces(["!", ""]), "at least one word; got none")
     refuses(lambda: fit_pieces(["a"], 1), "length must be at least 2")
     refuses(lambda: fit_pieces("a dog", 9), "captions must be a list of texts; got one text", error=TypeError)
@@ -555,7 +605,7 @@ def test_every_other_argument_of_the_training_does_something(alike, one_step, tm
     words = Tokenizer(tuple(dict.fromkeys(word for text in alike[1] for word in text.split())), 12)
     other = final(ONE, alike, tmp_path / "words", tokenizer=words)
     assert other.keys() != one_step.keys() or any(not value.equal(one_step[key]) for key, value in other.items())
-    refuses(lambda: train_text(alike, tmp_path / "gpu", ONE, device="none"), "none", error=RuntimeError)
+    refuses(lambda: train_text(alike, tmp_path / "gpu", ONE, device="none"), "device must be a device of this machine")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -613,6 +663,25 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, wh
     refuses(call((images * 3, captions)), "images must be scaled to [-1, 1]")
     refuses(call((images, ["..", *captions[1:]])), "at least one word; 1 have none, such as '..'")
     refuses(call((images, [(), *captions[1:]])), "at least one word; 1 have none")
+    refuses(call((images, "abcdefghijklmnopqrstuvwx")), "captions must be a list", "got 'abc", error=TypeError)
+    for wrong, told in ((None, "got None"), ([1] * 24, "captions[0] is 1"), ([*captions[1:], None], "captions[23] is None")):
+        refuses(call((images, wrong)), "captions must be a list", told, error=TypeError)
+    refuses(call((images[:1], captions[:1])), "data must hold at least two pictures with captions; got 1")
+    with pytest.warns(UserWarning, match="images must be scaled to .*: are they in"):
+        refuses(call(((images + 1) / 2, captions[:3])), "got 24 pictures and 3 captions")
+    for name, wrong, told in (
+        ("config", {"dim": 16}, "config must be a TextConfig; got dict"),
+        ("tokenizer", "x", "tokenizer must be a Tokenizer or a PieceTokenizer; got str"),
+        ("card", [1], "card must be a dict; got list"),
+        ("callback", 5, "callback must be callable as callback(stage, trainer); got int"),
+        ("progress", "x", "progress must be True or False"),
+        ("device", "tpu", "device must be a device of this machine, such as 'cpu'; got 'tpu'"),
+    ):
+        refuses(lambda name=name, wrong=wrong: train_text(few, out, **{"config": SMALL, name: wrong}), told, error=(TypeError, ValueError))
+    for wrong in ("", None, 5):
+        refuses(lambda wrong=wrong: train_text(few, wrong, SMALL), "out must be a path that is not empty", f"got {wrong!r}")
+    with pytest.raises(ValueError, match=r"24 of 24 captions have more than 5 tokens, such as 'a .{,70}too_long='cut'\)"):
+        train_text((images, ["a red square " * 60] * 24), out, replace(SMALL, length=5))
     refuses(call(config=replace(SMALL, length=5)), "24 of 24 captions have more than 5 tokens, such as", "too_long='cut'")
     refuses(call(config=replace(SMALL, unet=replace(SMALL.unet, batch_size=25))), "unet.batch_size must be at most the number of pictures, 24; got 25")
     refuses(call(config=replace(SMALL, n_downs=5)), "n_downs must be at most 3 for pictures of 16 pixels; got 5")
@@ -623,7 +692,19 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, wh
     refuses(call(), "holds a README.md that is no run's and would be replaced", error=FileExistsError)
     assert [path.name for path in out.iterdir()] == ["README.md"] and (out / "README.md").read_text() == "mine"
     refuses(lambda: replace(SMALL, too_long="drop"), "too_long must be one of 'refuse', 'cut'")
-    refuses(lambda: replace(SMALL, drop=2), "drop must be finite and in [0, 1]")
+    refuses(lambda: replace(SMALL, drop=1), "drop must be finite and in [0, 1)")
+    for name, wrong, told in (
+        ("length", True, "length must be a whole number"),
+        ("length", 1, "length must be at least 2"),
+        ("n_merges", "5", "n_merges must be a whole number"),
+        ("latent_channels", -1, "latent_channels must be at least 1"),
+        ("channel_mults", None, "channel_mults must be a list of whole numbers, at least one; got None"),
+        ("channel_mults", [], "channel_mults must be a list of whole numbers, at least one; got []"),
+        ("channel_mults", [0], "channel_mults[0] must be at least 1"),
+        ("attn_resolutions", 8, "attn_resolutions must be a list of whole numbers; got 8"),
+        ("clip", 5, "clip must be a TrainConfig; got int"),
+    ):
+        refuses(lambda name=name, wrong=wrong: replace(SMALL, **{name: wrong}), told, error=(TypeError, ValueError))
     refuses(lambda: replace(SMALL, kl_weight=-1), "kl_weight must be finite and in [0, inf)")
     refuses(lambda: replace(SMALL, max_weight=0.5), "max_weight must be finite and in [1, inf)")
     refuses(lambda: replace(SMALL, clip=replace(SMALL.clip, batch_size=1)), "clip.batch_size must be at least 2")
@@ -640,7 +721,23 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_written(few, wh
     other = (images.flip(0), captions)
     refuses(lambda: train_text(other, whole[0], resume=True, progress=False), "the data differs from the one", "sha256")
     other = (images, captions[::-1])
-    refuses(lambda: train_text(other, whole[0], resume=True, progress=False), "the data differs from the one", "sha256")
+    refuses(lambda: train_text(other, whole[0], resume=True, progress=False), "started with: captions was {", "sha256", f"delete {whole[0]}")
+
+
+def test_a_run_that_came_to_nothing_says_how_to_begin_anew(few, tmp_path):
+    config = replace(SMALL, clip=replace(SMALL.clip, lr=1e30))
+    refuses(lambda: train_text(few, tmp_path / "run", config, progress=False), "stage ", f"to begin anew, with other settings or data, delete {tmp_path / 'run'}", error=(ValueError, FloatingPointError))
+
+
+def test_the_last_stage_may_become_longer(few, tmp_path):
+    config = replace(SMALL, clip=tiny(1), autoencoder=tiny(1), unet=tiny(1))
+    train_text(few, tmp_path, config, progress=False)
+    longer = replace(config, unet=tiny(3))
+    train_text(few, tmp_path, longer, resume=True, progress=False)
+    assert [line["step"] for line in read_log(tmp_path / "unet" / "log.jsonl")][-1] == 3
+    assert TextConfig.from_dict(json.loads((tmp_path / "text.json").read_text())["config"]) == longer
+    for other in (config, replace(longer, clip=tiny(2))):
+        refuses(lambda other=other: train_text(few, tmp_path, other, resume=True, progress=False), "config differs from the run")
 
 
 @pytest.mark.parametrize(("side", "latent"), [(28, 8), (24, 6), (30, 8)])
@@ -752,6 +849,22 @@ def test_the_score_of_a_map_is_the_area_under_its_curve():
     assert map_scores(maps, on).tolist() == [0.75, 0.5]
     off = torch.tensor([[[False, True], [False, False]]]).expand(2, 2, 2)
     assert map_scores(maps, on, off).tolist() == [0.5, 0.5]
+
+
+def test_maps_and_masks_that_give_no_score_are_refused():
+    maps = torch.rand(2, 4, 4, generator=seeded(0))
+    on = torch.zeros(2, 4, 4, dtype=torch.bool)
+    on[:, 0] = True
+    none, every = on.clone(), on.clone()
+    none[1], every[1] = False, True
+    refuses(lambda: map_scores(maps, none), "on must have a pixel for each map; mask 1 holds none")
+    refuses(lambda: map_scores(maps, every), "off must have a pixel for each map; mask 1 holds none")
+    refuses(lambda: map_scores(maps, on, none), "off must have a pixel for each map")
+    refuses(lambda: map_scores(maps, on.float()), "on must be a tensor of dtype torch.bool", error=TypeError)
+    refuses(lambda: map_scores(maps, on, on.float()), "off must be a tensor of dtype torch.bool", error=TypeError)
+    refuses(lambda: map_scores(maps, on[:1]), "on must have the shape of maps, (2, 4, 4); got (1, 4, 4)")
+    refuses(lambda: map_scores(maps[0], on[0]), "maps must have shape (N, H, W)")
+    refuses(lambda: map_scores(maps / 0, on), "finite")
 
 
 def test_maps_are_those_of_the_words_on_the_walk(few, whole):
