@@ -896,7 +896,6 @@ def test_a_picture_that_cannot_be_read_is_named(fault, tmp_path, monkeypatch):
     [
         ("--image-size 0", "--image-size must be"),
         ("--iterations 0", "--iterations must be at least 1; got 0"),
-        ("--column caption", "holds no captions"),
         ("--out old", "holds a run"),
     ],
 )
