@@ -763,7 +763,7 @@ def test_a_mask_is_black_and_white(tmp_path):
     half[:4, :, :3] = 255
     Image.fromarray(half).save(tmp_path / "m.png")
     assert read()[0, 0, :, 0].tolist() == [True, True, False, False]
-    wrong = {"blue": (slice(2), 255), "grey": (slice(3), 100), "clear": (3, 0)}
+    wrong = {"blue": (slice(2), 0), "grey": (slice(3), 100), "clear": (3, 0)}
     for name, (channels, level) in wrong.items():
         pixels = half.copy()
         pixels[:4, :, channels] = level
