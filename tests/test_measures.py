@@ -69,7 +69,7 @@ def test_chapter_is_counted(chapter):
 
 
 def test_pairs_of_different_kinds_are_counted():
-    assert measures.count_pairs("a, b = f(), 1\nc, d = 1, 2\nmean, variance = f()\ne = f(), 1") == 1
+    assert measures.count_pairs("a, b = f(), 1\nc, d = 1, 2\nmean, variance = f()\ne = f(), 1\nlow, high = -1, 1") == 1
 
 
 # Chapters whose pages may still bind together what is of different kinds, in cells whose stored timings are kept.

@@ -205,7 +205,8 @@ def count_pairs(source):
     count = 0
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
-            kinds = {type(value) for value in node.value.elts}
+            values = [getattr(value, "operand", value) for value in node.value.elts]  # -1 is a number
+            kinds = {type(value) for value in values}
             count += isinstance(node.targets[0], ast.Tuple) and len(kinds) > 1
     return count
 
