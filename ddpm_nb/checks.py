@@ -6,10 +6,10 @@
 __all__ = ['PRECISIONS', 'assert_refused', 'check_kind', 'check_bool', 'check_choice', 'check_int', 'check_number', 'check_limit',
            'check_fields', 'check_generator', 'split_generator', 'has_values', 'check_floating', 'check_same_shape',
            'check_device', 'check_timesteps', 'check_range', 'check_images', 'call_model', 'check_schedule',
-           'check_callable', 'check_model', 'check_taken', 'check_told', 'check_gradients', 'check_trainable',
-           'check_batch_size', 'check_batch', 'check_square_images', 'check_each', 'check_mask', 'check_fit',
-           'pick_precision', 'check_levels', 'check_grid', 'check_alike', 'spared_streams', 'fact_of', 'check_class',
-           'check_labels', 'check_classes', 'fill_weights', 'relative_difference', 'same_tensors']
+           'check_callable', 'check_callback', 'check_model', 'check_taken', 'check_told', 'check_gradients',
+           'check_trainable', 'check_batch_size', 'check_batch', 'check_square_images', 'check_each', 'check_mask',
+           'check_fit', 'pick_precision', 'check_levels', 'check_grid', 'check_alike', 'spared_streams', 'fact_of',
+           'check_class', 'check_labels', 'check_classes', 'fill_weights', 'relative_difference', 'same_tensors']
 
 # %% ../nbs/91_checks.ipynb #imports
 import math
@@ -324,6 +324,14 @@ def check_callable(
     if not callable(value) or _is_schedule(value):
         raise TypeError(f"{name} must be callable as {call}; got {type(value).__name__}")
     return value
+
+# %% ../nbs/91_checks.ipynb #check-callback
+def check_callback(
+    callback,  # what was given to be called after each step, or None
+    call: str,  # how it is called, such as "callback(trainer)"
+):
+    """Return `callback` if it is None or can be called, before any step is taken."""
+    return None if callback is None else check_callable("callback", callback, call)
 
 # %% ../nbs/91_checks.ipynb #check-model
 def check_model(

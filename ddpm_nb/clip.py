@@ -22,7 +22,8 @@ from ddpm_nb.captions import (
     check_prompts,
     write_captions,
 )
-from .checks import check_bool, check_images, check_int, check_square_images, has_values
+from .checks import check_bool, check_callback, check_images, check_int
+from .checks import check_square_images, has_values
 from .data import mix_seeds
 from .gaussian import seeded
 from .progress import show_progress
@@ -235,6 +236,7 @@ def train_clip(
     _check_examples(images, attributes, config)
     check_bool("mask", mask)
     check_bool("progress", progress)
+    check_callback(callback, "callback(clip, n_steps, loss)")
     device = clip.log_scale.device
     g = seeded(mix_seeds(config.seed, 1))
 

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .captions import PADDING, CaptionRule, attributes
-from .checks import call_model, check_callable, check_classes, check_floating
-from .checks import check_generator, check_images, check_int, check_model, check_number
+from .checks import call_model, check_callable, check_callback, check_classes
+from .checks import check_floating, check_generator, check_images, check_int
+from .checks import check_model, check_number
 from .clip import TextEncoder
 from .data import mix_seeds
 from .elbo import simple_loss
@@ -359,9 +360,8 @@ def train_conditional(
 ) -> TextUNet:
     """Fit the noise given a caption, and without one now and then; return the averaged network."""
     check_model(model, schedule)
+    check_callback(callback, "callback(i, loss, average)")
     _check_captioned(x_0, tokens, config, drop)
-    if callback is not None:
-        check_callable("callback", callback, "callback(i, loss, average)")
     device = x_0.device
     schedule, tokens = schedule.to(device), tokens.to(device)
     precision = pick_precision(config.precision, device)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_FACTS', 'WEIGHTS_FILE', 'CONFIG_FILE', 'CARD_FILE', 'PACKAGE', 'replaced_file', 'write_json', 'read_json',
-           'checksum', 'write_sealed', 'read_sealed', 'find_model', 'model_card', 'plan_module', 'build_parts',
-           'save_parts', 'check_card', 'check_writable', 'refuse_foreign_folder', 'read_config', 'load_parts',
-           'Pretrained']
+           'checksum', 'write_sealed', 'read_sealed', 'check_path', 'find_model', 'model_card', 'plan_module',
+           'build_parts', 'save_parts', 'check_card', 'check_writable', 'refuse_foreign_folder', 'read_config',
+           'load_parts', 'Pretrained']
 
 # %% ../nbs/93_files.ipynb #imports
 import hashlib
@@ -169,14 +169,17 @@ def _is_being_written(path):
     return any(path.parent.glob(f".{path.stem}.????????{path.suffix}"))
 
 # %% ../nbs/93_files.ipynb #check-path
-def _check_path(name, path):
+def check_path(
+    name: str,  # the argument's name
+    path,  # what was given
+):
     """Return a path; refuse what is none, and the empty one, which would be the current folder."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         allowed = "a path that is not empty; '.' is the current folder"
         raise ValueError(f"{name} must be {allowed}; got {path!r}")
     return path
 
-
+# %% ../nbs/93_files.ipynb #check-place
 def _check_place(device):
     """Return a device if this machine has it."""
     try:
@@ -198,7 +201,7 @@ def find_model(
     shipped,  # the folder of the models of this kind that are shipped
 ) -> Path:
     """Return the folder of a model: the package's own for a shipped name, a path as it is."""
-    _check_path("name_or_path", name_or_path)
+    check_path("name_or_path", name_or_path)
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[\w-]+", name_or_path)
     own = Path(shipped) / (name_or_path if is_name else "")
     path = own if is_name and own.is_dir() else Path(name_or_path)
@@ -318,7 +321,7 @@ def save_parts(
     # without the wrapper of torch.compile, which gives the weights other names
     parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)
-    _check_path("path", path)
+    check_path("path", path)
     card = check_card(card or {})
     facts = dict(facts or {})
     if half:

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_batch, check_bool, check_choice, check_floating, check_int
-from .checks import check_number
-from .checks import check_same_shape, check_square_images
+from .checks import check_batch, check_bool, check_callback, check_choice
+from .checks import check_floating, check_int, check_number, check_same_shape
+from .checks import check_square_images
 from .gaussian import randn, seeded
 from .progress import show_progress
 from .training import EMA, TrainConfig
@@ -192,6 +192,7 @@ def train_gan(
     check_number("gamma", gamma, 0)
     check_choice("kind", kind, GENERATOR_LOSSES)
     check_bool("progress", progress)
+    check_callback(callback, "callback(iteration, generator)")
     players = (model.train().requires_grad_(True), discriminator.train().requires_grad_(True))
     g = seeded(seed, images.device)
     ema = EMA(model, ema_decay)

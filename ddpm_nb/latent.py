@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import call_model, check_batch, check_floating, check_images, check_int
-from .checks import check_kind, check_number, check_range, check_same_shape
-from .checks import check_square_images, split_generator
+from .checks import call_model, check_batch, check_callback, check_floating
+from .checks import check_images, check_int, check_kind, check_number
+from .checks import check_range, check_same_shape, check_square_images
+from .checks import split_generator
 from .data import mix_seeds, train_batches
 from .elbo import check_clean_batch
 from .gaussian import normal_kl, reparameterize, seeded
@@ -243,6 +244,7 @@ def train_autoencoder(
     """Train an autoencoder; return it frozen, in evaluation mode, its latents' scale fitted."""
     check_kind("autoencoder", autoencoder, Autoencoder)
     check_square_images("images", images)
+    check_callback(callback, "callback(iteration, parts)")
     config = TrainConfig(n_iterations, batch_size, lr=lr, seed=seed)
     options = {"device": images.device, "seed": seed, "range_check": False}  # just checked
     batches = train_batches(images, batch_size, **options)

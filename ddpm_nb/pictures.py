@@ -185,7 +185,7 @@ def _list_part(listing, top) -> _Listing:
 def _existing_folder(root) -> Path:
     """Return the real path of a folder that exists."""
     is_path = isinstance(root, str | os.PathLike)
-    if not is_path or not Path(root).expanduser().is_dir():
+    if not is_path or not os.fspath(root) or not Path(root).expanduser().is_dir():
         got = repr(str(root)) if is_path else repr(root)
         raise ValueError(f"root must be an existing folder of pictures; got {got}")
     return Path(os.path.realpath(Path(root).expanduser()))

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .captions import CaptionRule, Tokenizer, check_prompts
-from .checks import check_bool, check_device, check_each, check_fit, check_generator
-from .checks import check_images, check_int, check_mask, check_number
-from .checks import check_callable
+from .checks import check_bool, check_callback, check_device
+from .checks import check_each, check_fit, check_generator, check_images
+from .checks import check_int, check_mask, check_number
 from .clip import TextEncoder
 from .conditioning import TextUNet, encode_words, guided
 from .files import PACKAGE, Pretrained
@@ -156,8 +156,7 @@ def generate(
     texts, unwanted = _texts_of_pictures(self, prompt, negative, n, guidance)
     check_generator(generator, len(texts))
     check_bool("progress", progress)
-    if callback is not None:
-        check_callable("callback", callback, "callback(t, z, z_0_hat)")
+    check_callback(callback, "callback(t, z, z_0_hat)")
     kept, image, mask = _where_to_begin(self, image, mask, strength, len(texts), n_steps, eta)
     with torch.inference_mode():
         words, null = self.encode_text(texts)

@@ -35,7 +35,7 @@ from .checks import check_model, fact_of, spared_streams
 from .conditioning import ClassUNet
 from .data import image_of, is_mirrored, mix_seeds
 from .files import CARD_FILE, CONFIG_FILE, MAX_FACTS, WEIGHTS_FILE
-from .files import check_card, check_writable, read_json, read_sealed
+from .files import check_card, check_path, check_writable, read_json, read_sealed
 from .files import refuse_foreign_folder, replaced_file, save_parts, write_json
 from .files import write_sealed
 from .forward import NoiseSchedule
@@ -315,7 +315,7 @@ def refuse_other_run(
 ):
     """Refuse a folder whose contents a run would overwrite, without writing to it."""
     check_bool("resume", resume)
-    out = Path(out)
+    out = Path(check_path("out", out))
     steps = [path.name for path in _saved_checkpoints(out / CHECKPOINTS)]
     holds = steps or any((out / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
     refuse_foreign_folder(out, (CARD_FILE, WEIGHTS_FILE, LOG_FILE), bool(holds), resume)
@@ -652,7 +652,7 @@ class Checkpoints(Watcher):
         card: dict | None = None,  # facts for the model card
         origin: dict | None = None,  # how to load the data again; kept for whoever resumes
     ):
-        self.out = Path(out)
+        self.out = Path(check_path("out", out))
         self.data = data
         self.resume = check_bool("resume", resume)
         self.loss, self.hold = None, None

@@ -10,9 +10,10 @@ __all__ = ['ddpm_step', 'p_sample', 'respaced_steps', 'respace', 'walk', 'sample
 import torch
 from torch import Tensor
 
-from .checks import call_model, check_bool, check_callable, check_choice, check_floating
-from .checks import check_generator, check_int, check_mask, check_model, check_number
-from .checks import check_range, check_same_shape, check_schedule
+from .checks import call_model, check_bool, check_callable, check_callback
+from .checks import check_choice, check_floating, check_generator, check_int
+from .checks import check_mask, check_model, check_number, check_range
+from .checks import check_same_shape, check_schedule
 from .elbo import STEP_VARIANCES, split_output
 from .forward import NoiseSchedule, predict_eps, predict_x_0, q_posterior, q_sample, q_step
 from .forward import schedule_coefficients
@@ -137,6 +138,7 @@ def walk(
 ) -> Tensor:
     """Ask the model at each index and take the step that follows, without gradients."""
     check_callable("model", model, "model(x_t, t)")
+    check_callback(callback, "callback(t, x, x_0_hat)")
     check_floating("x", x)
     kept = _check_kept(kept)
     countdown = reversed(range(len(kept)))
@@ -312,6 +314,7 @@ def ddim_invert(
 ) -> Tensor:
     """Find the noise x_T from which `sample_ddim` with eta = 0 draws x_0 (DDIM, section 4.3)."""
     check_model(model, schedule)
+    check_callback(callback, "callback(t, x, x_0_hat)")
     check_bool("clip_x_0", clip_x_0)
     check = check_range if clip_x_0 else check_floating
     x = check("x_0", x_0).to(schedule.betas.device)
@@ -365,6 +368,7 @@ def inpaint(
 ) -> Tensor:
     """Draw the unknown pixels of images, given the known ones (RePaint, Algorithm 1)."""
     check_model(model, schedule)
+    check_callback(callback, "callback(t, x, x_0_hat)")
     check_bool("clip_x_0", clip_x_0)
     known, mask = _check_known(schedule, known, mask, clip_x_0)
     n_repeats = check_int("n_repeats", n_repeats)

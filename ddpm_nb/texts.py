@@ -34,16 +34,17 @@ from torch.nn import functional as F
 # %% ../nbs/29_own_captions.ipynb #imports-2
 from .captions import BEGIN, MARKS, PADDING, UNKNOWN, check_prompts, split_words
 from .captions import Tokenizer, _check_numbers, _check_texts
-from .checks import check_batch, check_choice, check_device, check_generator
-from .checks import check_images, check_int, check_number, check_square_images
-from .checks import check_bool, check_callable, check_fields, check_kind, check_mask
+from .checks import check_batch, check_bool, check_callback
+from .checks import check_choice, check_device, check_fields, check_generator
+from .checks import check_images, check_int, check_kind, check_mask, check_number
+from .checks import check_square_images
 from .clip import MAX_LOG_SCALE, TextEncoder, contrastive_loss, make_clip
 from .conditioning import CrossAttention, TextUNet, attention_maps, encode_words
 from .data import scale_levels
 from .elbo import simple_loss
 from .files import CARD_FILE, CONFIG_FILE, MAX_FACTS, WEIGHTS_FILE, read_json
 from .files import check_card, refuse_foreign_folder, replaced_file, write_json
-from .files import _check_path, _check_place
+from .files import check_path, _check_place
 from .gaussian import randn, seeded, seeded_init
 from .latent import Autoencoder, autoencoder_loss, fit_latent_scale, to_latents
 from .pictures import FolderDataset, list_pictures
@@ -309,7 +310,7 @@ def read_metadata(
     column: str = "text",  # the key or the column that holds the caption
 ) -> tuple[list, dict]:
     """Read pairs (file, caption) in their order; return them, and problems: kind -> names."""
-    root = Path(os.path.realpath(Path(_check_path("root", root)).expanduser()))
+    root = Path(os.path.realpath(Path(check_path("root", root)).expanduser()))
     check_kind("column", column, str)
     problems = defaultdict(list)
     found = [name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
@@ -1130,7 +1131,7 @@ def _check_batches(config, pairs):
 # %% ../nbs/29_own_captions.ipynb #check-asked
 def _check_asked(out, config, tokenizer, card, device, callback, progress):
     """Refuse what no training can use, before anything is written."""
-    _check_path("out", out)
+    check_path("out", out)
     for name, value, kind in (("config", config, TextConfig), ("card", card, dict)):
         if value is not None:
             check_kind(name, value, kind)
@@ -1138,8 +1139,7 @@ def _check_asked(out, config, tokenizer, card, device, callback, progress):
         got = type(tokenizer).__name__
         raise TypeError(f"tokenizer must be a Tokenizer or a PieceTokenizer; got {got}")
     _check_place(device)
-    if callback is not None:
-        check_callable("callback", callback, "callback(stage, trainer)")
+    check_callback(callback, "callback(stage, trainer)")
     check_bool("progress", progress)
 
 

@@ -19,10 +19,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .checks import PRECISIONS, call_model, check_batch_size, check_bool, check_choice
-from .checks import check_fields, check_gradients, check_int, check_kind, check_labels
-from .checks import check_limit, check_model, check_number, check_taken, check_told
-from .checks import check_trainable, pick_precision, spared_streams
+from .checks import PRECISIONS, call_model, check_batch_size, check_bool
+from .checks import check_callback, check_choice, check_fields, check_gradients
+from .checks import check_int, check_kind, check_labels, check_limit, check_model
+from .checks import check_number, check_taken, check_told, check_trainable
+from .checks import pick_precision, spared_streams
 from .data import _stream, check_data, image_of, is_mirrored, mix_seeds
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
@@ -384,6 +385,7 @@ def fit(
     processes = _check_processes(processes)
     check_bool("progress", progress)
     check_bool("range_check", range_check)
+    check_callback(callback, "callback(trainer)")
     _check_run(model, schedule, config, data, range_check, n_workers, processes)
     if range_check or loss is None:  # another loss may take other data than the network
         _check_taken(model, schedule, config, data)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch, check_floating, check_images, check_int, check_number
-from .checks import check_square_images
+from .checks import check_batch, check_callback, check_floating, check_images
+from .checks import check_int, check_number, check_square_images
 from .data import scale_levels
 from .gaussian import discretized_gaussian_log_likelihood, normal_kl, randn
 from .gaussian import reparameterize, seeded
@@ -115,6 +115,7 @@ def train_vae(
     """Minimise the bound over images; return the VAE frozen, in evaluation mode."""
     check_square_images("images", images)
     check_number("kl_weight", kl_weight, 0)
+    check_callback(callback, "callback(n_steps, vae)")
     config = TrainConfig(n_iterations, batch_size, lr=lr, warmup=0, grad_clip=math.inf, seed=seed)
     g = seeded(seed, images.device)
 

@@ -253,6 +253,27 @@ def test_a_flag_that_is_a_text_or_a_number(name, flag, request, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+# the functions that call back; of `walk` the samplers' tests tell
+CALLED_BACK = [name for name, found in CALLS.items() if "callback" in inspect.signature(found).parameters]
+CALLED_BACK = [name for name in CALLED_BACK if name not in ("sampling.walk", "checks.check_callback")]
+
+
+@pytest.mark.parametrize("name", CALLED_BACK)
+def test_a_callback_that_cannot_be_called(name, request, tmp_path, monkeypatch):
+    """It is told before the first step, and before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    never = MODEL if name in ("training.fit", "runs.train") else lambda *args: pytest.fail("the model was asked")
+    given = GIVEN | FLAG_GIVEN | {"model": never, "schedule": SCHEDULE, "autoencoder": Autoencoder(8)}
+    given |= {"known": X, "mask": X > 0} | OWN_CALLS.get(name, {})
+    parameters = inspect.signature(CALLS[name]).parameters
+    needed = {p: given.get(p) for p, found in parameters.items() if (found.default is found.empty and p != "self") or p in OWN_CALLS.get(name, {})}
+    call = CALLS[name]
+    if "self" in parameters:
+        call = getattr(request.getfixturevalue("pipeline"), name.split(".")[-1])
+    refuses(lambda: call(**needed | {"callback": 5}), "callback must be callable as callback(", "got int", error=TypeError)
+    assert not list(tmp_path.iterdir())
+
+
 def test_flags_are_found_and_those_of_numpy_will_do(tmp_path):
     assert {("sampling.sample_ddim", "clip_x_0"), ("unet.UNet", "cumulative"), ("files.Pretrained.save_pretrained", "half")} <= {*ASKED_FLAGS}
     assert {name.split(".")[0] for name, _ in FLAG_CALLS} >= {*UNASKED}  # no exception stays that is none
