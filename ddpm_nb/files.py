@@ -316,12 +316,10 @@ def save_parts(
     """Write modules as one model: safetensors, JSON, a readable card; none before all are whole."""
     check_bool("overwrite", overwrite)
     check_bool("half", half)
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path must be the folder of the model; got {path!r}")
+    check_path("path", path)
     # without the wrapper of torch.compile, which gives the weights other names
     parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
     described = _describe(parts)
-    check_path("path", path)
     card = check_card(card or {})
     facts = dict(facts or {})
     if half:
@@ -407,6 +405,8 @@ def refuse_foreign_folder(
     resume: bool,  # it may go on
 ):
     """Refuse a folder with a run that would begin anew, or with files that no run has written."""
+    check_bool("holds", holds)
+    check_bool("resume", resume)
     out = Path(out)
     if holds and not resume:
         remedy = "resume it (resume=True), or choose another folder"

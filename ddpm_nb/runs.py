@@ -769,8 +769,8 @@ class TensorBoard(Watcher):
 # %% ../nbs/24_runs.ipynb #settings
 def _settings(config, out, resume, tensorboard):
     """Return the settings: the given ones, or those that the run in `out` was started with."""
-    if out is not None and (not isinstance(out, str | os.PathLike) or not str(out)):
-        raise ValueError(f"out must be the folder of the run; got {out!r}")
+    if out is not None:
+        check_path("out", out)
     if resume and out is None:
         raise ValueError("resume=True needs out=, the folder of the run")
     if tensorboard and out is None:

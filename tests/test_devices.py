@@ -711,7 +711,7 @@ NOT_WALKED = [
     # looks at arguments that are no tensors
     "checks.assert_refused", "checks.check_kind", "checks.check_bool", "checks.check_choice", "checks.check_int",
     "checks.check_number", "checks.check_limit", "checks.check_fields", "checks.check_generator", "checks.split_generator",
-    "checks.check_schedule", "checks.check_callable", "checks.check_model", "checks.check_gradients",
+    "checks.check_schedule", "checks.check_callable", "checks.check_callback", "checks.check_model", "files.check_path", "checks.check_gradients",
     "checks.check_batch_size", "checks.check_fit", "checks.pick_precision", "checks.fact_of",
     "checks.check_labels",  # `data.check_labels`
     "checks.spared_streams", "data.image_of", "data.is_mirrored",  # `data.check_data`, and `train` for the last

@@ -191,6 +191,7 @@ OWN_CALLS = {  # what stands for the arguments without a default of a class or m
     "files.save_parts": {"path": "never-written", "parts": {"model": MODEL}},
     "runs.Checkpoints": {"out": "never-written", "data": X},
     "runs.refuse_other_run": {"out": "never-written"},
+    "files.refuse_foreign_folder": {"out": "never-written", "names": [], "holds": False, "resume": False},
     "runs.prepare_run": {"out": "never-written"},
     "texts.StageCheckpoints": {"out": "never-written", "data": X},
     "texts.train_text": {"data": None, "out": "never-written"},
@@ -575,13 +576,13 @@ def test_a_network_as_a_shape_is_not_printed_in_full():
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("wrong", [None, 5, ["run"]])
+@pytest.mark.parametrize("wrong", [None, 5, ["run"], ""])
 def test_a_place_that_is_no_path(wrong):
     """Told under the argument's name, before anything is read or written."""
-    refuses(lambda: find_model(wrong, "."), f"name_or_path must be a name or a folder; got {wrong!r}", error=TypeError)
-    refuses(lambda: save_pretrained(wrong, MODEL, SCHEDULE), f"path must be the folder of the model; got {wrong!r}", error=TypeError)
+    refuses(lambda: find_model(wrong, "."), "name_or_path must be a path that is not empty", f"got {wrong!r}")
+    refuses(lambda: save_pretrained(wrong, MODEL, SCHEDULE), "path must be a path that is not empty", f"got {wrong!r}")
     if wrong is not None:
-        refuses(lambda: train(MODEL, SCHEDULE, X, QUICK, out=wrong, progress=False), f"out must be the folder of the run; got {wrong!r}")
+        refuses(lambda: train(MODEL, SCHEDULE, X, QUICK, out=wrong, progress=False), "out must be a path that is not empty", f"got {wrong!r}")
 
 
 def test_a_card_a_choice_and_classes_of_another_kind(tmp_path):

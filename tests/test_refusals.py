@@ -141,7 +141,7 @@ def test_a_card_that_is_no_runs_is_not_replaced(network, schedule, images, tmp_p
     monkeypatch.chdir(tmp_path)
     start = lambda out: train(copy.deepcopy(network), schedule, images, TrainConfig(1, 4), out=out, progress=False)
     refuses(lambda: start("."), "out='.' holds a README.md that is no run's", "choose another folder", error=FileExistsError)
-    refuses(lambda: start(""), "out must be the folder of the run; got ''")
+    refuses(lambda: start(""), "out must be a path that is not empty", "got ''")
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"] and (tmp_path / "README.md").read_text() == "my project"
     for name in ("model.safetensors", "log.jsonl"):
         (tmp_path / "mine").mkdir(exist_ok=True)
