@@ -320,10 +320,11 @@ def test_names_are_shipped_models_and_everything_else_is_a_path(tmp_path, monkey
     assert find_model("small-1", shipped) == find_model("small-1", str(shipped)) == shipped / "small-1"
     for path in ("outside", "weights/../outside", "./small-1", Path("small-1"), tmp_path / "outside"):
         assert find_model(path, shipped) == Path(path)
-    for missing in ("../outside", "./small-2", "nobody", "", ".", "/etc", "a\0b", "no-model", "outside/config.json"):
+    for missing in ("../outside", "./small-2", "nobody", ".", "/etc", "a\0b", "no-model", "outside/config.json"):
         refuses(lambda name=missing: find_model(name, shipped), "no model at", "a shipped name: no-model, small-1", error=OSError)
     refuses(lambda: find_model("x" * 300, shipped), error=OSError)
-    refuses(lambda: find_model(3, shipped), error=TypeError)
+    for wrong in (3, ""):
+        refuses(lambda wrong=wrong: find_model(wrong, shipped), "name_or_path must be a path that is not empty", f"got {wrong!r}")
 
 
 def test_the_card_stays_a_table_whatever_the_facts_say():
