@@ -313,7 +313,7 @@ def test_class_networks_refuse():
         refuses(lambda labels=labels: of_class(net, labels), "labels must be whole numbers in 0..2")
     refuses(lambda: of_class(net, 1, -1), "scale")
     refuses(lambda: of_class(UNet(**CLASSES), 1), "model must be told classes; UNet is not", error=TypeError)
-    refuses(lambda: of_class(net, torch.tensor([1, 2]))(draw(3, 1, 8, 8), torch.tensor([3, 7, 5])), "expand", error=RuntimeError)
+    refuses(lambda: of_class(net, torch.tensor([1, 2]))(draw(3, 1, 8, 8), torch.tensor([3, 7, 5])), "labels must be one class, or one for each of 3 images; got shape (2,)")
     for bad in (torch.tensor([3, 3]), torch.tensor([3.0]), 3, None):
         refuses(lambda bad=bad: guided(net, torch.tensor([0, 1, 2]), bad, 2), "null_context must be the number of no class")
     for n in (0, 1, 2.0):

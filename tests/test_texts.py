@@ -549,7 +549,7 @@ CHANGED = {  # settings of all stages, and the part whose weights must be others
     "channel_mults": ((1, 1), "unet"),
     "attn_resolutions": ((2,), "unet"),
     "n_alike": (1, "text"),
-    "drop": (1.0, "unet"),
+    "drop": (0.99, "unet"),
     "max_weight": (1.0, "unet"),
     "n_steps": (100, "unet"),
 }
