@@ -140,7 +140,7 @@ def test_names_that_are_numbers_are_names(capsys):
         ("sample --run digits --label 7 --out x.png", "--label needs a model that is told classes, as train --conditional class makes it; digits is told none"),
         ("sample --run digits --guidance 2 --out x.png", "--guidance needs a model that is told classes"),
         ("train --dataset digits --label-dropout 0.2 --out new", "--label-dropout is for runs that are told classes: --conditional class"),
-        ("train --dataset digits --conditional class --label-dropout 2 --out new", "--label-dropout must be finite and in [0, 1]"),
+        ("train --dataset digits --conditional class --label-dropout 1 --out new", "--label-dropout must be finite and in [0, 1)"),
         ("train --dataset folder --root flat --conditional class --out new", "needs at least two classes; --root flat has one: put the pictures"),
         ("train --dataset folder --root empty --conditional class --unreadable skip --out new", "no picture of class 'b' is left to train on"),
         ("train --dataset digits --out RUN --resume --conditional none", "--conditional was class and is none"),
