@@ -40,8 +40,9 @@ def built(tmp_path_factory):
             (work / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, work / "tree" / name)
     sdist = build("sdist", work / "tree")
+    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Debian's Python 3.11.2 has no filters
     with tarfile.open(sdist) as archive:
-        archive.extractall(work, filter="data")
+        archive.extractall(work, **safely)
     wheel = build("wheel", work / sdist.name.removesuffix(".tar.gz"))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(work / "site")
