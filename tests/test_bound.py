@@ -428,3 +428,12 @@ def test_bound_on_a_gpu_is_the_bound_on_the_cpu():
     generator = torch.Generator("cuda").manual_seed(0)
     loss = simple_loss(optimal_denoiser(there, schedule), schedule, x_0.cuda(), weighting="vlb", generator=generator)
     assert loss.isfinite()
+
+
+def test_the_error_of_the_guess_is_the_mean_over_an_image():
+    """A model whose guess is always 0, in the middle of [-1, 1], errs by the mean square of the image."""
+    schedule, x_0 = linear(20), torch.rand(3, 2, 4, 4, generator=seeded(0), dtype=torch.float64) * 2 - 1
+    grey = lambda x_t, t: x_t / schedule.sqrt_one_minus_alpha_bars[t].view(-1, 1, 1, 1)
+    terms = vlb_terms(grey, schedule, x_0, n_levels=None, generator=seeded(1))
+    wanted = x_0.square().flatten(1).mean(1)
+    torch.testing.assert_close(terms.mse, wanted[:, None].expand(3, 20))

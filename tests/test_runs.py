@@ -1469,3 +1469,12 @@ def test_processes_stop_at_the_same_line_of_the_log(own, other):
         wanted = max(own, other) or None
         assert stopped == [None, None, None, wanted, None, None, None, wanted] and processes.asked == 2
         assert stop.n_steps == 8
+
+
+def test_a_checkpoint_whose_score_is_no_number_is_not_the_best(tmp_path):
+    """A comparison with NaN is always false, so that its checkpoint would stay for ever."""
+    first = save_checkpoint(tmp_path, {"x": torch.zeros(1)}, {"step": 1, "score": 0.1}, keep=1)
+    first.write_text(first.read_text().replace("0.1", "NaN"))
+    for step, score in ((2, 0.5), (3, 0.6), (4, 0.7)):
+        save_checkpoint(tmp_path, {"x": torch.zeros(1)}, {"step": step, "score": score}, keep=1)
+    assert sorted(path.stem[-1] for path in tmp_path.glob("*.json")) == ["2", "4"]
