@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 PACKAGES = ("torch", "diffusers", "denoising-diffusion-pytorch", "labml-nn", "accelerate")
 LIBRARIES = ("ddpm_nb", "diffusers", "denoising-diffusion-pytorch", "labml-nn")
 PRECISIONS = ("float32", "bfloat16")
+NETWORKS = ("small", "big", "ddpm-cifar10")
 SIZES, BATCHES = (8, 16, 32, 64), (1, 4, 16, 64, 256)
 CHAINS = ((50, 16), (50, 64), (1000, 16), (1000, 64))  # steps, images
 ALONE = ("peak", "data", "means")  # rows that need no other package
@@ -104,15 +105,15 @@ def measure(args, variants, order, *, n_rounds=None, warmup=1, **common):
             worker.close()
 
 
-def variants(precisions=PRECISIONS, **options):
-    """List every library in every precision."""
+def variants(precisions, **options):
+    """List every library in every one of the precisions."""
     return [{"library": name, "precision": p} | options for p in precisions for name in LIBRARIES]
 
 
 def measure_peak(args):
-    """Measure the fastest 3x3 convolution, forward and backward, in both precisions: the practical peak."""
+    """Measure the fastest 3x3 convolution, forward and backward, in each precision: the practical peak."""
     rows = []
-    for precision in PRECISIONS:
+    for precision in args.precisions:
         command = [sys.executable, str(HERE / "peak.py"), args.device, precision, str(args.threads)]
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=args.log, text=True).stdout
         rows.append({"precision": precision} | json.loads(found))
@@ -125,13 +126,16 @@ def measure_train(args):
     Everyone's default, ours in bfloat16 and the others' in float32, has rounds of its own on a CPU.
     """
     on_cpu, rows = args.device == "cpu", []
-    for network, batch in {"small": 64, "big": 64}.items() if on_cpu else {"small": 512, "big": 512, "ddpm-cifar10": 128}.items():
+    batches = {"small": 64, "big": 64} if on_cpu else {"small": 512, "big": 512, "ddpm-cifar10": 128}
+    for network, batch in batches.items():
+        if network not in args.networks:
+            continue
         order = {"do": "train", "batch": batch, "n": 1 if on_cpu else 20}
         for setting in ({}, {"allocator": True}) if on_cpu else ({},):
-            for precision in PRECISIONS:  # apart, so that few processes hold their memory at once
+            for precision in args.precisions:  # apart, so that few processes hold their memory at once
                 rows += measure(args, variants([precision], **setting), order, network=network)
-        if on_cpu:
-            defaults = [v for v in variants(defaults=True) if (v["library"] == "ddpm_nb") == (v["precision"] == "bfloat16")]
+        if on_cpu and "bfloat16" in args.precisions:
+            defaults = [v for v in variants(PRECISIONS, defaults=True) if (v["library"] == "ddpm_nb") == (v["precision"] == "bfloat16")]
             rows += measure(args, defaults, order, network=network)
     return rows
 
@@ -157,7 +161,8 @@ def measure_means(args):
 
 def sampling_variants(args):
     """List what samples: every library, and this one compiled."""
-    return [*variants(), *({"library": "ddpm_nb", "precision": p, "compiled": True} for p in PRECISIONS)]
+    compiled = [{"library": "ddpm_nb", "precision": p, "compiled": True} for p in args.precisions]
+    return [*variants(args.precisions), *compiled]
 
 
 def measure_sample(args):
@@ -177,7 +182,7 @@ def measure_chain(args):
         if n_steps == 1000:  # what is fastest, and the default of diffusers
             chosen = [v for v in sampling_variants(args) if v["precision"] == "bfloat16" or v["library"] == "diffusers"]
         else:
-            chosen = [v for v in variants() if v["library"] != "labml-nn"]
+            chosen = [v for v in variants(args.precisions) if v["library"] != "labml-nn"]
         order = {"do": "chain", "batch": batch, "n_steps": n_steps, "piece": n_steps // args.rounds}
         rows += measure(args, chosen, order, warmup=0, network="small")
     return rows
@@ -315,6 +320,8 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="what to measure (default: everything)")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="of peak, training, sampling and chains (default: both)")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, help="of training (default: all that suit the device)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which the variants take turns (default: 5)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of a process (default: torch's own)")
