@@ -102,14 +102,22 @@ def readable_id(cell):
     )
 
 
+def still_fits(cell):
+    """Tell whether a word of a cell's id still occurs in what its author writes."""
+    written = f"{cell.source} {json.dumps(cell.metadata)}".lower()
+    return any(word in written for word in cell.id.lower().split("-") if len(word) > 2)
+
+
 def name_cells(nb, known):
-    """Name each cell that defines something after it, new cells after their words; no two alike.
+    """Name each cell that defines something after it, others after their words; no two alike.
 
     What a definition is called after belongs to it alone, whatever another cell was called before.
     """
     defined = {slug(own_name(cell)) for cell in nb.cells if own_name(cell)}
     others = [cell for cell in nb.cells if own_name(cell) is None]
-    stay = [cell.get("id") in known and cell.id not in defined for cell in others]
+    stay = [
+        cell.get("id") in known and cell.id not in defined and still_fits(cell) for cell in others
+    ]
     taken = {cell.id for cell, stays in zip(others, stay, strict=True) if stays}
     renamed = [cell for cell in nb.cells if own_name(cell)]  # definitions choose first
     renamed += [cell for cell, stays in zip(others, stay, strict=True) if not stays]
