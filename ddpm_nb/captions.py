@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTE_NAMES', 'WORDS', 'TEMPLATES', 'PADDING', 'UNKNOWN', 'BEGIN', 'MARKS', 'Strokes', 'measure_strokes',
-           'CaptionRule', 'fit_caption_rule', 'attributes', 'write_captions', 'check_attributes', 'split_words',
+           'CaptionRule', 'fit_caption_rule', 'attributes', 'check_attributes', 'write_captions', 'split_words',
            'read_captions', 'caption_fits', 'Tokenizer', 'fit_tokenizer', 'check_prompts']
 
 # %% ../nbs/18_captions.ipynb #imports
@@ -150,6 +150,23 @@ def attributes(
         columns.append((value[:, None] > own).sum(1))
     return torch.stack(columns, 1)
 
+# %% ../nbs/18_captions.ipynb #check-attributes
+def check_attributes(
+    attributes,  # (N, 3) or (N, 4) word numbers of images
+):
+    """Refuse what is no table of word numbers."""
+    wanted = "attributes must be whole numbers of shape (N, 3) or (N, 4)"
+    if not isinstance(attributes, Tensor):
+        raise ValueError(f"{wanted}; got {type(attributes).__name__}")
+    shape = tuple(attributes.shape)
+    if attributes.is_floating_point() or len(shape) != 2 or shape[1] not in (3, 4):
+        raise ValueError(f"{wanted}; got {attributes.dtype} {shape}")
+    for column, name in zip(attributes.T, ATTRIBUTE_NAMES, strict=False):
+        top = len(WORDS[name]) - 1
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) <= top:
+            got = f"{int(column.min())} to {int(column.max())}"
+            raise ValueError(f"attributes must have {name} in 0..{top}; got values from {got}")
+
 # %% ../nbs/18_captions.ipynb #write-captions
 TEMPLATES = (
     "a {size} {weight} {digit} {slant}",
@@ -187,23 +204,6 @@ def write_captions(
         text = re.sub(r"(, )+", ", ", re.sub(r"\s+", " ", text))  # what a gap without a word leaves
         captions.append(re.sub(r"\ba (?=eight|upright)", "an ", text))
     return captions
-
-# %% ../nbs/18_captions.ipynb #check-attributes
-def check_attributes(
-    attributes,  # (N, 3) or (N, 4) word numbers of images
-):
-    """Refuse what is no table of word numbers."""
-    wanted = "attributes must be whole numbers of shape (N, 3) or (N, 4)"
-    if not isinstance(attributes, Tensor):
-        raise ValueError(f"{wanted}; got {type(attributes).__name__}")
-    shape = tuple(attributes.shape)
-    if attributes.is_floating_point() or len(shape) != 2 or shape[1] not in (3, 4):
-        raise ValueError(f"{wanted}; got {attributes.dtype} {shape}")
-    for column, name in zip(attributes.T, ATTRIBUTE_NAMES, strict=False):
-        top = len(WORDS[name]) - 1
-        if len(column) and not 0 <= int(column.min()) <= int(column.max()) <= top:
-            got = f"{int(column.min())} to {int(column.max())}"
-            raise ValueError(f"attributes must have {name} in 0..{top}; got values from {got}")
 
 # %% ../nbs/18_captions.ipynb #split-words
 def split_words(

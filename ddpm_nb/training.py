@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'make_optimizer', 'descend', 'EMA', 'OneProcess', 'Trainer', 'seed_dropout', 'Watcher',
-           'recent_loss', 'TrainResult', 'fit', 'own_streams']
+           'recent_loss', 'TrainResult', 'own_streams', 'fit']
 
 # %% ../nbs/09_training.ipynb #imports
 import copy
-import importlib
 import math
 import os
 import time
@@ -24,7 +23,7 @@ from .checks import check_callback, check_choice, check_fields, check_gradients
 from .checks import check_int, check_kind, check_labels, check_limit, check_model
 from .checks import check_number, check_taken, check_told, check_trainable
 from .checks import pick_precision, spared_streams
-from .data import _stream, check_data, image_of, is_mirrored, mix_seeds
+from .data import stream_batches, check_data, image_of, is_mirrored, mix_seeds
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
 from .progress import show_progress
@@ -256,6 +255,15 @@ def _drop_labels(trainer, labels):
     dropped = trainer.processes.share(coins) < trainer.config.label_dropout
     return labels.masked_fill(dropped, trainer.network.n_classes)
 
+# %% ../nbs/09_training.ipynb #predict
+def _predict(trainer, told, x_t, t):
+    """Call the network in the precision of the run; what comes out is float32 again."""
+    if trainer.precision == torch.float32:
+        return call_model(trainer.model, x_t, t, *told)
+    with torch.autocast(trainer.device.type, trainer.precision):
+        output = call_model(trainer.model, x_t, t, *told)
+    return output.float()
+
 # %% ../nbs/09_training.ipynb #add-gradients
 def _add_gradients(trainer, x_0, t, eps, labels):
     """Add up the gradients of the parts of a batch; return the loss of each image (B,)."""
@@ -271,15 +279,6 @@ def _add_gradients(trainer, x_0, t, eps, labels):
             trainer.scaler.scale(loss.mean() / config.n_accumulate).backward()
         losses.append(loss.detach())
     return torch.cat(losses)
-
-# %% ../nbs/09_training.ipynb #predict
-def _predict(trainer, told, x_t, t):
-    """Call the network in the precision of the run; what comes out is float32 again."""
-    if trainer.precision == torch.float32:
-        return call_model(trainer.model, x_t, t, *told)
-    with torch.autocast(trainer.device.type, trainer.precision):
-        output = call_model(trainer.model, x_t, t, *told)
-    return output.float()
 
 # %% ../nbs/09_training.ipynb #descend-once
 def _descend_once(trainer):
@@ -364,6 +363,13 @@ class TrainResult:
         told = f"{n} iterations in {self.seconds:.0f} s{skipped}, loss {last:.4f} at the end"
         return f"TrainResult({told}, ema={self.ema!r})"
 
+# %% ../nbs/09_training.ipynb #own-streams
+def own_streams(
+    device: torch.device,  # where is drawn
+):
+    """Return a context in which draws leave torch's global random streams as they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
 # %% ../nbs/09_training.ipynb #fit
 def fit(
     model: nn.Module,  # callable model(x_t, t), trained in place where its parameters are
@@ -438,13 +444,6 @@ def _run_loop(trainer, batches, watchers, callback, progress):
             if stops:
                 break
 
-# %% ../nbs/09_training.ipynb #own-streams
-def own_streams(
-    device: torch.device,  # where is drawn
-):
-    """Return a context in which draws leave torch's global random streams as they were."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
-
 # %% ../nbs/09_training.ipynb #batches
 def _batches(trainer, data, n_workers):
     """Return this process's batches, from the place in the data where the run is."""
@@ -452,7 +451,7 @@ def _batches(trainer, data, n_workers):
     place = {"seed": config.seed, "start": trainer.n_steps, "flip": is_mirrored(data)}
     place |= {"rank": processes.rank, "n_processes": processes.n}
     n_classes = trainer.network.n_classes if config.conditional == "class" else None
-    return _stream(data, config.batch_size, place, trainer.device, n_workers, n_classes)
+    return stream_batches(data, config.batch_size, place, trainer.device, n_workers, n_classes)
 
 
 def _check_processes(processes):
@@ -482,13 +481,3 @@ def _check_taken(model, schedule, config, data):
     dtype = torch.promote_types(image.dtype, schedule.betas.dtype)
     computes_in = pick_precision(config.precision, next(model.parameters()).device)
     check_taken(model, image.shape, dtype, converts=computes_in != torch.float32)
-
-# %% ../nbs/09_training.ipynb #getattr
-_MOVED = {"train": "runs"}
-
-
-def __getattr__(name):
-    """Find `train`, which keeps a run in a folder, in its chapter: it was here once."""
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"ddpm_nb.{_MOVED[name]}"), name)
