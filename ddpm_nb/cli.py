@@ -94,7 +94,7 @@ _CHOICES = {
     "weighting": _constant("elbo", "WEIGHTINGS"),
     "variance": ("fixed", "learned"),
     "conditional": ("none", "class"),
-    "precision": _constant("checks", "PRECISIONS"),
+    "precision": _constant("precision", "PRECISIONS"),
     "lr_decay": ("cosine", "constant"),
 }
 

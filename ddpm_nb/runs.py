@@ -97,8 +97,8 @@ def trainer_state(
         "skipped": trainer.n_skipped,
         "ema_updates": trainer.ema.n_updates,
         "device": trainer.device.type,
-        "precision": str(trainer.precision),
-        "scaler": trainer.scaler.state_dict() or None,
+        "precision": str(trainer.precision.dtype),
+        "scaler": trainer.precision.scaler.state_dict() or None,
         "network": _describe(trainer.network),
     }
     # copies in rows, as a file holds them
@@ -154,7 +154,7 @@ def load_trainer_state(
 ):
     """Put a run back where `trainer_state` found it."""
     refuse_difference("the network", facts.get("network", {}), _describe(trainer.network))
-    now = str(trainer.precision)
+    now = str(trainer.precision.dtype)
     was = facts.get("precision", now)
     if was != now:  # "auto" is another one on another device
         warnings.warn(f"the run was in {was} and goes on in {now}", stacklevel=2)
@@ -170,8 +170,9 @@ def load_trainer_state(
     trainer.n_steps, trainer.n_skipped = facts["step"], facts["skipped"]
     trainer.ema.n_updates = facts["ema_updates"]
     trainer.unread, trainer.history = [], []
-    if trainer.scaler.is_enabled() and facts["scaler"] is not None:
-        trainer.scaler.load_state_dict(facts["scaler"])
+    scaler = trainer.precision.scaler
+    if scaler.is_enabled() and facts["scaler"] is not None:
+        scaler.load_state_dict(facts["scaler"])
     _load_streams(trainer, groups["random"], facts["device"])
 
 # %% ../nbs/24_runs.ipynb #list-checkpoints

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'make_optimizer', 'descend', 'EMA', 'OneProcess', 'Trainer', 'seed_dropout', 'Watcher',
-           'recent_loss', 'TrainResult', 'own_streams', 'fit']
+           'recent_loss', 'TrainResult', 'fit']
 
 # %% ../nbs/09_training.ipynb #imports
 import copy
@@ -18,14 +18,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .checks import PRECISIONS, call_model, check_batch_size, check_bool
+from .checks import check_batch_size, check_bool
 from .checks import check_callback, check_choice, check_fields, check_gradients
 from .checks import check_int, check_kind, check_labels, check_limit, check_model
 from .checks import check_number, check_taken, check_told, check_trainable
-from .checks import pick_precision, spared_streams
-from .data import stream_batches, check_data, image_of, is_mirrored, mix_seeds
+from .checks import own_streams, spared_streams
+from .data import check_data, image_of, is_mirrored, mix_seeds, stream_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
+from .precision import PRECISIONS, MixedPrecision, pick_precision
 from .progress import show_progress
 
 # %% ../nbs/09_training.ipynb #counts
@@ -206,7 +207,7 @@ class Trainer:
         self.config = config
         self.processes = processes or OneProcess()
         self.device = next(model.parameters()).device
-        self.precision = pick_precision(config.precision, self.device)
+        self.precision = MixedPrecision(config.precision, self.device)
         self.network = getattr(model, "_orig_mod", model).train()  # without torch.compile's wrapper
         self.model = self.processes.wrap(model)  # the same weights, as the loss calls them
         self.schedule = schedule.to(self.device)
@@ -215,7 +216,6 @@ class Trainer:
         self.ema = EMA(self.network, config.ema_decay)
         self.optimizer = make_optimizer(self.network, config)
         self.optimizer.zero_grad()
-        self.scaler = torch.amp.GradScaler(enabled=self.precision == torch.float16)
         self.noise = torch.Generator(self.device).manual_seed(config.seed)
         self.n_steps = self.n_skipped = 0
         self.stop = None  # set by a watcher that wants the run to end
@@ -255,42 +255,29 @@ def _drop_labels(trainer, labels):
     dropped = trainer.processes.share(coins) < trainer.config.label_dropout
     return labels.masked_fill(dropped, trainer.network.n_classes)
 
-# %% ../nbs/09_training.ipynb #predict
-def _predict(trainer, told, x_t, t):
-    """Call the network in the precision of the run; what comes out is float32 again."""
-    if trainer.precision == torch.float32:
-        return call_model(trainer.model, x_t, t, *told)
-    with torch.autocast(trainer.device.type, trainer.precision):
-        output = call_model(trainer.model, x_t, t, *told)
-    return output.float()
-
 # %% ../nbs/09_training.ipynb #add-gradients
 def _add_gradients(trainer, x_0, t, eps, labels):
     """Add up the gradients of the parts of a batch; return the loss of each image (B,)."""
     config = trainer.config
     losses = []
-    told = () if labels is None else (_drop_labels(trainer, labels),)
-    parts = [values.chunk(config.n_accumulate) for values in (x_0, t, eps, *told)]
+    heard = [] if labels is None else [_drop_labels(trainer, labels)]
+    parts = [values.chunk(config.n_accumulate) for values in (x_0, t, eps, *heard)]
     for i, (x, t_part, noise, *told) in enumerate(zip(*parts, strict=True), 1):
-        predict = partial(_predict, trainer, told)
+        predict = partial(trainer.precision.predict, trainer.model, told)
         is_last = i == config.n_accumulate  # then the gradients of all processes are averaged
         with nullcontext() if is_last else trainer.processes.hold_back(trainer.model):
             loss = trainer.loss(predict, trainer.schedule, x, t=t_part, eps=noise, reduction="none")
-            trainer.scaler.scale(loss.mean() / config.n_accumulate).backward()
+            trainer.precision.scaler.scale(loss.mean() / config.n_accumulate).backward()
         losses.append(loss.detach())
     return torch.cat(losses)
 
 # %% ../nbs/09_training.ipynb #descend-once
 def _descend_once(trainer):
     """Do what `descend` does after a gradient; tell whether a float16 overflow forbade the step."""
-    scaler = trainer.scaler  # does nothing but in float16
-    scaler.unscale_(trainer.optimizer)
-    _rate_and_clip(trainer.optimizer, trainer.config, trainer.n_steps)
-    scale = scaler.get_scale()
-    scaler.step(trainer.optimizer)
-    scaler.update()
+    prepare = partial(_rate_and_clip, trainer.optimizer, trainer.config, trainer.n_steps)
+    is_skipped = trainer.precision.step(trainer.optimizer, prepare)
     trainer.optimizer.zero_grad()
-    return scaler.get_scale() < scale
+    return is_skipped
 
 # %% ../nbs/09_training.ipynb #seed-dropout
 def seed_dropout(
@@ -363,13 +350,6 @@ class TrainResult:
         told = f"{n} iterations in {self.seconds:.0f} s{skipped}, loss {last:.4f} at the end"
         return f"TrainResult({told}, ema={self.ema!r})"
 
-# %% ../nbs/09_training.ipynb #own-streams
-def own_streams(
-    device: torch.device,  # where is drawn
-):
-    """Return a context in which draws leave torch's global random streams as they were."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
-
 # %% ../nbs/09_training.ipynb #fit
 def fit(
     model: nn.Module,  # callable model(x_t, t), trained in place where its parameters are
@@ -436,8 +416,9 @@ def _run_loop(trainer, batches, watchers, callback, progress):
                 bar.set_postfix(loss=f"{recent_loss(trainer.history, config):.4f}")
                 for watcher in watchers:
                     watcher.line(trainer, losses)
-            for watcher in watchers if saves else ():
-                watcher.checkpoint(trainer)
+            if saves:
+                for watcher in watchers:
+                    watcher.checkpoint(trainer)
             if callback is not None:
                 with own_streams(trainer.device):
                     callback(trainer)

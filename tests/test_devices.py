@@ -711,7 +711,7 @@ NOT_WALKED = [
     "unet.zero_init", "unet.ResBlock", "unet.SelfAttention", "unet.Level", "unet.make_unet", "unet.join_projections",
     "unet.is_plain", "unet.faster_on_cpu", "unet.down_path", "unet.up_path", "unet.level_sizes", "data.load_digits", "data.load_dataset", "data.load_images",
     "data.mix_seeds", "data.describe_images", "data.epoch_order", "training.TrainConfig", "training.lr_factor", "training.make_optimizer",
-    "training.OneProcess", "training.own_streams", "training.seed_dropout", "training.Watcher",
+    "training.OneProcess", "checks.own_streams", "training.seed_dropout", "training.Watcher",
     "training.TrainResult", "sampling.respaced_steps", "evaluation.BitsPerDim", "evaluation.save_classifier",
     "evaluation.load_classifier", "evaluation.ClassifierReport", "evaluation.verdict", "evaluation.inception_fid",
     "results.Yardstick", "results.read_results", "improved.learns_variance", "vae.make_mlp", "gan.GANResult",
@@ -728,7 +728,8 @@ NOT_WALKED = [
     "checks.assert_refused", "checks.check_kind", "checks.check_bool", "checks.check_choice", "checks.check_int",
     "checks.check_number", "checks.check_limit", "checks.check_fields", "checks.check_generator", "checks.split_generator",
     "checks.check_schedule", "checks.check_callable", "checks.check_callback", "checks.check_model", "files.check_path", "checks.check_gradients",
-    "checks.check_batch_size", "checks.check_fit", "checks.pick_precision", "checks.fact_of",
+    "checks.check_batch_size", "checks.check_fit", "precision.pick_precision", "checks.fact_of",
+    "precision.MixedPrecision",  # with `fit`
     "checks.check_labels",  # `data.check_labels`
     "checks.spared_streams", "data.image_of", "data.is_mirrored",  # `data.check_data`, and `train` for the last
     # reads and writes files, words and options; what of it holds tensors is walked with `train`, `load_parts` and `load_pretrained`

@@ -46,7 +46,7 @@ PURPOSES = {
         save_classifier load_classifier
     """,
     "process": """
-        pick_precision Interrupted StopSignals OneProcess seed_dropout own_streams spared_streams
+        pick_precision MixedPrecision _check_processes Interrupted StopSignals OneProcess seed_dropout own_streams spared_streams
         _global_streams _load_streams _interrupted _add_gradients
     """,
     "cpu form": """
@@ -71,6 +71,7 @@ SUBJECTS = {
     "runs": "disk",
     "processes": "process",
     "progress": "process",
+    "precision": "process",
 }
 SILENT = ast.expr_context  # says of a name only whether it is read or written
 TAGS = {name: purpose for purpose, names in PURPOSES.items() for name in names.split()}

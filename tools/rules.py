@@ -32,6 +32,7 @@ FREE = {
     "plots",
     "files",
     "progress",
+    "precision",
 }  # every chapter may use them, and they use nothing but each other
 EARLY = {
     ("data", "load_images"),
