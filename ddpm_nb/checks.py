@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['assert_refused', 'check_kind', 'check_bool', 'check_choice', 'check_int', 'check_number', 'check_numbers',
            'check_limit', 'check_fields', 'check_generator', 'split_generator', 'has_values', 'check_floating',
-           'check_same_shape', 'check_device', 'check_timesteps', 'check_kept', 'check_range', 'check_images',
-           'call_model', 'call_same_shape', 'check_schedule', 'check_callable', 'check_callback', 'check_model',
-           'check_taken', 'check_told', 'check_gradients', 'check_trainable', 'check_batch_size', 'check_batch',
-           'check_square_images', 'check_each', 'check_mask', 'check_fit', 'check_levels', 'check_grid', 'check_alike',
-           'spared_streams', 'own_streams', 'fact_of', 'check_class', 'check_labels', 'check_classes', 'fill_weights',
-           'relative_difference', 'same_tensors']
+           'check_same_shape', 'check_device', 'check_place', 'check_timesteps', 'check_kept', 'check_range',
+           'check_images', 'call_model', 'call_same_shape', 'check_schedule', 'check_callable', 'check_callback',
+           'check_model', 'check_taken', 'check_told', 'check_gradients', 'check_trainable', 'check_batch_size',
+           'check_batch', 'check_square_images', 'check_each', 'check_mask', 'check_fit', 'check_levels', 'check_grid',
+           'check_alike', 'spared_streams', 'own_streams', 'fact_of', 'check_class', 'check_labels', 'check_classes',
+           'fill_weights', 'relative_difference', 'same_tensors']
 
 # %% ../nbs/91_checks.ipynb #imports
 import math
@@ -230,6 +230,18 @@ def check_device(
     other = here.type != "cpu" and device.index not in (None, here.index)  # there is one CPU
     if here.type != device.type or other:
         raise ValueError(f"{name} must be on {whose} device, {device}; it is on {here}")
+
+# %% ../nbs/91_checks.ipynb #check-place
+def check_place(
+    device,  # what was given, such as "cpu" or "cuda:1"
+):
+    """Return a device if this machine has it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError):
+        allowed = "a device of this machine, such as 'cpu'"
+        raise ValueError(f"device must be {allowed}; got {device!r}") from None
+    return device
 
 # %% ../nbs/91_checks.ipynb #check-timesteps
 def check_timesteps(

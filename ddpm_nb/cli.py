@@ -400,9 +400,9 @@ def _look_at_pictures(
     """Read the size of some pictures; return the image size that fits them, and if all are grey."""
     from PIL import Image
 
-    from ddpm_nb.pictures import FORMATS, _list_folder
+    from ddpm_nb.pictures import FORMATS, list_folder
 
-    found = _list_folder(root)
+    found = list_folder(root)
     sides = []
     modes = set()
     for file in found.files[:: max(1, len(found.files) // 100)]:
@@ -533,9 +533,9 @@ def _build_network(options, data):
 # %% ../nbs/30_command_line.ipynb #list
 def _list(options):
     """Walk through a folder of pictures, once; return what is there, None for another set."""
-    from ddpm_nb.pictures import _list_folder
+    from ddpm_nb.pictures import list_folder
 
-    return _list_folder(options["root"]) if options["dataset"] == "folder" else None
+    return list_folder(options["root"]) if options["dataset"] == "folder" else None
 
 
 def _is_flat(listing) -> bool:
@@ -571,11 +571,10 @@ def _part(data, places):
 def _read(options, listing, split="train"):
     """Load the images of a part, into memory where they fit and no worker is to read them."""
     from ddpm_nb.data import load_dataset
-    from ddpm_nb.pictures import _n_bytes
 
     where = _where(options) | ({"root": listing} if listing else {})
     data = load_dataset(options["dataset"], split=split, **where)
-    if hasattr(data, "loaded") and _n_bytes(len(data), data.how) <= listing.most_bytes:
+    if hasattr(data, "loaded") and listing.fits(len(data), data.how):
         return data if options["workers"] and split == "train" else data.loaded()
     return data
 
@@ -1092,7 +1091,7 @@ def _labels_to_draw(args, model):
 # %% ../nbs/30_command_line.ipynb #run-train-text
 def _run_train_text(args):
     """Train a text-to-image pipeline in three stages, or go on with one."""
-    from ddpm_nb.pictures import _list_folder
+    from ddpm_nb.pictures import list_folder
     from ddpm_nb.pipeline import PIPELINES
     from ddpm_nb.runs import refuse_other_run
     from ddpm_nb.texts import STAGES, TEXT_FILE, CaptionedFolder, train_text
@@ -1100,7 +1099,7 @@ def _run_train_text(args):
     refuse_other_run(Path(args.out) / STAGES[0], args.resume)  # before all pictures are read
     goes_on = args.resume and (Path(args.out) / TEXT_FILE).exists()
     _check_places(args.out, None if goes_on else args.root)
-    listing = _list_folder(args.root)
+    listing = list_folder(args.root)
     found = _look_at_pictures(listing, 32)  # larger ones are made smaller
     size = found["image_size"] if args.image_size is None else args.image_size
     grey = args.grey or found["grey"]

@@ -28,7 +28,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .checks import check_bool, check_kind
+from .checks import check_bool, check_kind, check_place
 
 # %% ../nbs/93_files.ipynb #flush
 def _flush(path):
@@ -178,16 +178,6 @@ def check_path(
         allowed = "a path that is not empty; '.' is the current folder"
         raise ValueError(f"{name} must be {allowed}; got {path!r}")
     return path
-
-# %% ../nbs/93_files.ipynb #check-place
-def _check_place(device):
-    """Return a device if this machine has it."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError):
-        allowed = "a device of this machine, such as 'cpu'"
-        raise ValueError(f"device must be {allowed}; got {device!r}") from None
-    return device
 
 # %% ../nbs/93_files.ipynb #find-model
 WEIGHTS_FILE = "model.safetensors"
@@ -477,7 +467,7 @@ def load_parts(
     device="cpu",  # where the modules shall live
 ) -> tuple[dict, dict, dict]:
     """Load a folder: modules in evaluation mode, extra tensors, config; refuse changed files."""
-    _check_place(device)
+    check_place(device)
     path = Path(path)
     read_config(path, classes)  # first, what it is not is told
     if not (path / WEIGHTS_FILE).is_file():

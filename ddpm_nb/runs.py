@@ -6,7 +6,8 @@
 __all__ = ['CHECKPOINTS', 'SETTINGS_FILE', 'LOG_FILE', 'same_betas', 'schedule_name', 'trainer_state', 'refuse_difference',
            'load_trainer_state', 'list_checkpoints', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint',
            'TrainLog', 'read_log', 'refuse_other_run', 'prepare_run', 'read_settings', 'held_out_loss', 'describe_data',
-           'comparable_facts', 'Checkpoints', 'Interrupted', 'StopSignals', 'TensorBoard', 'pick_loss', 'train']
+           'comparable_facts', 'Checkpoints', 'Interrupted', 'StopSignals', 'TensorBoard', 'refuse_other_config',
+           'pick_loss', 'train']
 
 # %% ../nbs/24_runs.ipynb #imports
 import hashlib
@@ -649,6 +650,15 @@ def _go_back(run, trainer):
         with replaced_file(run.out / LOG_FILE) as file:
             file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
+# %% ../nbs/24_runs.ipynb #enter
+def _enter(run, trainer):
+    """Lock a folder for the main process, then begin the run in it or go back."""
+    if trainer.processes.is_main:
+        run.hold = _hold(run.out)
+        prepare_run(run.out, run.resume)
+    trainer.processes.wait()
+    (_go_back if run.goes_on else _begin)(run, trainer)
+
 # %% ../nbs/24_runs.ipynb #checkpoints
 class Checkpoints(Watcher):
     """Keep a run in its folder: settings, checkpoints, and the averaged model."""
@@ -677,11 +687,11 @@ class Checkpoints(Watcher):
         self.description = describe_data(self.data, trainer.config.conditional == "class")
         if not self.goes_on:  # what goes on was kept before
             _check_kind(trainer.network)
-        if trainer.processes.is_main:
-            self.hold = _hold(self.out)
-            prepare_run(self.out, self.resume)
-        trainer.processes.wait()
-        (_go_back if self.goes_on else _begin)(self, trainer)
+        self.begin(trainer)
+
+    def begin(self, trainer: Trainer):
+        """Lock the folder; then start the run in it, or go back to where it was."""
+        _enter(self, trainer)
 
     def close(self):
         """Let other processes have the folder."""
@@ -777,6 +787,20 @@ class TensorBoard(Watcher):
         if self.writer is not None:
             self.writer.close()
 
+# %% ../nbs/24_runs.ipynb #refuse-other-config
+def refuse_other_config(
+    out,  # folder of the run
+    kept,  # its settings, a dataclass
+    asked,  # the given ones, of the same class
+    free=(),  # names of settings that may be others
+):
+    """Refuse settings that are not those of the run in a folder; name what differs."""
+    given = asdict(asked)
+    names = [k for k, v in asdict(kept).items() if v != given[k] and k not in free]
+    if names:
+        problem = f"config differs from the run in {out} in {', '.join(names)}"
+        raise ValueError(f"{problem}; leave it out to go on with the run's own")
+
 # %% ../nbs/24_runs.ipynb #settings
 def _settings(config, out, resume, tensorboard):
     """Return the settings: the given ones, or those that the run in `out` was started with."""
@@ -796,12 +820,7 @@ def _settings(config, out, resume, tensorboard):
     kept, _ = read_settings(out)
     if config is None:
         return kept
-    # longer, or shorter, is the same run
-    asked = asdict(config)
-    names = [k for k, v in asdict(kept).items() if v != asked[k] and k != "n_iterations"]
-    if names:
-        problem = f"config differs from the run in {out} in {', '.join(names)}"
-        raise ValueError(f"{problem}; leave it out to go on with the run's own")
+    refuse_other_config(out, kept, config, ("n_iterations",))  # it may go on for longer
     return config
 
 # %% ../nbs/24_runs.ipynb #pick-loss

@@ -573,6 +573,7 @@ WALKS = {
     "captions.write_captions": lambda p: captions.write_captions(p.rows(), generator=p.g),
     "captions.check_attributes": lambda p: captions.check_attributes(p.rows()),
     "captions.caption_fits": lambda p: captions.caption_fits(["a bold two", "a one"], p.rows()),
+    "captions.check_tokens": lambda p: captions.check_tokens(p.text[1], len(p.text[0])),
     "captions.Tokenizer": lambda p: p.text[0].decode(p.text[1]),
     "clip.TextEncoder": lambda p: p.text[2](p.text[1]),
     "clip.CLIP": lambda p: (lambda model, words, tokens: (model.encode_images(p.x), model.encode_texts(tokens)))(*clip_model(p)),
@@ -716,7 +717,7 @@ NOT_WALKED = [
     "evaluation.load_classifier", "evaluation.ClassifierReport", "evaluation.verdict", "evaluation.inception_fid",
     "results.Yardstick", "results.read_results", "improved.learns_variance", "vae.make_mlp", "gan.GANResult",
     "captions.Strokes", "captions.CaptionRule", "captions.split_words", "captions.read_captions",
-    "captions.fit_tokenizer", "captions.check_prompts", "clip.TextBlock", "clip.ImageEncoder", "clip.make_clip",
+    "captions.fit_tokenizer", "captions.check_prompts", "captions.check_texts", "clip.TextBlock", "clip.ImageEncoder", "clip.make_clip",
     "clip.decay_groups", "conditioning.CrossAttention", "conditioning.SpatialTransformer", "conditioning.TextLevel",
     "latent.PlainBlock", "progress.show_progress", "texts.all_scenes", "texts.Shapes", "texts.split_scenes",
     "texts.read_metadata", "texts.CaptionedFolder", "texts.merge_pair", "texts.learn_merges", "texts.cut_word",
@@ -728,7 +729,7 @@ NOT_WALKED = [
     "checks.assert_refused", "checks.check_kind", "checks.check_bool", "checks.check_choice", "checks.check_int",
     "checks.check_number", "checks.check_limit", "checks.check_fields", "checks.check_generator", "checks.split_generator",
     "checks.check_schedule", "checks.check_callable", "checks.check_callback", "checks.check_model", "files.check_path", "checks.check_gradients",
-    "checks.check_batch_size", "checks.check_fit", "precision.pick_precision", "checks.fact_of",
+    "checks.check_batch_size", "checks.check_place", "checks.check_fit", "precision.pick_precision", "checks.fact_of",
     "precision.MixedPrecision",  # with `fit`
     "checks.check_labels",  # `data.check_labels`
     "checks.spared_streams", "data.image_of", "data.is_mirrored",  # `data.check_data`, and `train` for the last
@@ -737,10 +738,10 @@ NOT_WALKED = [
     "files.replaced_file", "files.write_json", "files.read_json", "files.checksum", "files.read_sealed", "files.find_model",
     "files.check_writable", "files.refuse_foreign_folder", "files.check_card", "files.model_card", "files.plan_module", "files.save_parts", "files.read_config", "files.Pretrained",
     "hub.save_pretrained", "hub.describe_model",
-    "pictures.to_mode", "pictures.read_picture", "pictures.list_pictures", "pictures.find_parts", "pictures.FolderDataset", "pictures.load_folder",
+    "pictures.to_mode", "pictures.Listing", "pictures.list_folder", "pictures.check_white", "pictures.read_picture", "pictures.list_pictures", "pictures.find_parts", "pictures.FolderDataset", "pictures.load_folder",
     "pictures.load_torchvision",
     "runs.load_trainer_state", "runs.refuse_difference", "runs.read_checkpoint", "runs.load_checkpoint", "runs.list_checkpoints", "runs.comparable_facts", "runs.pick_loss", "runs.TrainLog",
-    "runs.read_log", "runs.prepare_run", "runs.refuse_other_run", "runs.read_settings", "runs.Checkpoints", "runs.Interrupted",
+    "runs.read_log", "runs.prepare_run", "runs.refuse_other_run", "runs.refuse_other_config", "runs.read_settings", "runs.Checkpoints", "runs.Interrupted",
     "runs.StopSignals", "runs.TensorBoard",
     "convert.diffusers_names", "convert.unet_from_diffusers", "convert.options_from_scheduler",
     "plots.new_figure", "plots.Html", "plots.touchable", "fast.keep_freed_memory",
@@ -748,7 +749,7 @@ NOT_WALKED = [
 WALKED_MODULES = [
     "gaussian", "forward", "elbo", "schedules", "bound", "embeddings", "unet", "data", "training", "sampling",
     "evaluation", "results", "improved", "scores", "vae", "gan", "captions", "clip", "conditioning", "latent",
-    "pipeline", "flows", "texts", "checks", "cli", "convert", "fast", "files", "hub", "pictures", "plots", "processes", "progress", "runs",
+    "pipeline", "flows", "texts", "checks", "cli", "convert", "fast", "files", "hub", "pictures", "plots", "processes", "progress", "precision", "runs",
 ]
 
 
