@@ -37,6 +37,22 @@ class VLBTerms:
         """Sum the parts; (B,)."""
         return self.prior + self.kl.sum(1) + self.decoder
 
+# %% ../nbs/05_bound.ipynb #check-bound
+def _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size):
+    """Refuse bad arguments of the bound before the network is called."""
+    check_clean_batch(x_0)
+    check_choice("variance", variance, STEP_VARIANCES)
+    check_bool("clip_x_0", clip_x_0)
+    check_int("chunk_size", chunk_size)
+    if n_levels is not None:
+        check_grid("x_0", check_images("x_0", x_0), n_levels)
+    elif clip_x_0:
+        check_range("x_0", x_0)
+    shape = (schedule.n_steps, *x_0.shape)
+    if eps is not None and check_floating("eps", eps).shape != shape:
+        got = tuple(eps.shape)
+        raise ValueError(f"eps must have shape {shape}, one noise for each step; got {got}")
+
 # %% ../nbs/05_bound.ipynb #vlb-terms
 @torch.no_grad()
 def vlb_terms(
@@ -86,22 +102,6 @@ def _step_losses(model, schedule, x_0, steps, eps, *, n_levels, clip_x_0, varian
         losses[:b] = -decoder_log_likelihood(x_0, mean[:b], log_variance[:b], n_levels)
     errors = (x_0_hat - x).square().flatten(1).mean(1)
     return losses.flatten(1).sum(1).view(n, b), errors.view(n, b)
-
-# %% ../nbs/05_bound.ipynb #check-bound
-def _check_bound(schedule, x_0, n_levels, clip_x_0, variance, eps, chunk_size):
-    """Refuse bad arguments of the bound before the network is called."""
-    check_clean_batch(x_0)
-    check_choice("variance", variance, STEP_VARIANCES)
-    check_bool("clip_x_0", clip_x_0)
-    check_int("chunk_size", chunk_size)
-    if n_levels is not None:
-        check_grid("x_0", check_images("x_0", x_0), n_levels)
-    elif clip_x_0:
-        check_range("x_0", x_0)
-    shape = (schedule.n_steps, *x_0.shape)
-    if eps is not None and check_floating("eps", eps).shape != shape:
-        got = tuple(eps.shape)
-        raise ValueError(f"eps must have shape {shape}, one noise for each step; got {got}")
 
 # %% ../nbs/05_bound.ipynb #optimal-denoiser
 def optimal_denoiser(

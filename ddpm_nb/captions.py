@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTE_NAMES', 'WORDS', 'TEMPLATES', 'PADDING', 'UNKNOWN', 'BEGIN', 'MARKS', 'Strokes', 'measure_strokes',
-           'CaptionRule', 'fit_caption_rule', 'attributes', 'write_captions', 'check_attributes', 'split_words',
-           'read_captions', 'caption_fits', 'Tokenizer', 'fit_tokenizer', 'check_prompts']
+           'CaptionRule', 'fit_caption_rule', 'attributes', 'check_attributes', 'write_captions', 'split_words',
+           'check_texts', 'read_captions', 'caption_fits', 'check_tokens', 'Tokenizer', 'fit_tokenizer',
+           'check_prompts']
 
 # %% ../nbs/18_captions.ipynb #imports
 import difflib
@@ -150,6 +151,23 @@ def attributes(
         columns.append((value[:, None] > own).sum(1))
     return torch.stack(columns, 1)
 
+# %% ../nbs/18_captions.ipynb #check-attributes
+def check_attributes(
+    attributes,  # (N, 3) or (N, 4) word numbers of images
+):
+    """Refuse what is no table of word numbers."""
+    wanted = "attributes must be whole numbers of shape (N, 3) or (N, 4)"
+    if not isinstance(attributes, Tensor):
+        raise ValueError(f"{wanted}; got {type(attributes).__name__}")
+    shape = tuple(attributes.shape)
+    if attributes.is_floating_point() or len(shape) != 2 or shape[1] not in (3, 4):
+        raise ValueError(f"{wanted}; got {attributes.dtype} {shape}")
+    for column, name in zip(attributes.T, ATTRIBUTE_NAMES, strict=False):
+        top = len(WORDS[name]) - 1
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) <= top:
+            got = f"{int(column.min())} to {int(column.max())}"
+            raise ValueError(f"attributes must have {name} in 0..{top}; got values from {got}")
+
 # %% ../nbs/18_captions.ipynb #write-captions
 TEMPLATES = (
     "a {size} {weight} {digit} {slant}",
@@ -188,23 +206,6 @@ def write_captions(
         captions.append(re.sub(r"\ba (?=eight|upright)", "an ", text))
     return captions
 
-# %% ../nbs/18_captions.ipynb #check-attributes
-def check_attributes(
-    attributes,  # (N, 3) or (N, 4) word numbers of images
-):
-    """Refuse what is no table of word numbers."""
-    wanted = "attributes must be whole numbers of shape (N, 3) or (N, 4)"
-    if not isinstance(attributes, Tensor):
-        raise ValueError(f"{wanted}; got {type(attributes).__name__}")
-    shape = tuple(attributes.shape)
-    if attributes.is_floating_point() or len(shape) != 2 or shape[1] not in (3, 4):
-        raise ValueError(f"{wanted}; got {attributes.dtype} {shape}")
-    for column, name in zip(attributes.T, ATTRIBUTE_NAMES, strict=False):
-        top = len(WORDS[name]) - 1
-        if len(column) and not 0 <= int(column.min()) <= int(column.max()) <= top:
-            got = f"{int(column.min())} to {int(column.max())}"
-            raise ValueError(f"attributes must have {name} in 0..{top}; got values from {got}")
-
 # %% ../nbs/18_captions.ipynb #split-words
 def split_words(
     text: str,  # any text
@@ -218,7 +219,9 @@ def split_words(
     return kept.split()
 
 # %% ../nbs/18_captions.ipynb #check-texts
-def _check_texts(captions):
+def check_texts(
+    captions: list[str],  # what was given as texts
+):
     """Refuse what is no list of texts; a text alone would be cut into its letters."""
     is_list = isinstance(captions, list | tuple)
     if not is_list or not all(isinstance(caption, str) for caption in captions):
@@ -238,7 +241,7 @@ def read_captions(
     captions: list[str],  # N sentences
 ) -> Tensor:
     """Read word numbers (N, 4) back from sentences; -1 where a sentence does not say."""
-    _check_texts(captions)
+    check_texts(captions)
     rows = []
     for caption in captions:
         row = [-1] * len(ATTRIBUTE_NAMES)
@@ -270,8 +273,11 @@ def caption_fits(
 PADDING, UNKNOWN, BEGIN = 0, 1, 2
 MARKS = ("<padding>", "<unknown>", "<begin>")  # their names, by number
 
-# %% ../nbs/18_captions.ipynb #check-numbers
-def _check_numbers(tokens, n):
+# %% ../nbs/18_captions.ipynb #check-tokens
+def check_tokens(
+    tokens: Tensor,  # what was given as tokens, (N, L)
+    n: int,  # length of the vocabulary, marks included
+):
     """Refuse what is no table of the numbers of n words."""
     wanted = f"tokens must be whole numbers in 0..{n - 1}, a tensor of shape (N, L)"
     if not isinstance(tokens, Tensor):
@@ -296,7 +302,7 @@ class Tokenizer:
 
     def encode(self, captions: list[str]) -> Tensor:
         """Return tokens (N, length), int64: BEGIN, the words, then PADDING."""
-        _check_texts(captions)
+        check_texts(captions)
         numbers = {word: i for i, word in enumerate(self.words, len(MARKS))}
         rows = []
         for caption in captions:
@@ -309,7 +315,7 @@ class Tokenizer:
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Return the words of each row, without padding and without the beginning."""
-        _check_numbers(tokens, len(self))
+        check_tokens(tokens, len(self))
         names = MARKS + tuple(self.words)
         kept = [[names[i] for i in row if i not in (PADDING, BEGIN)] for row in tokens.tolist()]
         return [" ".join(words) for words in kept]
@@ -336,7 +342,7 @@ def fit_tokenizer(
     length: int = 10,  # tokens in a row
 ) -> Tokenizer:
     """Collect the words of the captions in alphabetical order."""
-    _check_texts(captions)
+    check_texts(captions)
     words = sorted({word for caption in captions for word in split_words(caption)})
     return Tokenizer(tuple(words), check_int("length", length, 2))
 

@@ -94,7 +94,7 @@ _CHOICES = {
     "weighting": _constant("elbo", "WEIGHTINGS"),
     "variance": ("fixed", "learned"),
     "conditional": ("none", "class"),
-    "precision": _constant("checks", "PRECISIONS"),
+    "precision": _constant("precision", "PRECISIONS"),
     "lr_decay": ("cosine", "constant"),
 }
 
@@ -310,6 +310,20 @@ def make_parser() -> argparse.ArgumentParser:
     add("info", "show what is known about a model and its run").add_argument("--run", **_RUN)
     return parser
 
+# %% ../nbs/30_command_line.ipynb #check-type
+def _check_type(label, name, value, default):
+    """Refuse a value whose type is not the one of the option."""
+    allowed = (int if name in _WHOLE else str,) if default is None else (type(default),)
+    if value is None and default is None:
+        return
+    if isinstance(default, float) or name == "held_out":
+        allowed = (int, float)
+    if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
+        raise TypeError(f"{label} must be of type {allowed[-1].__name__}; got {value!r}")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        choices = ", ".join(map(repr, _CHOICES[name]))
+        raise ValueError(f"{label} must be one of {choices}; got {value!r}")
+
 # %% ../nbs/30_command_line.ipynb #read-options
 def read_options(
     path,  # a JSON file: {"option": value}, or the train.json of a run
@@ -341,20 +355,6 @@ def read_options(
         _check_type(f"--config {path}: {given!r}", name, value, defaults[name])
         options[name] = value
     return options
-
-# %% ../nbs/30_command_line.ipynb #check-type
-def _check_type(label, name, value, default):
-    """Refuse a value whose type is not the one of the option."""
-    allowed = (int if name in _WHOLE else str,) if default is None else (type(default),)
-    if value is None and default is None:
-        return
-    if isinstance(default, float) or name == "held_out":
-        allowed = (int, float)
-    if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
-        raise TypeError(f"{label} must be of type {allowed[-1].__name__}; got {value!r}")
-    if name in _CHOICES and value not in _CHOICES[name]:
-        choices = ", ".join(map(repr, _CHOICES[name]))
-        raise ValueError(f"{label} must be one of {choices}; got {value!r}")
 
 # %% ../nbs/30_command_line.ipynb #pick-device
 def pick_device(
@@ -400,9 +400,9 @@ def _look_at_pictures(
     """Read the size of some pictures; return the image size that fits them, and if all are grey."""
     from PIL import Image
 
-    from ddpm_nb.pictures import FORMATS, _list_folder
+    from ddpm_nb.pictures import FORMATS, list_folder
 
-    found = _list_folder(root)
+    found = list_folder(root)
     sides = []
     modes = set()
     for file in found.files[:: max(1, len(found.files) // 100)]:
@@ -421,13 +421,13 @@ def _seconds_per_iteration(network, schedule, config, data):
     """Take some steps with a copy of the network, and return the median of their seconds."""
     import torch
 
-    from ddpm_nb.runs import _loss
+    from ddpm_nb.runs import pick_loss
     from ddpm_nb.training import Trainer, own_streams
 
     device = next(network.parameters()).device
     begun = time.perf_counter()
     with own_streams(device):
-        trainer = Trainer(copy.deepcopy(network), schedule, config, loss=_loss(config, data))
+        trainer = Trainer(copy.deepcopy(network), schedule, config, loss=pick_loss(config, data))
         times = []
         while len(times) < 4 or (len(times) < 12 and time.perf_counter() - begun < 3):
             started = time.perf_counter()
@@ -533,9 +533,9 @@ def _build_network(options, data):
 # %% ../nbs/30_command_line.ipynb #list
 def _list(options):
     """Walk through a folder of pictures, once; return what is there, None for another set."""
-    from ddpm_nb.pictures import _list_folder
+    from ddpm_nb.pictures import list_folder
 
-    return _list_folder(options["root"]) if options["dataset"] == "folder" else None
+    return list_folder(options["root"]) if options["dataset"] == "folder" else None
 
 
 def _is_flat(listing) -> bool:
@@ -571,13 +571,19 @@ def _part(data, places):
 def _read(options, listing, split="train"):
     """Load the images of a part, into memory where they fit and no worker is to read them."""
     from ddpm_nb.data import load_dataset
-    from ddpm_nb.pictures import _n_bytes
 
     where = _where(options) | ({"root": listing} if listing else {})
     data = load_dataset(options["dataset"], split=split, **where)
-    if hasattr(data, "loaded") and _n_bytes(len(data), data.how) <= listing.most_bytes:
+    if hasattr(data, "loaded") and listing.fits(len(data), data.how):
         return data if options["workers"] and split == "train" else data.loaded()
     return data
+
+# %% ../nbs/30_command_line.ipynb #first
+def _first(data, n):
+    """Return the first images of a data set, a number or a share of them, as a data set."""
+    import torch
+
+    return _part(data, torch.arange(_count(n, len(data))))
 
 # %% ../nbs/30_command_line.ipynb #load
 def _load(options, listing):
@@ -602,13 +608,6 @@ def _divide(data, held_out):
     order = torch.randperm(len(data), generator=seeded(0))  # of every run the same
     held, rest = _part(data, order[:n]), _part(data, order[n:].sort().values)
     return (rest, held) if n else (data, None)
-
-# %% ../nbs/30_command_line.ipynb #first
-def _first(data, n):
-    """Return the first images of a data set, a number or a share of them, as a data set."""
-    import torch
-
-    return _part(data, torch.arange(_count(n, len(data))))
 
 # %% ../nbs/30_command_line.ipynb #check-conditional
 def _check_conditional(options, data):
@@ -652,6 +651,22 @@ def _find_root(kept, run):
         looked = ", ".join(str(place) for place in dict.fromkeys(places))
         raise FileNotFoundError(f"the run's pictures are in none of {looked}: pass --root")
     return str((found or places)[0])
+
+# %% ../nbs/30_command_line.ipynb #save-picture
+def _save_picture(x, out, scale=None, n_cols=None):
+    """Write images (B, C, H, W) in [-1, 1] as one PNG, nearly square without `n_cols`."""
+    from PIL import Image
+
+    from ddpm_nb.files import replaced_file
+    from ddpm_nb.plots import tile
+
+    gap = int(len(x) > 1)  # one picture has no frame, and may be given back as --image
+    sheet = tile(x, n_cols or max(1, round(len(x) ** 0.5)), gap)  # (height, width, C)
+    if scale is None:  # at least 512 pixels long
+        scale = max(4, -(-512 // max(sheet.shape[:2])))
+    sheet = sheet.repeat(scale, 0).repeat(scale, 1)
+    with replaced_file(out) as file:
+        Image.fromarray(sheet.squeeze()).save(file)
 
 # %% ../nbs/30_command_line.ipynb #own-noise
 def _own_noise(seed, places):
@@ -717,6 +732,169 @@ class _Drawing:
             self.is_told = True
             _print_beside_bar(f"samples after {step} of {config.n_iterations} iterations: {file}")
 
+# %% ../nbs/30_command_line.ipynb #check-options
+def _check_options(options):
+    """Return the settings of the training among the options; refuse what cannot be worked with."""
+    from ddpm_nb.checks import check_int
+    from ddpm_nb.training import TrainConfig, pick_precision
+
+    config = TrainConfig(**{field.name: options[field.name] for field in fields(TrainConfig)})
+    pick_precision(config.precision, pick_device(options["device"]))
+    for name in ("workers", "sample_every"):
+        check_int(_flag(name), options[name], 0)
+    _count(options["held_out"], 1)
+    return config
+
+# %% ../nbs/30_command_line.ipynb #check-places
+def _check_places(out, root=None):
+    """Refuse a run whose sheets could not be written, or would lie among the pictures it reads."""
+    samples, sheet = Path(out, "samples"), Path(out, "samples.png")
+    if (samples.exists() and not samples.is_dir()) or sheet.is_dir():
+        wrong = "a folder samples.png" if sheet.is_dir() else "samples, which is no folder"
+        raise FileExistsError(f"out={str(out)!r} holds {wrong}; choose another folder")
+    if root is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
+        problem = "lies among the pictures that are read, and its sheets would be read as well"
+        raise ValueError(f"out={str(out)!r} {problem}; choose one beside it")
+
+# %% ../nbs/30_command_line.ipynb #expected
+def _expected(options):
+    """Say what a shipped model of the same data reached, or what to look at without one."""
+    from ddpm_nb.hub import SHIPPED, describe_model
+
+    name = options["dataset"]
+    if not (SHIPPED / name).is_dir():
+        return "expect: a loss that has stopped falling, and a sheet that looks like the data"
+    card = describe_model(SHIPPED / name)["card"]
+    length = f"{card['iterations']} iterations of {card['batch size']}"
+    compared = ("objective", "weighting", "variance", "conditional", "schedule")
+    same = [options[name] for name in compared]
+    found = f"expect: after {length} the shipped model {name!r} has "
+    if same == ["eps", "simple", "fixed", "none", card["schedule"]]:
+        found += f"a loss of {card['test loss']} on test images and "
+    return found + f"samples such as: ddpm-nb sample --run {name} --out expected.png"
+
+
+def _say(text, processes):
+    """Print a line, once however many processes there are."""
+    if processes.is_main:
+        print(text, flush=True)
+
+# %% ../nbs/30_command_line.ipynb #finished
+def _finished(out, config):
+    """Say that a run has nothing left to do, and how to go on."""
+    words = f"ddpm-nb resume --out {shlex.quote(str(out))} --iterations {2 * config.n_iterations}"
+    n = config.n_iterations
+    return f"the run in {out} is finished: {n} of {n} iterations; to train longer: {words}"
+
+
+def _classes_drawn(config, data):
+    """Say which classes a sheet shows; nothing for a run that is told none."""
+    if config.conditional == "none":
+        return ""
+    drawn = _in_turn(16, len(data.classes)).unique()
+    some = "class by class" if len(drawn) == len(data.classes) else "some classes"
+    return f", {some} from {data.classes[0]!r} to {data.classes[int(drawn[-1])]!r}"
+
+
+def _next_words(out, label=None):
+    """Return the command that draws with a run; a shipped model may have the folder's name."""
+    from ddpm_nb.files import find_model
+    from ddpm_nb.hub import SHIPPED
+
+    run = str(out)
+    if find_model(run, SHIPPED) != Path(run):
+        run = f"./{run}"
+    told = "" if label is None else f" --label {shlex.quote(label)}"
+    return f"ddpm-nb sample --run {shlex.quote(run)}{told} --out samples.png"
+
+# %% ../nbs/30_command_line.ipynb #tell-plan
+def _tell_plan(options, chosen, data, model, schedule, processes):
+    """Measure some steps; say what was chosen, how long the run takes and what it leaves."""
+    seconds = None
+    config = _check_options(options)
+    n = config.n_iterations
+    if processes.n == 1 and config.batch_size <= len(data):  # else `train` refuses it
+        one = _seconds_per_iteration(model, schedule, config, data)
+        if "sample_every" in chosen:
+            options["sample_every"] = _how_often(one, n)
+        if options["early"] and n * one > 120:
+            options["first_sample"] = _round(60 / one)
+        n_sheets = n // options["sample_every"] if options["sample_every"] else 0
+        seconds = n * one + n_sheets * _seconds_per_sheet(model, min(50, schedule.n_steps))
+    n_parameters = sum(p.numel() for p in model.parameters())
+    _say(_plan(options, chosen, len(data), n_parameters, seconds), processes)
+
+# %% ../nbs/30_command_line.ipynb #train
+def _train(options, data, held_out, chosen=None):
+    """Train, and say what came of it; what was chosen is told by a run that begins."""
+    from ddpm_nb.processes import Processes
+    from ddpm_nb.runs import train
+    from ddpm_nb.training import recent_loss
+
+    processes = Processes(pick_device(options["device"]))
+    if chosen and "batch_size" in chosen:  # the same share for every process
+        options["batch_size"] = max(1, options["batch_size"] // processes.n) * processes.n
+    config = _check_options(options)
+    model, schedule = _build_network(options, data)
+    model = model.to(processes.device)
+    if chosen is None:
+        _say(f"resuming {options['out']}", processes)
+    else:
+        _tell_plan(options, chosen, data, model, schedule, processes)
+    card, origin = _facts(options, data)
+    if chosen is None and not options.get("has_moved"):
+        origin = None  # the run's own
+    wanted = {name: options[name] for name in ("out", "tensorboard", "resume")}
+    wanted |= {"n_workers": options["workers"], "held_out": None}
+    if held_out is not None:
+        images = held_out.images()
+        told = config.conditional == "class"
+        wanted["held_out"] = (images, held_out.labels) if told else images
+    drawing = _Drawing(options)
+    wanted |= {"card": card, "origin": origin, "callback": drawing}
+    result = train(model, schedule, data, config, processes=processes, **wanted)
+    if drawing.n_made == 0:
+        return _say(_finished(options["out"], config), processes)
+    skipped = f", {result.n_skipped} of them skipped" if result.n_skipped else ""
+    many = "iteration" if config.n_iterations == 1 else "iterations"
+    done = f"trained {config.n_iterations} {many}{skipped} in {_spell(result.seconds)}"
+    _say(f"{done}, loss {recent_loss(result.losses, config):.4f}", processes)
+    if processes.is_main:
+        sheet = Path(options["out"], "samples.png")
+        _draw_sheet(result.ema, schedule.to(processes.device), config.objective, 20, sheet)
+        print(f"a sheet of 16 samples is in {sheet}{_classes_drawn(config, data)}")
+        print(_expected(options))
+    words = _next_words(options["out"], data.classes[-1] if config.conditional == "class" else None)
+    _say(f"saved in {options['out']}; next: {words}", processes)
+
+# %% ../nbs/30_command_line.ipynb #refuse-changes
+def _refuse_changes(given, was, out):
+    """Refuse options that would make another run of the one in a folder."""
+    movable = (*_MACHINE, "root", "n_iterations")
+    names = [name for name in given if name not in movable and given[name] != was.get(name)]
+    if names:
+        told = ", ".join(f"{_flag(k)} was {was.get(k)} and is {given[k]}" for k in names)
+        remedy = "leave it out to go on with the run's own"
+        raise ValueError(f"the run in {out} cannot go on: {told}; {remedy}")
+
+# %% ../nbs/30_command_line.ipynb #go-on
+def _go_on(out, given):
+    """Go on with the run in a folder, perhaps with other options of the machine, or for longer."""
+    config, kept = _read_own_run(out)
+    where = {} if "root" in given else {"root": _find_root(kept, out)}
+    options = default_options() | asdict(config) | kept | where | given | {"resume": True}
+    _check_options(options)
+    _check_places(out)
+    data, held_out = _load(options, _list(options))
+    now = _facts(options, data)[1]
+    kept = default_options() | kept  # older runs lack new options
+    movable = ("root", "roots", "sample_every")
+    names = [name for name in now if name not in movable and now[name] != kept.get(name)]
+    if names:
+        was = ", ".join(f"{name} was {kept.get(name)!r} and is {now[name]!r}" for name in names)
+        raise ValueError(f"the run in {out} cannot go on: {was}")
+    _train(options | {"has_moved": "root" in given}, data, held_out)
+
 # %% ../nbs/30_command_line.ipynb #given-options
 def _given_options(args):
     """Return what was said: the options of the file, and over them those of the command."""
@@ -762,40 +940,6 @@ def _run_train(args):
     options["early"] = "sample_every" not in given
     _train(options | chosen, data, held_out, chosen=chosen)
 
-# %% ../nbs/30_command_line.ipynb #check-options
-def _check_options(options):
-    """Return the settings of the training among the options; refuse what cannot be worked with."""
-    from ddpm_nb.checks import check_int
-    from ddpm_nb.training import TrainConfig, pick_precision
-
-    config = TrainConfig(**{field.name: options[field.name] for field in fields(TrainConfig)})
-    pick_precision(config.precision, pick_device(options["device"]))
-    for name in ("workers", "sample_every"):
-        check_int(_flag(name), options[name], 0)
-    _count(options["held_out"], 1)
-    return config
-
-# %% ../nbs/30_command_line.ipynb #check-places
-def _check_places(out, root=None):
-    """Refuse a run whose sheets could not be written, or would lie among the pictures it reads."""
-    samples, sheet = Path(out, "samples"), Path(out, "samples.png")
-    if (samples.exists() and not samples.is_dir()) or sheet.is_dir():
-        wrong = "a folder samples.png" if sheet.is_dir() else "samples, which is no folder"
-        raise FileExistsError(f"out={str(out)!r} holds {wrong}; choose another folder")
-    if root is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
-        problem = "lies among the pictures that are read, and its sheets would be read as well"
-        raise ValueError(f"out={str(out)!r} {problem}; choose one beside it")
-
-# %% ../nbs/30_command_line.ipynb #refuse-changes
-def _refuse_changes(given, was, out):
-    """Refuse options that would make another run of the one in a folder."""
-    movable = (*_MACHINE, "root", "n_iterations")
-    names = [name for name in given if name not in movable and given[name] != was.get(name)]
-    if names:
-        told = ", ".join(f"{_flag(k)} was {was.get(k)} and is {given[k]}" for k in names)
-        remedy = "leave it out to go on with the run's own"
-        raise ValueError(f"the run in {out} cannot go on: {told}; {remedy}")
-
 # %% ../nbs/30_command_line.ipynb #run-resume
 def _run_resume(args):
     """Go on with a run as its folder says."""
@@ -812,135 +956,6 @@ def _read_own_run(out):
         raise ValueError(f"the run in {out} {problem}: go on with it there")
     return config, kept
 
-# %% ../nbs/30_command_line.ipynb #go-on
-def _go_on(out, given):
-    """Go on with the run in a folder, perhaps with other options of the machine, or for longer."""
-    config, kept = _read_own_run(out)
-    where = {} if "root" in given else {"root": _find_root(kept, out)}
-    options = default_options() | asdict(config) | kept | where | given | {"resume": True}
-    _check_options(options)
-    _check_places(out)
-    data, held_out = _load(options, _list(options))
-    now = _facts(options, data)[1]
-    kept = default_options() | kept  # older runs lack new options
-    movable = ("root", "roots", "sample_every")
-    names = [name for name in now if name not in movable and now[name] != kept.get(name)]
-    if names:
-        was = ", ".join(f"{name} was {kept.get(name)!r} and is {now[name]!r}" for name in names)
-        raise ValueError(f"the run in {out} cannot go on: {was}")
-    _train(options | {"has_moved": "root" in given}, data, held_out)
-
-# %% ../nbs/30_command_line.ipynb #train
-def _train(options, data, held_out, chosen=None):
-    """Train, and say what came of it; what was chosen is told by a run that begins."""
-    from ddpm_nb.processes import Processes
-    from ddpm_nb.runs import train
-    from ddpm_nb.training import recent_loss
-
-    processes = Processes(pick_device(options["device"]))
-    if chosen and "batch_size" in chosen:  # the same share for every process
-        options["batch_size"] = max(1, options["batch_size"] // processes.n) * processes.n
-    config = _check_options(options)
-    model, schedule = _build_network(options, data)
-    model = model.to(processes.device)
-    if chosen is None:
-        _say(f"resuming {options['out']}", processes)
-    else:
-        _tell_plan(options, chosen, data, model, schedule, processes)
-    card, origin = _facts(options, data)
-    if chosen is None and not options.get("has_moved"):
-        origin = None  # the run's own
-    wanted = {name: options[name] for name in ("out", "tensorboard", "resume")}
-    wanted |= {"n_workers": options["workers"], "held_out": None}
-    if held_out is not None:
-        images = held_out.images()
-        told = config.conditional == "class"
-        wanted["held_out"] = (images, held_out.labels) if told else images
-    drawing = _Drawing(options)
-    wanted |= {"card": card, "origin": origin, "callback": drawing}
-    result = train(model, schedule, data, config, processes=processes, **wanted)
-    if drawing.n_made == 0:
-        return _say(_finished(options["out"], config), processes)
-    skipped = f", {result.n_skipped} of them skipped" if result.n_skipped else ""
-    many = "iteration" if config.n_iterations == 1 else "iterations"
-    done = f"trained {config.n_iterations} {many}{skipped} in {_spell(result.seconds)}"
-    _say(f"{done}, loss {recent_loss(result.losses, config):.4f}", processes)
-    if processes.is_main:
-        sheet = Path(options["out"], "samples.png")
-        _draw_sheet(result.ema, schedule.to(processes.device), config.objective, 20, sheet)
-        print(f"a sheet of 16 samples is in {sheet}{_classes_drawn(config, data)}")
-        print(_expected(options))
-    words = _next_words(options["out"], data.classes[-1] if config.conditional == "class" else None)
-    _say(f"saved in {options['out']}; next: {words}", processes)
-
-# %% ../nbs/30_command_line.ipynb #tell-plan
-def _tell_plan(options, chosen, data, model, schedule, processes):
-    """Measure some steps; say what was chosen, how long the run takes and what it leaves."""
-    seconds = None
-    config = _check_options(options)
-    n = config.n_iterations
-    if processes.n == 1 and config.batch_size <= len(data):  # else `train` refuses it
-        one = _seconds_per_iteration(model, schedule, config, data)
-        if "sample_every" in chosen:
-            options["sample_every"] = _how_often(one, n)
-        if options["early"] and n * one > 120:
-            options["first_sample"] = _round(60 / one)
-        n_sheets = n // options["sample_every"] if options["sample_every"] else 0
-        seconds = n * one + n_sheets * _seconds_per_sheet(model, min(50, schedule.n_steps))
-    n_parameters = sum(p.numel() for p in model.parameters())
-    _say(_plan(options, chosen, len(data), n_parameters, seconds), processes)
-
-# %% ../nbs/30_command_line.ipynb #finished
-def _finished(out, config):
-    """Say that a run has nothing left to do, and how to go on."""
-    words = f"ddpm-nb resume --out {shlex.quote(str(out))} --iterations {2 * config.n_iterations}"
-    n = config.n_iterations
-    return f"the run in {out} is finished: {n} of {n} iterations; to train longer: {words}"
-
-
-def _classes_drawn(config, data):
-    """Say which classes a sheet shows; nothing for a run that is told none."""
-    if config.conditional == "none":
-        return ""
-    drawn = _in_turn(16, len(data.classes)).unique()
-    some = "class by class" if len(drawn) == len(data.classes) else "some classes"
-    return f", {some} from {data.classes[0]!r} to {data.classes[int(drawn[-1])]!r}"
-
-
-def _next_words(out, label=None):
-    """Return the command that draws with a run; a shipped model may have the folder's name."""
-    from ddpm_nb.files import find_model
-    from ddpm_nb.hub import SHIPPED
-
-    run = str(out)
-    if find_model(run, SHIPPED) != Path(run):
-        run = f"./{run}"
-    told = "" if label is None else f" --label {shlex.quote(label)}"
-    return f"ddpm-nb sample --run {shlex.quote(run)}{told} --out samples.png"
-
-# %% ../nbs/30_command_line.ipynb #expected
-def _expected(options):
-    """Say what a shipped model of the same data reached, or what to look at without one."""
-    from ddpm_nb.hub import SHIPPED, describe_model
-
-    name = options["dataset"]
-    if not (SHIPPED / name).is_dir():
-        return "expect: a loss that has stopped falling, and a sheet that looks like the data"
-    card = describe_model(SHIPPED / name)["card"]
-    length = f"{card['iterations']} iterations of {card['batch size']}"
-    compared = ("objective", "weighting", "variance", "conditional", "schedule")
-    same = [options[name] for name in compared]
-    found = f"expect: after {length} the shipped model {name!r} has "
-    if same == ["eps", "simple", "fixed", "none", card["schedule"]]:
-        found += f"a loss of {card['test loss']} on test images and "
-    return found + f"samples such as: ddpm-nb sample --run {name} --out expected.png"
-
-
-def _say(text, processes):
-    """Print a line, once however many processes there are."""
-    if processes.is_main:
-        print(text, flush=True)
-
 # %% ../nbs/30_command_line.ipynb #load-sized
 def _load_sized(run, device):
     """Load a model and its schedule; refuse one that does not say how large its images are."""
@@ -951,6 +966,37 @@ def _load_sized(run, device):
         problem = "does not say how large its images are"
         raise ValueError(f"{run} {problem}: draw with it and measure it from Python")
     return model, schedule
+
+# %% ../nbs/30_command_line.ipynb #check-folder
+def _check_folder(out):
+    """Refuse a file that cannot be written, before there is anything to write."""
+    from ddpm_nb.files import check_writable
+
+    if not out.parent.is_dir():
+        problem = f"the folder {out.parent} does not exist; create it first"
+        raise FileNotFoundError(f"--out {out}: {problem}")
+    if out.is_dir():
+        raise IsADirectoryError(f"--out {out}: is a folder; it must name a file")
+    try:
+        check_writable(out.parent)
+    except OSError as error:
+        raise OSError(f"--out {out}: cannot write here ({error.strerror})") from None
+
+# %% ../nbs/30_command_line.ipynb #check-drawing
+def _check_drawing(args):
+    """Check what `sample` and `generate` share; return the device and the file."""
+    from ddpm_nb.checks import check_int
+
+    device, out = pick_device(args.device), Path(args.out)
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must name a .png file; got {args.out}")
+    for name in ("n", "steps", "scale", "batch_size"):
+        value = getattr(args, name, None)
+        if value is not None:  # a sheet of large pixels would not fit in memory
+            check_int(_flag(name), value, 1, 100 if name == "scale" else None)
+    check_int("--seed", args.seed, 0, 2**64 - 1)
+    _check_folder(out)
+    return device, out
 
 # %% ../nbs/30_command_line.ipynb #run-sample
 def _run_sample(args):
@@ -993,6 +1039,27 @@ def _run_sample(args):
     shown = "" if labels is None or args.label or scale == 0 else ", class by class"
     print(f"wrote {args.n} image{'s' * (args.n > 1)} to {out}{shown}")
 
+# %% ../nbs/30_command_line.ipynb #find-class
+def _find_class(label, names):
+    """Return the number of a class that is given by its name, or by its number."""
+    if label in names:
+        return names.index(label)
+    numbers = list(map(str, range(len(names))))
+    if label in numbers and not any(name.isdigit() for name in names):
+        return int(label)
+    known = [shlex.quote(name) for name in names[:20]] + ["..."] * (len(names) > 20)
+    raise ValueError(f"--label must be one of {', '.join(known)}; got {label!r}")
+
+
+def _told_always(run):
+    """Tell whether a run was never trained without its classes."""
+    from ddpm_nb.files import find_model
+    from ddpm_nb.hub import SHIPPED
+    from ddpm_nb.runs import read_settings
+
+    folder = find_model(run, SHIPPED)
+    return (folder / "train.json").exists() and read_settings(folder)[0].label_dropout == 0
+
 # %% ../nbs/30_command_line.ipynb #labels-to-draw
 def _labels_to_draw(args, model):
     """Return the class of each image to draw (n,); None for a model that is told no class."""
@@ -1021,31 +1088,10 @@ def _labels_to_draw(args, model):
     names = describe_model(args.run)["facts"].get("classes") or map(str, range(n_classes))
     return torch.full((args.n,), _find_class(args.label, list(names)))
 
-# %% ../nbs/30_command_line.ipynb #find-class
-def _find_class(label, names):
-    """Return the number of a class that is given by its name, or by its number."""
-    if label in names:
-        return names.index(label)
-    numbers = list(map(str, range(len(names))))
-    if label in numbers and not any(name.isdigit() for name in names):
-        return int(label)
-    known = [shlex.quote(name) for name in names[:20]] + ["..."] * (len(names) > 20)
-    raise ValueError(f"--label must be one of {', '.join(known)}; got {label!r}")
-
-
-def _told_always(run):
-    """Tell whether a run was never trained without its classes."""
-    from ddpm_nb.files import find_model
-    from ddpm_nb.hub import SHIPPED
-    from ddpm_nb.runs import read_settings
-
-    folder = find_model(run, SHIPPED)
-    return (folder / "train.json").exists() and read_settings(folder)[0].label_dropout == 0
-
 # %% ../nbs/30_command_line.ipynb #run-train-text
 def _run_train_text(args):
     """Train a text-to-image pipeline in three stages, or go on with one."""
-    from ddpm_nb.pictures import _list_folder
+    from ddpm_nb.pictures import list_folder
     from ddpm_nb.pipeline import PIPELINES
     from ddpm_nb.runs import refuse_other_run
     from ddpm_nb.texts import STAGES, TEXT_FILE, CaptionedFolder, train_text
@@ -1053,7 +1099,7 @@ def _run_train_text(args):
     refuse_other_run(Path(args.out) / STAGES[0], args.resume)  # before all pictures are read
     goes_on = args.resume and (Path(args.out) / TEXT_FILE).exists()
     _check_places(args.out, None if goes_on else args.root)
-    listing = _list_folder(args.root)
+    listing = list_folder(args.root)
     found = _look_at_pictures(listing, 32)  # larger ones are made smaller
     size = found["image_size"] if args.image_size is None else args.image_size
     grey = args.grey or found["grey"]
@@ -1175,11 +1221,11 @@ def _read_square(flag, file, config):
     import torch
     from PIL import Image
 
-    from ddpm_nb.pictures import _to_mode
+    from ddpm_nb.pictures import to_mode
 
     picture = _open_square(flag, file)
     size = config["image_size"]
-    picture = _to_mode(picture, "L" if config["in_channels"] == 1 else "RGB", 65535)
+    picture = to_mode(picture, "L" if config["in_channels"] == 1 else "RGB", 65535)
     picture = picture.resize((size, size), Image.Resampling.BOX)
     levels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return levels.reshape(1, size, size, -1).permute(0, 3, 1, 2) / 127.5 - 1
@@ -1187,14 +1233,14 @@ def _read_square(flag, file, config):
 # %% ../nbs/30_command_line.ipynb #read-mask
 def _read_mask(flag, file, config):
     """Read a black and white picture as (1, 1, H, H), True where it is white."""
-    from ddpm_nb.pictures import _to_mode
+    from ddpm_nb.pictures import to_mode
 
     picture = _open_square(flag, file)
     wanted = f"{flag} must be black and white, without greys, colours and transparent places"
     is_deep = picture.mode[0] in "IF"  # never transparent
     if not is_deep and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         raise ValueError(f"{wanted}; {file} has transparent places")
-    levels = [level for _, level in _to_mode(picture, "L", 65535).getcolors()]
+    levels = [level for _, level in to_mode(picture, "L", 65535).getcolors()]
     others = [level for level in levels if level not in (0, 255)]
     if others:
         raise ValueError(f"{wanted}; {file} has {len(others)} levels between, such as {others[0]}")
@@ -1203,53 +1249,6 @@ def _read_mask(flag, file, config):
         problem = f"{file} has none of at least a pixel of the model's"
         raise ValueError(f"{flag} must have a black place, which is drawn; {problem}")
     return mask
-
-# %% ../nbs/30_command_line.ipynb #check-drawing
-def _check_drawing(args):
-    """Check what `sample` and `generate` share; return the device and the file."""
-    from ddpm_nb.checks import check_int
-
-    device, out = pick_device(args.device), Path(args.out)
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out must name a .png file; got {args.out}")
-    for name in ("n", "steps", "scale", "batch_size"):
-        value = getattr(args, name, None)
-        if value is not None:  # a sheet of large pixels would not fit in memory
-            check_int(_flag(name), value, 1, 100 if name == "scale" else None)
-    check_int("--seed", args.seed, 0, 2**64 - 1)
-    _check_folder(out)
-    return device, out
-
-# %% ../nbs/30_command_line.ipynb #check-folder
-def _check_folder(out):
-    """Refuse a file that cannot be written, before there is anything to write."""
-    from ddpm_nb.files import check_writable
-
-    if not out.parent.is_dir():
-        problem = f"the folder {out.parent} does not exist; create it first"
-        raise FileNotFoundError(f"--out {out}: {problem}")
-    if out.is_dir():
-        raise IsADirectoryError(f"--out {out}: is a folder; it must name a file")
-    try:
-        check_writable(out.parent)
-    except OSError as error:
-        raise OSError(f"--out {out}: cannot write here ({error.strerror})") from None
-
-# %% ../nbs/30_command_line.ipynb #save-picture
-def _save_picture(x, out, scale=None, n_cols=None):
-    """Write images (B, C, H, W) in [-1, 1] as one PNG, nearly square without `n_cols`."""
-    from PIL import Image
-
-    from ddpm_nb.files import replaced_file
-    from ddpm_nb.plots import tile
-
-    gap = int(len(x) > 1)  # one picture has no frame, and may be given back as --image
-    sheet = tile(x, n_cols or max(1, round(len(x) ** 0.5)), gap)  # (height, width, C)
-    if scale is None:  # at least 512 pixels long
-        scale = max(4, -(-512 // max(sheet.shape[:2])))
-    sheet = sheet.repeat(scale, 0).repeat(scale, 1)
-    with replaced_file(out) as file:
-        Image.fromarray(sheet.squeeze()).save(file)
 
 # %% ../nbs/30_command_line.ipynb #data-of
 def _data_of(run, root, dataset):
@@ -1264,6 +1263,21 @@ def _data_of(run, root, dataset):
     if kept.get("dataset") not in wanted or "root" not in kept:
         return {}
     return kept | {"root": root or _find_root(kept, folder)}
+
+# %% ../nbs/30_command_line.ipynb #is-divided
+def _is_divided(run, data, held_out):
+    """Tell whether a run was trained on these pictures but for those held out; None: unknown."""
+    from ddpm_nb.files import read_json
+    from ddpm_nb.runs import CHECKPOINTS, comparable_facts, list_checkpoints, describe_data
+
+    path = max(list_checkpoints(Path(run, CHECKPOINTS)), default=None)
+    kept = read_json(path, max_bytes=2**26).get("data") if path else None
+    if not kept:  # an older run
+        return None
+    if _count(held_out, len(data)) >= len(data):
+        return False
+    was, now = comparable_facts(kept, describe_data(_divide(data, held_out)[0]))
+    return all(was[name] == now[name] for name in was.keys() & now.keys())
 
 # %% ../nbs/30_command_line.ipynb #own-pictures
 def _own_pictures(args, kept, options, listing):
@@ -1291,21 +1305,6 @@ def _own_pictures(args, kept, options, listing):
         problem = f"must be at most {was}, what the run held out; got {wanted}"
         raise ValueError(f"--held-out {problem}")
     return _first(_divide(data, wanted)[1] if wanted else data, args.n)
-
-# %% ../nbs/30_command_line.ipynb #is-divided
-def _is_divided(run, data, held_out):
-    """Tell whether a run was trained on these pictures but for those held out; None: unknown."""
-    from ddpm_nb.files import read_json
-    from ddpm_nb.runs import CHECKPOINTS, _comparable, _saved_checkpoints, describe_data
-
-    path = max(_saved_checkpoints(Path(run, CHECKPOINTS)), default=None)
-    kept = read_json(path, max_bytes=2**26).get("data") if path else None
-    if not kept:  # an older run
-        return None
-    if _count(held_out, len(data)) >= len(data):
-        return False
-    was, now = _comparable(kept, describe_data(_divide(data, held_out)[0]))
-    return all(was[name] == now[name] for name in was.keys() & now.keys())
 
 # %% ../nbs/30_command_line.ipynb #find-held-out
 def _find_held_out(args, model):
@@ -1407,7 +1406,7 @@ def _run_info(args):
     """Print what is known about a model, its data and settings, and how far its run has come."""
     from ddpm_nb.files import find_model, plan_module
     from ddpm_nb.hub import MODELS, SHIPPED, describe_model
-    from ddpm_nb.runs import CHECKPOINTS, LOG_FILE, _saved_checkpoints, read_log, read_settings
+    from ddpm_nb.runs import CHECKPOINTS, LOG_FILE, list_checkpoints, read_log, read_settings
 
     folder = find_model(args.run, SHIPPED)
     config = describe_model(folder)
@@ -1430,7 +1429,7 @@ def _run_info(args):
         facts["iterations"] = f"{made} of {settings.n_iterations}"
         if lines:
             facts["last logged"] = f"iteration {made}, loss {lines[-1]['loss']:.4f}"
-        saved = [int(path.stem[5:]) for path in _saved_checkpoints(folder / CHECKPOINTS)]
+        saved = [int(path.stem[5:]) for path in list_checkpoints(folder / CHECKPOINTS)]
         facts["checkpoints"] = ", ".join(map(str, saved))
     width = max(map(len, facts))
     for name, value in facts.items():

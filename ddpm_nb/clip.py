@@ -60,6 +60,22 @@ class TextBlock(nn.Module):
         x = x + self.out(answers.transpose(1, 2).reshape(b, n, d))
         return x + self.mlp(self.norm_2(x))
 
+# %% ../nbs/19_clip.ipynb #check-tokens
+def _check_tokens(tokens, config):
+    """Refuse tokens of a wrong shape, type or range."""
+    wanted = f"tokens must be whole numbers of shape (B, {config['length']})"
+    if not isinstance(tokens, Tensor):
+        raise ValueError(f"{wanted}; got {type(tokens).__name__}")
+    if tokens.is_floating_point() or tokens.ndim != 2 or tokens.shape[1] != config["length"]:
+        raise ValueError(f"{wanted}; got {tokens.dtype} {tuple(tokens.shape)}")
+    if has_values(tokens):
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= config["n_words"]:
+            allowed = f"in 0..{config['n_words'] - 1}"
+            raise ValueError(f"tokens must be {allowed}; got values from {low} to {high}")
+        if bool((tokens[:, 0] != BEGIN).any()):
+            raise ValueError(f"tokens must begin with {BEGIN} in every row, see `Tokenizer.encode`")
+
 # %% ../nbs/19_clip.ipynb #textencoder
 class TextEncoder(nn.Module):
     """Turn tokens into a vector for each word, in the light of all other words."""
@@ -94,22 +110,6 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x)
-
-# %% ../nbs/19_clip.ipynb #check-tokens
-def _check_tokens(tokens, config):
-    """Refuse tokens of a wrong shape, type or range."""
-    wanted = f"tokens must be whole numbers of shape (B, {config['length']})"
-    if not isinstance(tokens, Tensor):
-        raise ValueError(f"{wanted}; got {type(tokens).__name__}")
-    if tokens.is_floating_point() or tokens.ndim != 2 or tokens.shape[1] != config["length"]:
-        raise ValueError(f"{wanted}; got {tokens.dtype} {tuple(tokens.shape)}")
-    if has_values(tokens):
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= config["n_words"]:
-            allowed = f"in 0..{config['n_words'] - 1}"
-            raise ValueError(f"tokens must be {allowed}; got values from {low} to {high}")
-        if bool((tokens[:, 0] != BEGIN).any()):
-            raise ValueError(f"tokens must begin with {BEGIN} in every row, see `Tokenizer.encode`")
 
 # %% ../nbs/19_clip.ipynb #imageencoder
 class ImageEncoder(nn.Module):
@@ -186,6 +186,18 @@ def make_clip(
     """Build a CLIP model from plain values, such as the `config` of another."""
     return CLIP(ImageEncoder(**image), TextEncoder(**text), dim)
 
+# %% ../nbs/19_clip.ipynb #check-pairs
+def _check_pairs(image_vectors, text_vectors, fits):
+    """Check that vectors come in pairs, and that `fits` has a row for each sentence."""
+    shape = tuple(image_vectors.shape)
+    if len(shape) != 2 or text_vectors.shape != shape or shape[0] < 2:
+        wanted = "image_vectors, text_vectors must have one shape (B, D) with B at least 2"
+        raise ValueError(f"{wanted}; got {shape}, {tuple(text_vectors.shape)}")
+    square = (shape[0], shape[0])
+    if fits is not None and (fits.dtype != torch.bool or fits.shape != square):
+        got = f"{fits.dtype} {tuple(fits.shape)}"
+        raise ValueError(f"fits must be bool of shape {square}; got {got}")
+
 # %% ../nbs/19_clip.ipynb #contrastive-loss
 def contrastive_loss(
     image_vectors: Tensor,  # (B, D) unit vectors, not checked; row i belongs to row i of the other
@@ -203,17 +215,14 @@ def contrastive_loss(
         scores = scores.masked_fill(fits.to(scores.device) & (own[:, None] != own), -math.inf)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
 
-# %% ../nbs/19_clip.ipynb #check-pairs
-def _check_pairs(image_vectors, text_vectors, fits):
-    """Check that vectors come in pairs, and that `fits` has a row for each sentence."""
-    shape = tuple(image_vectors.shape)
-    if len(shape) != 2 or text_vectors.shape != shape or shape[0] < 2:
-        wanted = "image_vectors, text_vectors must have one shape (B, D) with B at least 2"
-        raise ValueError(f"{wanted}; got {shape}, {tuple(text_vectors.shape)}")
-    square = (shape[0], shape[0])
-    if fits is not None and (fits.dtype != torch.bool or fits.shape != square):
-        got = f"{fits.dtype} {tuple(fits.shape)}"
-        raise ValueError(f"fits must be bool of shape {square}; got {got}")
+# %% ../nbs/19_clip.ipynb #check-examples
+def _check_examples(images, attributes, config):
+    """Check the pairs to train on."""
+    check_attributes(attributes)
+    if len(check_square_images("images", images)) != len(attributes):
+        wanted = f"as many as attributes, {len(attributes)}"
+        raise ValueError(f"images must be square and {wanted}; got {tuple(images.shape)}")
+    check_int("batch_size", config.batch_size, 2)
 
 # %% ../nbs/19_clip.ipynb #train-clip
 CLIP_CONFIG = TrainConfig(
@@ -269,15 +278,6 @@ def decay_groups(
     for p in model.parameters():
         groups[0 if p.ndim > 1 else 1]["params"].append(p)
     return [{**group, "betas": (0.9, 0.98)} for group in groups]
-
-# %% ../nbs/19_clip.ipynb #check-examples
-def _check_examples(images, attributes, config):
-    """Check the pairs to train on."""
-    check_attributes(attributes)
-    if len(check_square_images("images", images)) != len(attributes):
-        wanted = f"as many as attributes, {len(attributes)}"
-        raise ValueError(f"images must be square and {wanted}; got {tuple(images.shape)}")
-    check_int("batch_size", config.batch_size, 2)
 
 # %% ../nbs/19_clip.ipynb #similarities
 @torch.no_grad()

@@ -346,6 +346,27 @@ def conditional_loss(
     told = partial(model, context=context)
     return simple_loss(told, schedule, x_0, generator=generator)
 
+# %% ../nbs/20_text_conditioning.ipynb #check-captioned
+def _check_captioned(x_0, tokens, config, drop):
+    """Refuse what cannot be trained on, before any work."""
+    check_number("drop", drop, 0, 1, open_high=True)
+    if check_floating("x_0", x_0).ndim != 4 or not len(x_0):
+        allowed = f"shape (N, C, H, W) with N at least 1; got {tuple(x_0.shape)}"
+        raise ValueError(f"x_0 must have {allowed}")
+    given = type(tokens).__name__
+    if isinstance(tokens, Tensor):
+        given = f"{tuple(tokens.shape)} of {tokens.dtype}"
+    whole = isinstance(tokens, Tensor) and tokens.dtype == torch.int64
+    if not whole or tokens.ndim != 3 or len(tokens) != len(x_0):
+        allowed = f"({len(x_0)}, K, L), K captions for each image, and dtype torch.int64"
+        raise ValueError(f"tokens must have shape {allowed}; got {given}")
+    used = (config.objective, config.weighting, config.variance, config.conditional)
+    used += (config.n_accumulate, config.precision == "float16")
+    if used != ("eps", "simple", "fixed", "none", 1, False):
+        allowed = "objective='eps', weighting='simple', variance='fixed', conditional='none', "
+        allowed += "n_accumulate=1 and not precision='float16'"
+        raise ValueError(f"config must have {allowed}")
+
 # %% ../nbs/20_text_conditioning.ipynb #train-conditional
 def train_conditional(
     model: TextUNet,  # trained in place, on the device of the images
@@ -383,27 +404,6 @@ def train_conditional(
         if callback is not None:
             callback(i, loss, ema.model)
     return ema.model
-
-# %% ../nbs/20_text_conditioning.ipynb #check-captioned
-def _check_captioned(x_0, tokens, config, drop):
-    """Refuse what cannot be trained on, before any work."""
-    check_number("drop", drop, 0, 1, open_high=True)
-    if check_floating("x_0", x_0).ndim != 4 or not len(x_0):
-        allowed = f"shape (N, C, H, W) with N at least 1; got {tuple(x_0.shape)}"
-        raise ValueError(f"x_0 must have {allowed}")
-    given = type(tokens).__name__
-    if isinstance(tokens, Tensor):
-        given = f"{tuple(tokens.shape)} of {tokens.dtype}"
-    whole = isinstance(tokens, Tensor) and tokens.dtype == torch.int64
-    if not whole or tokens.ndim != 3 or len(tokens) != len(x_0):
-        allowed = f"({len(x_0)}, K, L), K captions for each image, and dtype torch.int64"
-        raise ValueError(f"tokens must have shape {allowed}; got {given}")
-    used = (config.objective, config.weighting, config.variance, config.conditional)
-    used += (config.n_accumulate, config.precision == "float16")
-    if used != ("eps", "simple", "fixed", "none", 1, False):
-        allowed = "objective='eps', weighting='simple', variance='fixed', conditional='none', "
-        allowed += "n_accumulate=1 and not precision='float16'"
-        raise ValueError(f"config must have {allowed}")
 
 # %% ../nbs/20_text_conditioning.ipynb #score-attributes
 def score_attributes(

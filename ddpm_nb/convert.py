@@ -19,7 +19,7 @@ from .files import plan_module
 from .forward import NoiseSchedule
 from .hub import NoisePredictor, PeerUNet
 from .improved import learns_variance
-from .runs import _same_betas
+from .runs import same_betas
 from .schedules import cosine_betas, linear_betas
 from .unet import SelfAttention, UNet
 
@@ -298,9 +298,9 @@ def _schedule_to_diffusers(schedule):
     betas = schedule.exact_betas.cpu()
     n_steps = schedule.n_steps
     ends = {"beta_start": float(betas[0]), "beta_end": float(betas[-1])}
-    if _same_betas(betas, linear_betas(n_steps, **ends)):
+    if same_betas(betas, linear_betas(n_steps, **ends)):
         return {"num_train_timesteps": n_steps, "beta_schedule": "linear"} | ends
-    if _same_betas(betas, cosine_betas(n_steps)):
+    if same_betas(betas, cosine_betas(n_steps)):
         return {"num_train_timesteps": n_steps, "beta_schedule": "squaredcos_cap_v2"}
     return {"num_train_timesteps": n_steps, "trained_betas": betas.tolist()}
 
@@ -365,24 +365,6 @@ def _diffusers_folder(name):
         reason = f"the Hugging Face Hub, which needs a network, did not give it: {error}"
         raise OSError(f"there is no folder {name} here, and {reason}") from error
 
-# %% ../nbs/28_diffusers.ipynb #read-diffusers
-_BAD_FILES = (SafetensorError, LookupError, TypeError, RuntimeError, ArithmeticError, ValueError)
-
-
-def _read_diffusers(library, folder, size, with_scheduler):
-    """Load a UNet2DModel from a local folder, and the scheduler beside it if it is wanted."""
-    root = folder / "unet" if (folder / "unet").is_dir() else folder
-    try:
-        _check_diffusers_files(library, root, size)
-        options = {"use_safetensors": True, "output_loading_info": True}
-        model, info = library.UNet2DModel.from_pretrained(root, **options)
-        scheduler = _scheduler_beside(library, folder) if with_scheduler else None
-    except (*_BAD_FILES, OSError) as error:
-        raise ValueError(f"{root} does not hold a UNet2DModel in safetensors: {error}") from None
-    if wrong := {name: keys for name, keys in info.items() if keys}:
-        raise ValueError(f"{root}: weights and configuration do not fit: {wrong}")
-    return model, scheduler
-
 # %% ../nbs/28_diffusers.ipynb #read-scheduler
 def _read_scheduler(library, folder):
     """Load the scheduler that was saved, as the class that it was."""
@@ -400,6 +382,24 @@ def _scheduler_beside(library, folder):
     found = (place for place in places if (place / "scheduler_config.json").is_file())
     place = next(found, None)
     return None if place is None else _read_scheduler(library, place)
+
+# %% ../nbs/28_diffusers.ipynb #read-diffusers
+_BAD_FILES = (SafetensorError, LookupError, TypeError, RuntimeError, ArithmeticError, ValueError)
+
+
+def _read_diffusers(library, folder, size, with_scheduler):
+    """Load a UNet2DModel from a local folder, and the scheduler beside it if it is wanted."""
+    root = folder / "unet" if (folder / "unet").is_dir() else folder
+    try:
+        _check_diffusers_files(library, root, size)
+        options = {"use_safetensors": True, "output_loading_info": True}
+        model, info = library.UNet2DModel.from_pretrained(root, **options)
+        scheduler = _scheduler_beside(library, folder) if with_scheduler else None
+    except (*_BAD_FILES, OSError) as error:
+        raise ValueError(f"{root} does not hold a UNet2DModel in safetensors: {error}") from None
+    if wrong := {name: keys for name, keys in info.items() if keys}:
+        raise ValueError(f"{root}: weights and configuration do not fit: {wrong}")
+    return model, scheduler
 
 # %% ../nbs/28_diffusers.ipynb #check-diffusers-files
 def _check_diffusers_files(library, root, size):

@@ -6,7 +6,7 @@
 __all__ = ['VARIANCES', 'STEP_VARIANCES', 'OBJECTIVES', 'WEIGHTINGS', 'log_snr_schedule', 'normal_log_prob', 'diffuse_mixture',
            'prior_divergence', 'reverse_log_variance', 'vlb_weights', 'split_output', 'drop_variance',
            'reverse_mean_variance', 'decoder_log_likelihood', 'objective_target', 'output_to_eps', 'predict_noise',
-           'simple_loss', 'check_clean_batch']
+           'check_clean_batch', 'draw_timesteps', 'simple_loss']
 
 # %% ../nbs/03_elbo.ipynb #imports
 import math
@@ -20,7 +20,7 @@ from .checks import call_model, check_bool, check_choice, check_floating
 from .checks import check_generator
 from .checks import check_int, check_kind, check_model, check_number
 from .checks import check_same_shape, check_schedule
-from .forward import NoiseSchedule, _pick, extract, predict_eps, predict_x_0
+from .forward import NoiseSchedule, extract_all, extract, predict_eps, predict_x_0
 from .forward import q_mean_variance, q_posterior, q_sample
 from .gaussian import GaussianMixture, discretized_gaussian_log_likelihood
 from .gaussian import normal_kl, randn
@@ -117,7 +117,8 @@ def split_output(
 ) -> tuple[Tensor, Tensor]:
     """Split a network's output into the noise and the log-variance of the step back."""
     check_choice("variance", variance, STEP_VARIANCES)
-    low, beta = _pick(schedule, check_floating("x_t", x_t), t, "posterior_log_variance", "betas")
+    names = ("posterior_log_variance", "betas")
+    low, beta = extract_all(schedule, check_floating("x_t", x_t), t, *names)
     if variance != "learned":
         return output, low if variance == "posterior" else beta.log()
     doubled = (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:])
@@ -194,7 +195,7 @@ def objective_target(
         return q_posterior(schedule, x_0, x_t, t)[0]
     if objective == "velocity":
         return eps - x_0
-    signal, noise = _pick(schedule, x_0, t, "sqrt_alpha_bars", "sqrt_one_minus_alpha_bars")
+    signal, noise = extract_all(schedule, x_0, t, "sqrt_alpha_bars", "sqrt_one_minus_alpha_bars")
     return signal * eps - noise * x_0
 
 # %% ../nbs/03_elbo.ipynb #output-to-eps
@@ -212,9 +213,9 @@ def output_to_eps(
         return output
     if objective == "x_0":
         return predict_eps(schedule, x_t, t, output)
-    signal, noise = _pick(schedule, x_t, t, "sqrt_alpha_bars", "sqrt_one_minus_alpha_bars")
+    signal, noise = extract_all(schedule, x_t, t, "sqrt_alpha_bars", "sqrt_one_minus_alpha_bars")
     if objective == "mu":
-        alpha_t, beta_t = _pick(schedule, x_t, t, "alphas", "betas")
+        alpha_t, beta_t = extract_all(schedule, x_t, t, "alphas", "betas")
         return (x_t - alpha_t.sqrt() * output) * noise / beta_t
     if objective == "v":
         return noise * x_t + signal * output
@@ -239,6 +240,29 @@ def predict_noise(
 # %% ../nbs/03_elbo.ipynb #weightings
 WEIGHTINGS = ("simple", "vlb")
 
+# %% ../nbs/03_elbo.ipynb #check-clean-batch
+def check_clean_batch(
+    x_0,  # what was given as clean images
+    name: str = "x_0",  # the argument's name
+) -> Tensor:
+    """Return `x_0` if it is a batch with at least one image."""
+    check_floating(name, x_0)
+    if x_0.ndim < 2 or x_0.numel() == 0:
+        shape = tuple(x_0.shape)
+        raise ValueError(f"{name} must have shape (B, ...) and at least one image; got {shape}")
+    return x_0
+
+
+def draw_timesteps(
+    n_steps: int,  # T
+    x_0: Tensor,  # (B, ...) images
+    generator: torch.Generator | None = None,  # source of randomness
+) -> Tensor:
+    """Draw an index in 0..T-1 for each image, (B,), uniformly, on the generator's device."""
+    source = generator.device if generator is not None else x_0.device
+    t = torch.randint(n_steps, (len(x_0),), generator=generator, device=source)
+    return t.to(x_0.device)
+
 # %% ../nbs/03_elbo.ipynb #simple-loss
 def simple_loss(
     model,  # callable model(x_t, t) whose output is what `objective` names
@@ -262,7 +286,7 @@ def simple_loss(
     check_choice("reduction", reduction, ("mean", "none"))
     check_generator(generator)
     if t is None:
-        t = _draw_timesteps(schedule.n_steps, x_0, generator)
+        t = draw_timesteps(schedule.n_steps, x_0, generator)
     if eps is None:
         eps = randn(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
     x_t = q_sample(schedule, x_0, t, eps)
@@ -276,22 +300,3 @@ def simple_loss(
         weights = schedule.n_steps * vlb_weights(schedule, variance)  # (T,)
         error = extract(weights, t, x_0.ndim) * (eps_hat - eps).square()
     return error.mean() if reduction == "mean" else error.flatten(1).mean(1)
-
-# %% ../nbs/03_elbo.ipynb #check-clean-batch
-def check_clean_batch(
-    x_0,  # what was given as clean images
-    name: str = "x_0",  # the argument's name
-) -> Tensor:
-    """Return `x_0` if it is a batch with at least one image."""
-    check_floating(name, x_0)
-    if x_0.ndim < 2 or x_0.numel() == 0:
-        shape = tuple(x_0.shape)
-        raise ValueError(f"{name} must have shape (B, ...) and at least one image; got {shape}")
-    return x_0
-
-
-def _draw_timesteps(n_steps, x_0, generator):
-    """Draw a timestep for each image, on the generator's device."""
-    source = generator.device if generator is not None else x_0.device
-    t = torch.randint(n_steps, (len(x_0),), generator=generator, device=source)
-    return t.to(x_0.device)

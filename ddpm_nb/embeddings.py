@@ -45,6 +45,17 @@ def wave_frequencies(
     dtype = torch.float32 if on_apple else torch.float64
     return torch.exp(slope * torch.arange(n, dtype=dtype, device=device))
 
+# %% ../nbs/06_time_embedding.ipynb #check-steps
+def _check_steps(t):
+    """Return `t` if it is a batch of steps that were not rounded to half precision."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"t must be a torch.Tensor; got {type(t).__name__}")
+    if t.is_complex() or t.dtype in (torch.bool, torch.float16, torch.bfloat16):
+        raise TypeError(f"t must have an integer dtype, float32 or float64; got {t.dtype}")
+    if t.ndim != 1:
+        raise ValueError(f"t must have shape (B,), one step for each image; got {tuple(t.shape)}")
+    return t
+
 # %% ../nbs/06_time_embedding.ipynb #sinusoidal-embedding
 def sinusoidal_embedding(
     t: Tensor,  # (B,) code indices of steps: integers, float32, or float64 for a result in float64
@@ -65,17 +76,6 @@ def sinusoidal_embedding(
         return torch.stack([sin, cos], -1).flatten(1)[:, :dim]
     waves = torch.cat([sin, cos] if layout == "concat" else [cos, sin], 1)
     return nn.functional.pad(waves, (0, dim % 2))
-
-# %% ../nbs/06_time_embedding.ipynb #check-steps
-def _check_steps(t):
-    """Return `t` if it is a batch of steps that were not rounded to half precision."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"t must be a torch.Tensor; got {type(t).__name__}")
-    if t.is_complex() or t.dtype in (torch.bool, torch.float16, torch.bfloat16):
-        raise TypeError(f"t must have an integer dtype, float32 or float64; got {t.dtype}")
-    if t.ndim != 1:
-        raise ValueError(f"t must have shape (B,), one step for each image; got {tuple(t.shape)}")
-    return t
 
 # %% ../nbs/06_time_embedding.ipynb #timeembedding
 class TimeEmbedding(nn.Module):

@@ -159,6 +159,20 @@ def _in_parts(part, classifier, images, batch_size):
     device = next(classifier.parameters()).device
     return torch.cat([part(x.clamp(-1, 1).to(device)) for x in images.split(size)])
 
+# %% ../nbs/11_evaluation.ipynb #check-labeled
+def _check_labeled(images, labels):
+    """Check images with their labels; return the number of classes."""
+    check_square_images("images", images)
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        raise TypeError("labels must be a tensor of dtype torch.int64")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must have shape ({len(images)},); got {tuple(labels.shape)}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high < 1:
+        allowed = "numbers from 0, of at least two classes"
+        raise ValueError(f"labels must be {allowed}; got {low} to {high}")
+    return high + 1
+
 # %% ../nbs/11_evaluation.ipynb #train-classifier
 def train_classifier(
     images: Tensor,  # (N, C, H, W) training images in [-1, 1], on the device to train on
@@ -189,20 +203,6 @@ def train_classifier(
     for _ in descend(model, config, loss_of):
         pass
     return model.eval().requires_grad_(False)
-
-# %% ../nbs/11_evaluation.ipynb #check-labeled
-def _check_labeled(images, labels):
-    """Check images with their labels; return the number of classes."""
-    check_square_images("images", images)
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise TypeError("labels must be a tensor of dtype torch.int64")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must have shape ({len(images)},); got {tuple(labels.shape)}")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high < 1:
-        allowed = "numbers from 0, of at least two classes"
-        raise ValueError(f"labels must be {allowed}; got {low} to {high}")
-    return high + 1
 
 # %% ../nbs/11_evaluation.ipynb #save-classifier
 CLASSIFIERS = PACKAGE / "classifiers"
@@ -268,6 +268,20 @@ def classifier_report(
     figures = n, float(confidence.double().mean()), share, threshold
     return ClassifierReport(*figures, tuple(counts.int().tolist()), imbalance, floor)
 
+# %% ../nbs/11_evaluation.ipynb #check-features
+def _check_features(features_1, features_2):
+    """Check two sets of features and return them in float64 on the CPU."""
+    for name, features in (("features_1", features_1), ("features_2", features_2)):
+        check_floating(name, features)
+        if features.ndim != 2 or len(features) < 2:
+            needed = "shape (N, D) with N at least 2"
+            raise ValueError(f"{name} must have {needed}; got {tuple(features.shape)}")
+    columns = features_1.shape[1]
+    if features_2.shape[1] != columns:
+        needed = f"{columns} columns as features_1 has"
+        raise ValueError(f"features_2 must have {needed}; got {features_2.shape[1]}")
+    return features_1.detach().cpu().double(), features_2.detach().cpu().double()
+
 # %% ../nbs/11_evaluation.ipynb #frechet-distance
 def frechet_distance(
     features_1: Tensor,  # (N, D) features of the first set, N above 1
@@ -284,20 +298,6 @@ def frechet_distance(
     trace_of_root = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     shift = (a.mean(0) - b.mean(0)).square().sum()
     return float(shift + cov_a.trace() + cov_b.trace() - 2 * trace_of_root)
-
-# %% ../nbs/11_evaluation.ipynb #check-features
-def _check_features(features_1, features_2):
-    """Check two sets of features and return them in float64 on the CPU."""
-    for name, features in (("features_1", features_1), ("features_2", features_2)):
-        check_floating(name, features)
-        if features.ndim != 2 or len(features) < 2:
-            needed = "shape (N, D) with N at least 2"
-            raise ValueError(f"{name} must have {needed}; got {tuple(features.shape)}")
-    columns = features_1.shape[1]
-    if features_2.shape[1] != columns:
-        needed = f"{columns} columns as features_1 has"
-        raise ValueError(f"features_2 must have {needed}; got {features_2.shape[1]}")
-    return features_1.detach().cpu().double(), features_2.detach().cpu().double()
 
 # %% ../nbs/11_evaluation.ipynb #kernel-distance
 def kernel_distance(
@@ -400,6 +400,20 @@ def mean_with_error(
         raise ValueError(f"values must have shape (N,), N at least 2; got {tuple(values.shape)}")
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
+# %% ../nbs/11_evaluation.ipynb #inception-metric
+def _inception_metric(network):
+    """Build the metric, or say what is missing."""
+    needed = "inception_fid needs two packages: pip install torchmetrics torch-fidelity"
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        return FrechetInceptionDistance(2048 if network is None else network)
+    except ImportError as error:
+        raise ImportError(f"{needed} ({error})") from None
+    except OSError as error:
+        lost = "the weights of Inception could not be loaded; torch-fidelity downloads them once"
+        raise OSError(f"{lost}, which needs a network ({error})") from None
+
 # %% ../nbs/11_evaluation.ipynb #inception-fid
 def inception_fid(
     images_1: Tensor,  # (N, C, H, W) in [-1, 1], C is 1 or 3, N at least 2
@@ -426,20 +440,6 @@ def _to_bytes(name, images):
         raise ValueError(f"{name} must have shape {wanted}; got {tuple(images.shape)}")
     levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return levels.expand(-1, 3, -1, -1)
-
-# %% ../nbs/11_evaluation.ipynb #inception-metric
-def _inception_metric(network):
-    """Build the metric, or say what is missing."""
-    needed = "inception_fid needs two packages: pip install torchmetrics torch-fidelity"
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-
-        return FrechetInceptionDistance(2048 if network is None else network)
-    except ImportError as error:
-        raise ImportError(f"{needed} ({error})") from None
-    except OSError as error:
-        lost = "the weights of Inception could not be loaded; torch-fidelity downloads them once"
-        raise OSError(f"{lost}, which needs a network ({error})") from None
 
 # %% ../nbs/11_evaluation.ipynb #nearest-neighbors
 def nearest_neighbors(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_FACTS', 'WEIGHTS_FILE', 'CONFIG_FILE', 'CARD_FILE', 'PACKAGE', 'replaced_file', 'write_json', 'read_json',
            'checksum', 'write_sealed', 'read_sealed', 'check_path', 'find_model', 'model_card', 'plan_module',
-           'build_parts', 'save_parts', 'check_card', 'check_writable', 'refuse_foreign_folder', 'read_config',
+           'build_parts', 'check_card', 'save_parts', 'check_writable', 'refuse_foreign_folder', 'read_config',
            'load_parts', 'Pretrained']
 
 # %% ../nbs/93_files.ipynb #imports
@@ -28,7 +28,17 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .checks import check_bool, check_kind
+from .checks import check_bool, check_kind, check_place
+
+# %% ../nbs/93_files.ipynb #flush
+def _flush(path):
+    """Wait until a file, or the list of names of a folder, is on the disk itself."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 # %% ../nbs/93_files.ipynb #replaced-file
 @contextmanager
@@ -61,16 +71,6 @@ def replaced_file(
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-# %% ../nbs/93_files.ipynb #flush
-def _flush(path):
-    """Wait until a file, or the list of names of a folder, is on the disk itself."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 # %% ../nbs/93_files.ipynb #write-json
 def write_json(
@@ -179,16 +179,6 @@ def check_path(
         raise ValueError(f"{name} must be {allowed}; got {path!r}")
     return path
 
-# %% ../nbs/93_files.ipynb #check-place
-def _check_place(device):
-    """Return a device if this machine has it."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError):
-        allowed = "a device of this machine, such as 'cpu'"
-        raise ValueError(f"device must be {allowed}; got {device!r}") from None
-    return device
-
 # %% ../nbs/93_files.ipynb #find-model
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -268,6 +258,19 @@ def plan_module(
     with torch.device("meta"), _OnPaper(n_tensors):
         return kind(**config)
 
+# %% ../nbs/93_files.ipynb #compare-shapes
+def _compare_shapes(modules, tensors):
+    """Refuse the first tensor that is missing, too many, or of another shape."""
+    planned = {}
+    for name, part in modules.items():
+        planned |= {f"{name}.{k}": v for k, v in part.state_dict().items()}
+    wanted, found = ({k: tuple(v.shape) for k, v in d.items()} for d in (planned, tensors))
+    for name in sorted({name for name, _ in wanted.items() ^ found.items()}):
+        needed, given = (shapes.get(name, "no such tensor") for shapes in (wanted, found))
+        raise ValueError(f"{name}: the architecture has {needed}, the file {given}")
+    if not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise ValueError("every tensor must have a floating-point type")
+
 # %% ../nbs/93_files.ipynb #build-parts
 def build_parts(
     described: dict,  # name -> {"class": ..., "config": ...}
@@ -284,63 +287,6 @@ def build_parts(
         own = {key: tensors[f"{name}.{key}"] for key in module.state_dict()}
         module.load_state_dict(own, assign=True)
     return modules
-
-# %% ../nbs/93_files.ipynb #compare-shapes
-def _compare_shapes(modules, tensors):
-    """Refuse the first tensor that is missing, too many, or of another shape."""
-    planned = {}
-    for name, part in modules.items():
-        planned |= {f"{name}.{k}": v for k, v in part.state_dict().items()}
-    wanted, found = ({k: tuple(v.shape) for k, v in d.items()} for d in (planned, tensors))
-    for name in sorted({name for name, _ in wanted.items() ^ found.items()}):
-        needed, given = (shapes.get(name, "no such tensor") for shapes in (wanted, found))
-        raise ValueError(f"{name}: the architecture has {needed}, the file {given}")
-    if not all(tensor.is_floating_point() for tensor in tensors.values()):
-        raise ValueError("every tensor must have a floating-point type")
-
-# %% ../nbs/93_files.ipynb #save-parts
-_FORMAT = {"format": "ddpm_nb parts", "version": 1}
-_FIELDS = {"format": str, "version": int, "parts": dict, "facts": dict, "card": dict, "sha256": str}
-
-
-def save_parts(
-    path,  # folder to create, or to fill
-    parts: dict,  # name -> module; each has the arguments it was built with in `.config`
-    *,
-    tensors: dict | None = None,  # further tensors, such as {"schedule.betas": ...}
-    facts: dict | None = None,  # what a program needs to know besides, as JSON can hold it
-    card: dict | None = None,  # what a person wants to know: data, steps, metrics
-    overwrite: bool = False,  # replace a model that is already there
-    half: bool = False,  # keep weights as float16, rounded to 3 digits, in half the bytes
-):
-    """Write modules as one model: safetensors, JSON, a readable card; none before all are whole."""
-    check_bool("overwrite", overwrite)
-    check_bool("half", half)
-    check_path("path", path)
-    # without the wrapper of torch.compile, which gives the weights other names
-    parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
-    described = _describe(parts)
-    card = check_card(card or {})
-    facts = dict(facts or {})
-    if half:
-        facts["weights"] = "float16"
-    config = _FORMAT | {"parts": described, "facts": facts, "card": card}
-    json.dumps(config, allow_nan=False)  # refuses what JSON cannot hold, before anything is written
-    weights = dict(tensors or {})
-    for name, part in parts.items():
-        weights |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
-    if half:
-        weights = {k: _halved(k, v) if k not in (tensors or {}) else v for k, v in weights.items()}
-    texts = {CARD_FILE: model_card(card.get("name", "model"), card, described)}
-    folder = _prepare_folder(Path(path), overwrite)
-    write_sealed(folder / CONFIG_FILE, folder / WEIGHTS_FILE, config, weights, texts=texts)
-
-# %% ../nbs/93_files.ipynb #halved
-def _halved(name, tensor):
-    """Round a tensor to float16; refuse one that does not fit."""
-    if tensor.abs().max() > torch.finfo(torch.float16).max:
-        raise ValueError(f"half=True needs weights below 65504; {name} has larger ones")
-    return tensor.half()
 
 # %% ../nbs/93_files.ipynb #check-card
 def _describe(parts):
@@ -389,6 +335,50 @@ def _prepare_folder(path, overwrite):
         raise OSError(error.errno, message, str(path)) from None
     return path
 
+# %% ../nbs/93_files.ipynb #halved
+def _halved(name, tensor):
+    """Round a tensor to float16; refuse one that does not fit."""
+    if tensor.abs().max() > torch.finfo(torch.float16).max:
+        raise ValueError(f"half=True needs weights below 65504; {name} has larger ones")
+    return tensor.half()
+
+# %% ../nbs/93_files.ipynb #save-parts
+_FORMAT = {"format": "ddpm_nb parts", "version": 1}
+_FIELDS = {"format": str, "version": int, "parts": dict, "facts": dict, "card": dict, "sha256": str}
+
+
+def save_parts(
+    path,  # folder to create, or to fill
+    parts: dict,  # name -> module; each has the arguments it was built with in `.config`
+    *,
+    tensors: dict | None = None,  # further tensors, such as {"schedule.betas": ...}
+    facts: dict | None = None,  # what a program needs to know besides, as JSON can hold it
+    card: dict | None = None,  # what a person wants to know: data, steps, metrics
+    overwrite: bool = False,  # replace a model that is already there
+    half: bool = False,  # keep weights as float16, rounded to 3 digits, in half the bytes
+):
+    """Write modules as one model: safetensors, JSON, a readable card; none before all are whole."""
+    check_bool("overwrite", overwrite)
+    check_bool("half", half)
+    check_path("path", path)
+    # without the wrapper of torch.compile, which gives the weights other names
+    parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}
+    described = _describe(parts)
+    card = check_card(card or {})
+    facts = dict(facts or {})
+    if half:
+        facts["weights"] = "float16"
+    config = _FORMAT | {"parts": described, "facts": facts, "card": card}
+    json.dumps(config, allow_nan=False)  # refuses what JSON cannot hold, before anything is written
+    weights = dict(tensors or {})
+    for name, part in parts.items():
+        weights |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
+    if half:
+        weights = {k: _halved(k, v) if k not in (tensors or {}) else v for k, v in weights.items()}
+    texts = {CARD_FILE: model_card(card.get("name", "model"), card, described)}
+    folder = _prepare_folder(Path(path), overwrite)
+    write_sealed(folder / CONFIG_FILE, folder / WEIGHTS_FILE, config, weights, texts=texts)
+
 # %% ../nbs/93_files.ipynb #check-writable
 def check_writable(
     folder,  # a folder that exists
@@ -415,6 +405,27 @@ def refuse_foreign_folder(
     if others and not holds:
         problem = f"holds a {others[0]} that is no run's and would be replaced"
         raise FileExistsError(f"out={str(out)!r} {problem}; choose another folder")
+
+# %% ../nbs/93_files.ipynb #config-problem
+def _config_problem(config, names):
+    """Say what is wrong with the contents of a config.json, or return None."""
+    if not isinstance(config, dict) or config.get("format") != _FORMAT["format"]:
+        return f'it has no entry "format": "{_FORMAT["format"]}"'
+    if config.get("version") != _FORMAT["version"]:
+        version = config.get("version")
+        return f"version must be {_FORMAT['version']}; got {version!r}, of another release?"
+    if set(config) != set(_FIELDS):
+        missing = sorted(_FIELDS.keys() - config)
+        unknown = sorted(config.keys() - _FIELDS)
+        return f"missing are {missing}, unknown are {unknown}"
+    for name, kind in _FIELDS.items():
+        if type(config[name]) is not kind:
+            return f"{name} must be of type {kind.__name__}; got {config[name]!r}"
+    for name, part in config["parts"].items():
+        fits = isinstance(part, dict) and set(part) == {"class", "config"}
+        if not fits or part["class"] not in names or not isinstance(part["config"], dict):
+            return f"part {name!r} must name a class among {', '.join(names)}, and its config"
+    return None
 
 # %% ../nbs/93_files.ipynb #read-config
 def read_config(
@@ -444,27 +455,6 @@ def _from_first_edition(config):
     facts = {"objective": objective}
     return config | {"format": _FORMAT["format"], "parts": {"model": network}, "facts": facts}
 
-# %% ../nbs/93_files.ipynb #config-problem
-def _config_problem(config, names):
-    """Say what is wrong with the contents of a config.json, or return None."""
-    if not isinstance(config, dict) or config.get("format") != _FORMAT["format"]:
-        return f'it has no entry "format": "{_FORMAT["format"]}"'
-    if config.get("version") != _FORMAT["version"]:
-        version = config.get("version")
-        return f"version must be {_FORMAT['version']}; got {version!r}, of another release?"
-    if set(config) != set(_FIELDS):
-        missing = sorted(_FIELDS.keys() - config)
-        unknown = sorted(config.keys() - _FIELDS)
-        return f"missing are {missing}, unknown are {unknown}"
-    for name, kind in _FIELDS.items():
-        if type(config[name]) is not kind:
-            return f"{name} must be of type {kind.__name__}; got {config[name]!r}"
-    for name, part in config["parts"].items():
-        fits = isinstance(part, dict) and set(part) == {"class", "config"}
-        if not fits or part["class"] not in names or not isinstance(part["config"], dict):
-            return f"part {name!r} must name a class among {', '.join(names)}, and its config"
-    return None
-
 # %% ../nbs/93_files.ipynb #load-parts
 _BAD_CONTENT = (LookupError, TypeError, RuntimeError, ArithmeticError, ValueError)
 
@@ -477,7 +467,7 @@ def load_parts(
     device="cpu",  # where the modules shall live
 ) -> tuple[dict, dict, dict]:
     """Load a folder: modules in evaluation mode, extra tensors, config; refuse changed files."""
-    _check_place(device)
+    check_place(device)
     path = Path(path)
     read_config(path, classes)  # first, what it is not is told
     if not (path / WEIGHTS_FILE).is_file():

@@ -13,15 +13,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import call_model, check_bool, check_callable, check_choice
+from .checks import call_model, call_same_shape, check_bool, check_callable, check_choice
 from .checks import check_floating
-from .checks import check_generator, check_int, check_model, check_number
+from .checks import check_generator, check_int, check_model, check_number, check_numbers
 from .checks import check_same_shape, check_schedule, check_timesteps
 from .elbo import check_clean_batch
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
-from .sampling import _as_numbers, _start
-from .scores import _ask
+from .sampling import start_noise
 
 # %% ../nbs/15_flow_matching.ipynb #flow-matching-loss
 def flow_matching_loss(
@@ -61,6 +60,23 @@ def flow_times(
     signal, noise = schedule.sqrt_alpha_bars, schedule.sqrt_one_minus_alpha_bars
     return noise / (signal + noise)
 
+# %% ../nbs/15_flow_matching.ipynb #per-image
+def _per_image(name, value, x, high=float("inf")):
+    """Return a time for each image, shaped to broadcast with x; refuse it outside (0, high]."""
+    value = check_numbers(name, value, check_floating("x", x))
+    inside = (value > 0) & (value <= high) & value.isfinite()
+    if value.shape not in ((), (len(x),)) or not bool(inside.all()):
+        limits = f"in (0, {high:g}{']' if high < float('inf') else ')'}"
+        raise ValueError(f"{name} must be one number or ({len(x)},), {limits}; got {value}")
+    return value.expand(len(x)).view(-1, *[1] * (x.ndim - 1))
+
+
+def _nearest_level(schedule, log_sigma):
+    """Find the index of the level whose ln sigma is nearest; (B,)."""
+    levels = -0.5 * schedule.log_snr  # rising
+    found = torch.bucketize(log_sigma.to(levels), (levels[1:] + levels[:-1]) / 2)
+    return found.to(log_sigma.device)
+
 # %% ../nbs/15_flow_matching.ipynb #velocity-from-eps
 def velocity_from_eps(
     model,  # callable model(x_t, t) -> eps_hat, t an index
@@ -78,7 +94,7 @@ def velocity_from_eps(
         t = _per_image("t", t, x, 1)
         level = _nearest_level(schedule, torch.logit(t.flatten()))
         rest = (1 - t).clamp(min=least)  # t = 1: the last level
-        eps_hat = _ask(model, x / (rest**2 + t**2).sqrt(), level)
+        eps_hat = call_same_shape(model, x / (rest**2 + t**2).sqrt(), level)
         x_0_hat = (x - t * eps_hat) / rest
         if clip_x_0:
             x_0_hat = x_0_hat.clamp(-1, 1)
@@ -99,26 +115,25 @@ def eps_from_velocity(
         t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
         time = extract(flow_times(schedule), t, x_t.ndim).to(x_t)
         x = x_t * ((1 - time) ** 2 + time**2).sqrt()  # from the arc to the chord
-        return x + (1 - time) * _ask(model, x, time.flatten())
+        return x + (1 - time) * call_same_shape(model, x, time.flatten())
 
     return predict
 
-# %% ../nbs/15_flow_matching.ipynb #per-image
-def _per_image(name, value, x, high=float("inf")):
-    """Return a time for each image, shaped to broadcast with x; refuse it outside (0, high]."""
-    value = _as_numbers(name, value, check_floating("x", x))
-    inside = (value > 0) & (value <= high) & value.isfinite()
-    if value.shape not in ((), (len(x),)) or not bool(inside.all()):
-        limits = f"in (0, {high:g}{']' if high < float('inf') else ')'}"
-        raise ValueError(f"{name} must be one number or ({len(x)},), {limits}; got {value}")
-    return value.expand(len(x)).view(-1, *[1] * (x.ndim - 1))
+# %% ../nbs/15_flow_matching.ipynb #check-falling
+def _check_falling(name, nodes, n_steps, high=float("inf")):
+    """Refuse nodes that are not n_steps + 1 falling numbers from at most `high` to at least 0."""
+    check_floating(name, nodes)
+    falls = nodes.shape == (n_steps + 1,) and bool((nodes.diff() < 0).all())
+    if not falls or nodes[0] > high or nodes[-1] < 0:
+        limits = f"{n_steps + 1} falling numbers from at most {high:g} to at least 0"
+        raise ValueError(f"{name} must be {limits}; got {nodes}")
 
 
-def _nearest_level(schedule, log_sigma):
-    """Find the index of the level whose ln sigma is nearest; (B,)."""
-    levels = -0.5 * schedule.log_snr  # rising
-    found = torch.bucketize(log_sigma.to(levels), (levels[1:] + levels[:-1]) / 2)
-    return found.to(log_sigma.device)
+def _place(model, x_T, device):
+    """Return an empty tensor where to sample: on `device`, or with the network, or with x_T."""
+    weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    first = next(iter(weights), x_T)
+    return torch.empty(0, device=getattr(first, "device", None) if device is None else device)
 
 # %% ../nbs/15_flow_matching.ipynb #sample-flow
 def sample_flow(
@@ -139,7 +154,7 @@ def sample_flow(
     if times is None:
         times = torch.linspace(1, 0, n_steps + 1, dtype=torch.float64)
     _check_falling("times", times, n_steps, 1)
-    x = _start(_place(model, x_T, device), shape, x_T, generator)
+    x = start_noise(_place(model, x_T, device), shape, x_T, generator)
     return _solve(model, x, times.tolist(), method == "heun")
 
 # %% ../nbs/15_flow_matching.ipynb #solve
@@ -148,29 +163,13 @@ def _solve(slope, x, nodes, heun):
     with torch.no_grad():
         for here, after in pairwise(nodes):
             h = after - here  # negative
-            first = _ask(slope, x, x.new_full((len(x),), here))
+            first = call_same_shape(slope, x, x.new_full((len(x),), here))
             step = h * first
             if heun and after > 0:
-                second = _ask(slope, x + step, x.new_full((len(x),), after))
+                second = call_same_shape(slope, x + step, x.new_full((len(x),), after))
                 step = h * (first + second) / 2
             x = x + step
     return x
-
-# %% ../nbs/15_flow_matching.ipynb #check-falling
-def _check_falling(name, nodes, n_steps, high=float("inf")):
-    """Refuse nodes that are not n_steps + 1 falling numbers from at most `high` to at least 0."""
-    check_floating(name, nodes)
-    falls = nodes.shape == (n_steps + 1,) and bool((nodes.diff() < 0).all())
-    if not falls or nodes[0] > high or nodes[-1] < 0:
-        limits = f"{n_steps + 1} falling numbers from at most {high:g} to at least 0"
-        raise ValueError(f"{name} must be {limits}; got {nodes}")
-
-
-def _place(model, x_T, device):
-    """Return an empty tensor where to sample: on `device`, or with the network, or with x_T."""
-    weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    first = next(iter(weights), x_T)
-    return torch.empty(0, device=getattr(first, "device", None) if device is None else device)
 
 # %% ../nbs/15_flow_matching.ipynb #logit-normal-times
 def logit_normal_times(
@@ -200,7 +199,7 @@ def straightness(
     with torch.no_grad():
         for i in range(n_steps):
             t = x.new_full((len(x),), 1 - i / n_steps)
-            speeds.append(_ask(model, x, t))
+            speeds.append(call_same_shape(model, x, t))
             x = x - speeds[-1] / n_steps
     gaps = [(x_T - x - v).square().flatten(1).sum(1).mean() for v in speeds]
     return float(torch.stack(gaps).mean())
@@ -219,7 +218,7 @@ def edm_denoiser(
     def denoise(x, sigma):
         sigma = _per_image("sigma", sigma, x)
         level = _nearest_level(schedule, sigma.flatten().log())
-        eps_hat = _ask(model, x / (1 + sigma**2).sqrt(), level)
+        eps_hat = call_same_shape(model, x / (1 + sigma**2).sqrt(), level)
         x_0_hat = x - sigma * eps_hat
         return x_0_hat.clamp(-1, 1) if clip_x_0 else x_0_hat
 
@@ -272,7 +271,7 @@ def sample_heun(
 
     def slope(x, sigma):
         shape = (-1, *[1] * (x.ndim - 1))
-        return (x - _ask(denoiser, x, sigma)) / sigma.view(shape)
+        return (x - call_same_shape(denoiser, x, sigma)) / sigma.view(shape)
 
-    x = _start(_place(denoiser, x_T, device), shape, x_T, generator) * float(sigmas[0])
+    x = start_noise(_place(denoiser, x_T, device), shape, x_T, generator) * float(sigmas[0])
     return _solve(slope, x, sigmas.tolist(), True)

@@ -34,6 +34,13 @@ def optimal_discriminator(
     check_same_shape("log_q", log_q, "log_p", log_p)
     return log_p - log_q
 
+# %% ../nbs/17_gan.ipynb #check-logits
+def _check_logits(name, logits):
+    """Refuse what is not a vector of finite logits."""
+    if check_floating(name, logits).ndim != 1 or not len(logits):
+        allowed = f"shape (B,) with B at least 1; got {tuple(logits.shape)}"
+        raise ValueError(f"{name} must have {allowed}")
+
 # %% ../nbs/17_gan.ipynb #generator-loss
 GENERATOR_LOSSES = ("non-saturating", "minimax")
 
@@ -57,13 +64,6 @@ def discriminator_loss(
     _check_logits("real", real)
     _check_logits("fake", fake)
     return F.softplus(-real).mean() + F.softplus(fake).mean()
-
-# %% ../nbs/17_gan.ipynb #check-logits
-def _check_logits(name, logits):
-    """Refuse what is not a vector of finite logits."""
-    if check_floating(name, logits).ndim != 1 or not len(logits):
-        allowed = f"shape (B,) with B at least 1; got {tuple(logits.shape)}"
-        raise ValueError(f"{name} must have {allowed}")
 
 # %% ../nbs/17_gan.ipynb #generator
 class Generator(nn.Module):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['seeded', 'seeded_init', 'randn', 'reparameterize', 'gaussian_log_prob', 'normal_kl', 'log_normal_mass',
-           'discretized_gaussian_log_likelihood', 'GaussianMixture']
+           'discretized_gaussian_log_likelihood', 'draw_categories', 'GaussianMixture']
 
 # %% ../nbs/01_reparameterization.ipynb #imports
 import math
@@ -181,9 +181,13 @@ def _check_mixture(weights, means, covariances):
     if bool((asymmetry > 1e-5 * covariances.abs().amax((1, 2))).any() or failed.any()):
         raise ValueError("covariances must be symmetric and positive definite; one of them is not")
 
-# %% ../nbs/01_reparameterization.ipynb #choose
-def _choose(weights, n, generator):
-    """Draw the component of each of n points, on the generator's device."""
+# %% ../nbs/01_reparameterization.ipynb #draw-categories
+def draw_categories(
+    weights: Tensor,  # (K,) probabilities, positive, sum 1
+    n: int,  # how many to draw
+    generator: torch.Generator | None = None,  # source of randomness
+) -> Tensor:
+    """Draw n numbers in 0..K-1 with these probabilities, (n,), on the generator's device."""
     source = weights.device if check_generator(generator) is None else generator.device
     weights_there = weights.detach().to(source)
     chosen = torch.multinomial(weights_there, n, replacement=True, generator=generator)
@@ -224,7 +228,7 @@ class GaussianMixture:
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` independent points (n, d): a component for each, then mu_k + L_k eps."""
-        chosen = _choose(self.weights, check_int("n", n), generator)
+        chosen = draw_categories(self.weights, check_int("n", n), generator)
         x = self.means[chosen]
         eps = randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         roots = torch.linalg.cholesky(self.covariances)

@@ -19,7 +19,7 @@ from .embeddings import TimeEmbedding
 from .files import PACKAGE, find_model, load_parts, read_config, save_parts
 from .forward import NoiseSchedule
 from .improved import learns_variance
-from .runs import _schedule_name
+from .runs import schedule_name
 from .unet import Downsample, Level, ResBlock, ResNetBaseline, SelfAttention, UNet
 from .unet import down_path, group_norm, level_sizes, patch, up_path, zero_init
 
@@ -84,6 +84,55 @@ class ScaleShiftBlock(ResBlock):
         h = self.norm_2(h) * (1 + scale) + shift
         return self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
 
+# %% ../nbs/25_sharing.ipynb #exchange-layers
+def _exchange_layers(unet, c):
+    """Give heads, padding and residual blocks the form that the options ask for."""
+    for module in list(unet.modules()):
+        if isinstance(module, SelfAttention) and c["head_dim"] is not None:
+            channels = module.out.out_channels
+            if channels % check_int("head_dim", c["head_dim"]):
+                raise ValueError(f"head_dim must divide {channels} channels; got {c['head_dim']}")
+            module.n_heads = channels // c["head_dim"]
+        if isinstance(module, Level) and c["scale_shift"]:
+            options = {"norm_groups": c["norm_groups"], "norm_eps": c["norm_eps"]}
+            options["dropout"] = c["dropout"]
+            sizes = [(b.conv_1.in_channels, b.conv_1.out_channels) for b in module.blocks]
+            changed = [ScaleShiftBlock(*size, c["time_dim"], **options) for size in sizes]
+            module.blocks = nn.ModuleList(changed)
+        halves = isinstance(module, Level) and isinstance(module.resample, Downsample)
+        if halves and c["padding"] == "around":
+            module.resample = PaddedDownsample(module.resample.conv.out_channels)
+
+# %% ../nbs/25_sharing.ipynb #build-peer
+def _build_peer(unet, c):
+    """Build the layers of `UNet`, then exchange those that are others."""
+    for name in ("mid_attention", "scale_shift", "checkpointing"):
+        c[name] = check_bool(name, c[name])
+    widths = c["widths"]
+    norm = {"norm_groups": c["norm_groups"], "norm_eps": c["norm_eps"]}
+    level_sizes(c["image_size"], len(widths))
+    blocks = {"time_dim": c["time_dim"], "dropout": c["dropout"], **norm}
+    waves = {"layout": c["time_layout"], "freq_shift": c["freq_shift"]}
+    unet.time_embedding = TimeEmbedding(widths[0], c["time_dim"], **waves)
+    unet.classes = None
+    if c["n_classes"] is not None:
+        unet.classes = nn.Embedding(check_int("n_classes", c["n_classes"]), c["time_dim"])
+    unet.conv_in = nn.Conv2d(c["in_channels"], widths[0], 3, padding=1)
+    way = c["n_res_blocks"], blocks
+    unet.down, skips = down_path(widths[0], widths, c["down_attention"], *way)
+    unet.mid = Level([(widths[-1], widths[-1])] * 2, **blocks)
+    unet.mid_attention = nn.Identity()
+    if c["mid_attention"]:
+        groups = c["mid_norm_groups"]
+        norms = {"norm_groups": groups or 1, "norm_eps": c["norm_eps"]}
+        unet.mid_attention = SelfAttention(widths[-1], **norms)
+        if groups is None:
+            unet.mid_attention.norm = nn.Identity()
+    unet.up = up_path(skips, widths, c["up_attention"], way[0], "nearest", blocks)
+    unet.norm_out = group_norm(widths[0], **norm)
+    unet.conv_out = zero_init(nn.Conv2d(widths[0], c["out_channels"], 3, padding=1))
+    _exchange_layers(unet, c)
+
 # %% ../nbs/25_sharing.ipynb #peerunet
 class PeerUNet(UNet):
     """Predict the noise with a U-Net that has the options of a UNet2DModel."""
@@ -126,55 +175,6 @@ class PeerUNet(UNet):
         self.checkpointing = checkpointing
         check_choice("padding", padding, ("around", "after"))
         _build_peer(self, self.config)
-
-# %% ../nbs/25_sharing.ipynb #build-peer
-def _build_peer(unet, c):
-    """Build the layers of `UNet`, then exchange those that are others."""
-    for name in ("mid_attention", "scale_shift", "checkpointing"):
-        c[name] = check_bool(name, c[name])
-    widths = c["widths"]
-    norm = {"norm_groups": c["norm_groups"], "norm_eps": c["norm_eps"]}
-    level_sizes(c["image_size"], len(widths))
-    blocks = {"time_dim": c["time_dim"], "dropout": c["dropout"], **norm}
-    waves = {"layout": c["time_layout"], "freq_shift": c["freq_shift"]}
-    unet.time_embedding = TimeEmbedding(widths[0], c["time_dim"], **waves)
-    unet.classes = None
-    if c["n_classes"] is not None:
-        unet.classes = nn.Embedding(check_int("n_classes", c["n_classes"]), c["time_dim"])
-    unet.conv_in = nn.Conv2d(c["in_channels"], widths[0], 3, padding=1)
-    way = c["n_res_blocks"], blocks
-    unet.down, skips = down_path(widths[0], widths, c["down_attention"], *way)
-    unet.mid = Level([(widths[-1], widths[-1])] * 2, **blocks)
-    unet.mid_attention = nn.Identity()
-    if c["mid_attention"]:
-        groups = c["mid_norm_groups"]
-        norms = {"norm_groups": groups or 1, "norm_eps": c["norm_eps"]}
-        unet.mid_attention = SelfAttention(widths[-1], **norms)
-        if groups is None:
-            unet.mid_attention.norm = nn.Identity()
-    unet.up = up_path(skips, widths, c["up_attention"], way[0], "nearest", blocks)
-    unet.norm_out = group_norm(widths[0], **norm)
-    unet.conv_out = zero_init(nn.Conv2d(widths[0], c["out_channels"], 3, padding=1))
-    _exchange_layers(unet, c)
-
-# %% ../nbs/25_sharing.ipynb #exchange-layers
-def _exchange_layers(unet, c):
-    """Give heads, padding and residual blocks the form that the options ask for."""
-    for module in list(unet.modules()):
-        if isinstance(module, SelfAttention) and c["head_dim"] is not None:
-            channels = module.out.out_channels
-            if channels % check_int("head_dim", c["head_dim"]):
-                raise ValueError(f"head_dim must divide {channels} channels; got {c['head_dim']}")
-            module.n_heads = channels // c["head_dim"]
-        if isinstance(module, Level) and c["scale_shift"]:
-            options = {"norm_groups": c["norm_groups"], "norm_eps": c["norm_eps"]}
-            options["dropout"] = c["dropout"]
-            sizes = [(b.conv_1.in_channels, b.conv_1.out_channels) for b in module.blocks]
-            changed = [ScaleShiftBlock(*size, c["time_dim"], **options) for size in sizes]
-            module.blocks = nn.ModuleList(changed)
-        halves = isinstance(module, Level) and isinstance(module.resample, Downsample)
-        if halves and c["padding"] == "around":
-            module.resample = PaddedDownsample(module.resample.conv.out_channels)
 
 # %% ../nbs/25_sharing.ipynb #forward
 @patch
@@ -219,7 +219,7 @@ def save_pretrained(
     model, objective = _check_model(model, schedule, objective)
     if variance == "learned" and not learns_variance(model):
         raise ValueError("variance='learned' needs a network with twice the output channels")
-    facts = {"objective": objective, "schedule": _schedule_name(schedule)}
+    facts = {"objective": objective, "schedule": schedule_name(schedule)}
     if variance == "learned" or learned:
         facts["variance"] = "learned"
     if n_levels is not None:

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from .bound import optimal_denoiser
 from .checks import call_model, check_callable, check_choice, check_device
-from .checks import check_floating, check_generator, check_grid, check_int, check_kind
-from .checks import check_model, check_number, check_same_shape, check_schedule
+from .checks import check_floating, check_generator, check_grid, check_int, check_kept
+from .checks import check_kind, check_model, check_number, check_same_shape, check_schedule
 from .checks import check_timesteps, has_values
-from .elbo import OBJECTIVES, _draw_timesteps
-from .elbo import check_clean_batch, decoder_log_likelihood, drop_variance
+from .elbo import OBJECTIVES, check_clean_batch, decoder_log_likelihood, draw_timesteps
+from .elbo import drop_variance
 from .elbo import output_to_eps, reverse_mean_variance, vlb_weights
 from .forward import NoiseSchedule, extract, q_posterior, q_sample
-from .gaussian import GaussianMixture, _choose, normal_kl, randn
-from .sampling import _check_kept
+from .gaussian import GaussianMixture, draw_categories, normal_kl, randn
 
 # %% ../nbs/13_improved.ipynb #optimal-variances
 def optimal_variances(
@@ -106,7 +105,7 @@ def hybrid_loss(
     check_generator(generator)
     check_choice("reduction", reduction, ("mean", "none"))
     if t is None:
-        t = _draw_timesteps(schedule.n_steps, x_0, generator)
+        t = draw_timesteps(schedule.n_steps, x_0, generator)
     if eps is None:
         eps = randn(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
     x_t = q_sample(schedule, x_0, t, eps)
@@ -126,7 +125,7 @@ def respaced_model(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the same model for the short chain: its step i is the i-th kept step."""
     check_callable("model", model, "model(x_t, t)")
-    rising = torch.tensor(sorted({*_check_kept(kept)}))
+    rising = torch.tensor(sorted({*check_kept(kept)}))
 
     def short(x_t, i):
         i = check_timesteps(i, len(rising), len(check_floating("x_t", x_t)))
@@ -162,7 +161,7 @@ class LossHistory:
     def draw(self, n: int, generator=None) -> tuple[Tensor, Tensor]:
         """Draw n steps, and the weights 1 / (T p_t) that keep the mean of a loss; (n,) each."""
         p = self.probabilities()
-        t = _choose(p, check_int("n", n), generator)
+        t = draw_categories(p, check_int("n", n), generator)
         return t, (1 / (len(p) * p[t])).float()
 
     def update(self, t: Tensor, losses: Tensor):

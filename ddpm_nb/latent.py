@@ -68,6 +68,22 @@ def _decoder_layers(out_channels, widths, latent_channels):
     layers += [group_norm(width, width // 4), nn.SiLU()]
     return nn.Sequential(*layers, nn.Conv2d(width, out_channels, 3, padding=1))
 
+# %% ../nbs/21_latent_diffusion.ipynb #check-autoencoder
+def _check_autoencoder(config):
+    """Refuse impossible arguments of an autoencoder."""
+    lowest = {"base_channels": 4, "n_downs": 0, "padding": 0}
+    for name, value in config.items():
+        check_int(name, value, lowest.get(name, 1))
+    if config["base_channels"] % 4:
+        raise ValueError(f"base_channels must be a multiple of 4; got {config['base_channels']}")
+    size, padding = config["image_size"], config["padding"]
+    factor = 2 ** config["n_downs"]
+    side = size + 2 * padding
+    if side % factor:
+        given = f"{size} + 2 * {padding} = {side}"
+        allowed = f"divisible by 2 ** n_downs = {factor}"
+        raise ValueError(f"image_size + 2 * padding must be {allowed}; got {given}")
+
 # %% ../nbs/21_latent_diffusion.ipynb #autoencoder
 class Autoencoder(nn.Module):
     """Map images to a normal distribution over small latents, and latents back to images."""
@@ -113,22 +129,6 @@ class Autoencoder(nn.Module):
         x = call_model(self.decoder, check_batch("z", z, self.latent_shape))
         return x[:, :, p : x.shape[2] - p, p : x.shape[3] - p]
 
-# %% ../nbs/21_latent_diffusion.ipynb #check-autoencoder
-def _check_autoencoder(config):
-    """Refuse impossible arguments of an autoencoder."""
-    lowest = {"base_channels": 4, "n_downs": 0, "padding": 0}
-    for name, value in config.items():
-        check_int(name, value, lowest.get(name, 1))
-    if config["base_channels"] % 4:
-        raise ValueError(f"base_channels must be a multiple of 4; got {config['base_channels']}")
-    size, padding = config["image_size"], config["padding"]
-    factor = 2 ** config["n_downs"]
-    side = size + 2 * padding
-    if side % factor:
-        given = f"{size} + 2 * {padding} = {side}"
-        allowed = f"divisible by 2 ** n_downs = {factor}"
-        raise ValueError(f"image_size + 2 * padding must be {allowed}; got {given}")
-
 # %% ../nbs/21_latent_diffusion.ipynb #autoencoder-loss
 def autoencoder_loss(
     autoencoder: Autoencoder,  # the network
@@ -158,6 +158,25 @@ def psnr(
     check_same_shape("y", check_floating("y", y), "x", x)
     return 10 * torch.log10(4 / (x - y).square().flatten(1).mean(1))
 
+# %% ../nbs/21_latent_diffusion.ipynb #check-to-encode
+def _check_to_encode(autoencoder, name, images, batch_size):
+    """Refuse what is no autoencoder or no batch of images, and batches without a size."""
+    check_kind("autoencoder", autoencoder, Autoencoder)
+    check_int("batch_size", batch_size)
+    if not len(check_images(name, images)):
+        raise ValueError(f"{name} must hold at least one image; got none")
+
+
+def _raw_latents(autoencoder, images, generator, batch_size):
+    """Return the means of the posteriors of images, or draws from them if there is a generator."""
+    sources = split_generator(generator, len(images), batch_size)
+    parts = []
+    for x, own in zip(images.split(int(batch_size)), sources, strict=True):
+        mean, log_var = autoencoder.encode(x)
+        std = (0.5 * log_var).exp()
+        parts.append(mean if own is None else reparameterize(mean, std, generator=own))
+    return torch.cat(parts)
+
 # %% ../nbs/21_latent_diffusion.ipynb #fit-latent-scale
 def fit_latent_scale(
     autoencoder: Autoencoder,  # a trained network, changed in place
@@ -180,25 +199,6 @@ def _fit_scale(autoencoder, images, generator=None, batch_size=500):
     autoencoder.latent_mean.copy_(z.mean((0, 2, 3), keepdim=True))
     autoencoder.latent_std.copy_(std.clamp(min=1e-6))  # a constant channel stays finite
     return autoencoder
-
-# %% ../nbs/21_latent_diffusion.ipynb #check-to-encode
-def _check_to_encode(autoencoder, name, images, batch_size):
-    """Refuse what is no autoencoder or no batch of images, and batches without a size."""
-    check_kind("autoencoder", autoencoder, Autoencoder)
-    check_int("batch_size", batch_size)
-    if not len(check_images(name, images)):
-        raise ValueError(f"{name} must hold at least one image; got none")
-
-
-def _raw_latents(autoencoder, images, generator, batch_size):
-    """Return the means of the posteriors of images, or draws from them if there is a generator."""
-    sources = split_generator(generator, len(images), batch_size)
-    parts = []
-    for x, own in zip(images.split(int(batch_size)), sources, strict=True):
-        mean, log_var = autoencoder.encode(x)
-        std = (0.5 * log_var).exp()
-        parts.append(mean if own is None else reparameterize(mean, std, generator=own))
-    return torch.cat(parts)
 
 # %% ../nbs/21_latent_diffusion.ipynb #to-latents
 @torch.no_grad()

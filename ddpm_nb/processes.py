@@ -20,6 +20,17 @@ with warnings.catch_warnings():  # of missing widgets for progress bars, which a
     from accelerate import PartialState
     from accelerate.utils import gather_object, reduce
 
+from .checks import check_device
+
+# %% ../nbs/26_scaling.ipynb #refuse-shards
+def _refuse_shards(kind=None):
+    """Refuse ways of running in which a process does not hold the whole network."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # Accelerate's names, and its variables
+        asked = os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1")
+        if asked or kind == name:
+            problem = "the average and the checkpoints need the whole network in each process"
+            raise ValueError(f"Accelerate is set to {name}, which is not supported: {problem}")
+
 # %% ../nbs/26_scaling.ipynb #processes
 class Processes:
     """Answer for the processes that `accelerate launch` started, as `OneProcess` does for one."""
@@ -40,7 +51,7 @@ class Processes:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the network to train, behind which gradients are averaged over the processes."""
-        _check_place(model, self.device)
+        check_device("model", model, "the processes'", self.device)
         if self.n == 1:
             return model
         own = [self.device.index] if self.device.type == "cuda" else None
@@ -66,21 +77,3 @@ class Processes:
         """Wait until all processes are here."""
         if self.n > 1:
             self.state.wait_for_everyone()
-
-# %% ../nbs/26_scaling.ipynb #check-place
-def _check_place(model, device):
-    """Refuse a network that is elsewhere than its process computes."""
-    place = next(model.parameters()).device
-    other = place.type != "cpu" and device.index not in (None, place.index)  # there is one CPU
-    if place.type != device.type or other:
-        remedy = "move it there: model.to(processes.device)"
-        raise ValueError(f"model must be on the processes' device, {device}, not {place}; {remedy}")
-
-
-def _refuse_shards(kind=None):
-    """Refuse ways of running in which a process does not hold the whole network."""
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # Accelerate's names, and its variables
-        asked = os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1")
-        if asked or kind == name:
-            problem = "the average and the checkpoints need the whole network in each process"
-            raise ValueError(f"Accelerate is set to {name}, which is not supported: {problem}")

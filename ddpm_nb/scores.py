@@ -12,15 +12,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import call_model, check_bool, check_device, check_floating
-from .checks import check_generator
-from .checks import check_int, check_model, check_number, check_same_shape
+from .checks import call_same_shape, check_bool, check_device
+from .checks import check_floating, check_generator
+from .checks import check_int, check_model, check_number
 from .checks import check_timesteps
 from .elbo import check_clean_batch
 from .forward import NoiseSchedule, extract, schedule_coefficients
 from .gaussian import randn
 from .progress import show_progress
-from .sampling import _start
+from .sampling import start_noise
 
 # %% ../nbs/14_score.ipynb #score
 def score(
@@ -36,14 +36,7 @@ def score(
     check_device("schedule", schedule.betas, "the images'", x_t.device)
     t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
     noise = extract(schedule.sqrt_one_minus_alpha_bars, t, x_t.ndim)
-    return -_ask(model, x_t, t) / noise
-
-
-def _ask(model, x, *rest):
-    """Return the model's output, which must have the shape of its input."""
-    output = check_floating("the model's output", call_model(model, x, *rest))
-    check_same_shape("the model's output", output, "its input", x)
-    return output
+    return -call_same_shape(model, x_t, t) / noise
 
 # %% ../nbs/14_score.ipynb #langevin
 def langevin(
@@ -93,7 +86,7 @@ def sample_sde(
     """Solve the reverse SDE by T steps of Euler and Maruyama (Song et al. 2021)."""
     check_model(model, schedule)
     gamma = check_number("noise", noise, 0)
-    x = _start(schedule.betas, shape, x_T, generator)
+    x = start_noise(schedule.betas, shape, x_T, generator)
     like = {"device": x.device, "dtype": x.dtype}
     for t in show_progress(range(schedule.n_steps)[::-1], "sampling", progress):
         beta = schedule.betas[t]
@@ -118,6 +111,24 @@ def _velocity_and_divergence(model, schedule, x, t, probes):
             (row,) = torch.autograd.grad(u, x, e.expand_as(x), retain_graph=i < len(probes) - 1)
             total += (row * e).flatten(1).sum(1)  # e^T (du/dx) e
     return u.detach(), total if exact else total / len(probes)
+
+# %% ../nbs/14_score.ipynb #check-flow
+def _check_flow(schedule, x_0, n_steps, t, n_probes, generator):
+    """Refuse bad arguments of the likelihood; return images, levels to visit, random vectors."""
+    check_clean_batch(x_0)
+    check_generator(generator, len(x_0))
+    last = schedule.n_steps - 1
+    first = 0 if t is None else check_int("t", t, 0, last - 1)
+    n_steps = check_int("n_steps", n_steps, 1, last - first)
+    rising = schedule_coefficients(schedule.exact_betas)["log_snr"][first:].flip(0)
+    wanted = torch.linspace(float(rising[-1]), float(rising[0]), n_steps + 1, dtype=rising.dtype)
+    # the nearest of the levels, found between the middles of neighbours
+    nodes = last - torch.bucketize(wanted, (rising[1:] + rising[:-1]) / 2).unique().flip(0)
+    if n_probes is None:
+        return x_0.detach(), nodes.tolist(), None
+    options = {"generator": generator, "device": x_0.device}
+    coins = [randn(x_0.shape, **options) < 0 for _ in range(check_int("n_probes", n_probes))]
+    return x_0.detach(), nodes.tolist(), 1 - 2 * torch.stack(coins).to(x_0)  # signs
 
 # %% ../nbs/14_score.ipynb #flow-log-likelihood
 def flow_log_likelihood(
@@ -153,21 +164,3 @@ def flow_log_likelihood(
         total += h * (spread + spread_after) / 2
     square = x.double().square().flatten(1).sum(1)
     return total - 0.5 * (square + d * math.log(2 * math.pi))
-
-# %% ../nbs/14_score.ipynb #check-flow
-def _check_flow(schedule, x_0, n_steps, t, n_probes, generator):
-    """Refuse bad arguments of the likelihood; return images, levels to visit, random vectors."""
-    check_clean_batch(x_0)
-    check_generator(generator, len(x_0))
-    last = schedule.n_steps - 1
-    first = 0 if t is None else check_int("t", t, 0, last - 1)
-    n_steps = check_int("n_steps", n_steps, 1, last - first)
-    rising = schedule_coefficients(schedule.exact_betas)["log_snr"][first:].flip(0)
-    wanted = torch.linspace(float(rising[-1]), float(rising[0]), n_steps + 1, dtype=rising.dtype)
-    # the nearest of the levels, found between the middles of neighbours
-    nodes = last - torch.bucketize(wanted, (rising[1:] + rising[:-1]) / 2).unique().flip(0)
-    if n_probes is None:
-        return x_0.detach(), nodes.tolist(), None
-    options = {"generator": generator, "device": x_0.device}
-    coins = [randn(x_0.shape, **options) < 0 for _ in range(check_int("n_probes", n_probes))]
-    return x_0.detach(), nodes.tolist(), 1 - 2 * torch.stack(coins).to(x_0)  # signs

@@ -33,26 +33,25 @@ from torch.nn import functional as F
 
 # %% ../nbs/29_own_captions.ipynb #imports-2
 from .captions import BEGIN, MARKS, PADDING, UNKNOWN, check_prompts, split_words
-from .captions import Tokenizer, _check_numbers, _check_texts
+from .captions import Tokenizer, check_texts, check_tokens
 from .checks import check_batch, check_bool, check_callback
 from .checks import check_choice, check_device, check_fields, check_generator
 from .checks import check_images, check_int, check_kind, check_mask, check_number
-from .checks import check_square_images
+from .checks import check_place, check_square_images
 from .clip import MAX_LOG_SCALE, TextEncoder, contrastive_loss, make_clip
 from .conditioning import CrossAttention, TextUNet, attention_maps, encode_words
 from .data import scale_levels
 from .elbo import simple_loss
 from .files import CARD_FILE, CONFIG_FILE, MAX_FACTS, WEIGHTS_FILE, read_json
 from .files import check_card, refuse_foreign_folder, replaced_file, write_json
-from .files import check_path, _check_place
+from .files import check_path
 from .gaussian import randn, seeded, seeded_init
 from .latent import Autoencoder, autoencoder_loss, fit_latent_scale, to_latents
-from .pictures import FolderDataset, list_pictures
-from .pictures import _check_white, _list_folder, _read_all, _report
+from .pictures import FolderDataset, check_white, list_folder, list_pictures
 from .pipeline import TextToImage
 from .plots import tile
 from .runs import LOG_FILE, Checkpoints, Interrupted, StopSignals, TrainLog
-from .runs import _begin, _go_back, _hold, describe_data, prepare_run
+from .runs import describe_data, prepare_run, refuse_other_config
 from .sampling import respace, respaced_steps
 from .schedules import make_schedule
 from .training import TrainConfig, Watcher, fit
@@ -459,8 +458,8 @@ class CaptionedFolder(FolderDataset):
         size = check_int("image_size", image_size)
         grey = check_bool("grey", grey)
         self.how = {"image_size": size, "grey": grey, "white_level": white_level}
-        _check_white(white_level)
-        listing = _list_folder(root)
+        check_white(white_level)
+        listing = list_folder(root)
         self.root = listing.root
         files, self.captions, self.problems, self._kept = _match(listing, self.how, column)
         _tell(self.root, self.problems, problems == "skip")
@@ -486,9 +485,9 @@ def _match(listing, how, column):
     wanted = [file for file in listed if file in captions]
     unreadable = {file: links[file] for file in wanted if file in links}
 
-    damaged, deep, levels = _read_all(root, [file for file in wanted if file not in links], how)
+    damaged, deep, levels = listing.read([file for file in wanted if file not in links], how)
     unreadable |= damaged
-    _report(root, len(listed), {}, others, deep, True)
+    listing.report(len(listed), {}, others, deep, True)
     if unreadable:
         named = [f"{file} ({reason})" for file, reason in unreadable.items()]
         problems["pictures that cannot be read"] = named
@@ -608,7 +607,7 @@ class PieceTokenizer:
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Return the words of each row, without padding and without the beginning."""
-        _check_numbers(tokens, len(self))
+        check_tokens(tokens, len(self))
         names = MARKS + tuple(self.pieces)
         kept = [[names[i] for i in row if i not in (PADDING, BEGIN)] for row in tokens.tolist()]
         return ["".join(pieces).replace(WORD_START, " ").strip() for pieces in kept]
@@ -646,7 +645,7 @@ def fit_pieces(
     min_count: int = 2,  # merge pairs of neighbours that occur at least so often
 ) -> PieceTokenizer:
     """Build a tokenizer from captions: learn merges, and keep the pieces that they end in."""
-    _check_texts(captions)
+    check_texts(captions)
     check_int("n_merges", n_merges, 0)
     check_int("min_count", min_count)
     counts = Counter(word for caption in captions for word in split_words(caption))
@@ -952,9 +951,7 @@ class StageCheckpoints(Checkpoints):
         """Go back to the newest intact checkpoint, or write checkpoint 0 and then the settings."""
         told = {"pictures": self.pictures, "captions": self.captions}
         self.description = told | describe_data(self.data)
-        self.hold = _hold(self.out)
-        prepare_run(self.out, self.resume)
-        (_go_back if self.goes_on else _begin)(self, trainer)
+        self.begin(trainer)
 
 # %% ../nbs/29_own_captions.ipynb #samplesheets
 class SampleSheets(Watcher):
@@ -1109,10 +1106,8 @@ def _settings(config, out, resume, progress):
         raise ValueError(f"{out / TEXT_FILE} {problem}") from None
     if config is not None and _only_longer(config, kept):
         return config
-    if config is not None and config != kept:
-        names = [k for k, v in asdict(kept).items() if v != asdict(config)[k]]
-        problem = f"config differs from the run in {out} in {', '.join(names)}"
-        raise ValueError(f"{problem}; leave it out to go on with the run's own")
+    if config is not None:
+        refuse_other_config(out, kept, config)
     return kept
 
 # %% ../nbs/29_own_captions.ipynb #check-batches
@@ -1138,7 +1133,7 @@ def _check_asked(out, config, tokenizer, card, device, callback, progress):
     if not isinstance(tokenizer, Tokenizer | PieceTokenizer | None):
         got = type(tokenizer).__name__
         raise TypeError(f"tokenizer must be a Tokenizer or a PieceTokenizer; got {got}")
-    _check_place(device)
+    check_place(device)
     check_callback(callback, "callback(stage, trainer)")
     check_bool("progress", progress)
 

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'lr_factor', 'make_optimizer', 'descend', 'EMA', 'OneProcess', 'Trainer', 'seed_dropout', 'Watcher',
-           'recent_loss', 'TrainResult', 'fit', 'own_streams']
+           'recent_loss', 'TrainResult', 'fit']
 
 # %% ../nbs/09_training.ipynb #imports
 import copy
-import importlib
 import math
 import os
 import time
@@ -19,14 +18,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .checks import PRECISIONS, call_model, check_batch_size, check_bool
+from .checks import check_batch_size, check_bool
 from .checks import check_callback, check_choice, check_fields, check_gradients
 from .checks import check_int, check_kind, check_labels, check_limit, check_model
 from .checks import check_number, check_taken, check_told, check_trainable
-from .checks import pick_precision, spared_streams
-from .data import _stream, check_data, image_of, is_mirrored, mix_seeds
+from .checks import own_streams, spared_streams
+from .data import check_data, image_of, is_mirrored, mix_seeds, stream_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
+from .precision import PRECISIONS, MixedPrecision, pick_precision
 from .progress import show_progress
 
 # %% ../nbs/09_training.ipynb #counts
@@ -207,7 +207,7 @@ class Trainer:
         self.config = config
         self.processes = processes or OneProcess()
         self.device = next(model.parameters()).device
-        self.precision = pick_precision(config.precision, self.device)
+        self.precision = MixedPrecision(config.precision, self.device)
         self.network = getattr(model, "_orig_mod", model).train()  # without torch.compile's wrapper
         self.model = self.processes.wrap(model)  # the same weights, as the loss calls them
         self.schedule = schedule.to(self.device)
@@ -216,7 +216,6 @@ class Trainer:
         self.ema = EMA(self.network, config.ema_decay)
         self.optimizer = make_optimizer(self.network, config)
         self.optimizer.zero_grad()
-        self.scaler = torch.amp.GradScaler(enabled=self.precision == torch.float16)
         self.noise = torch.Generator(self.device).manual_seed(config.seed)
         self.n_steps = self.n_skipped = 0
         self.stop = None  # set by a watcher that wants the run to end
@@ -261,37 +260,24 @@ def _add_gradients(trainer, x_0, t, eps, labels):
     """Add up the gradients of the parts of a batch; return the loss of each image (B,)."""
     config = trainer.config
     losses = []
-    told = () if labels is None else (_drop_labels(trainer, labels),)
-    parts = [values.chunk(config.n_accumulate) for values in (x_0, t, eps, *told)]
+    heard = [] if labels is None else [_drop_labels(trainer, labels)]
+    parts = [values.chunk(config.n_accumulate) for values in (x_0, t, eps, *heard)]
     for i, (x, t_part, noise, *told) in enumerate(zip(*parts, strict=True), 1):
-        predict = partial(_predict, trainer, told)
+        predict = partial(trainer.precision.predict, trainer.model, told)
         is_last = i == config.n_accumulate  # then the gradients of all processes are averaged
         with nullcontext() if is_last else trainer.processes.hold_back(trainer.model):
             loss = trainer.loss(predict, trainer.schedule, x, t=t_part, eps=noise, reduction="none")
-            trainer.scaler.scale(loss.mean() / config.n_accumulate).backward()
+            trainer.precision.scaler.scale(loss.mean() / config.n_accumulate).backward()
         losses.append(loss.detach())
     return torch.cat(losses)
-
-# %% ../nbs/09_training.ipynb #predict
-def _predict(trainer, told, x_t, t):
-    """Call the network in the precision of the run; what comes out is float32 again."""
-    if trainer.precision == torch.float32:
-        return call_model(trainer.model, x_t, t, *told)
-    with torch.autocast(trainer.device.type, trainer.precision):
-        output = call_model(trainer.model, x_t, t, *told)
-    return output.float()
 
 # %% ../nbs/09_training.ipynb #descend-once
 def _descend_once(trainer):
     """Do what `descend` does after a gradient; tell whether a float16 overflow forbade the step."""
-    scaler = trainer.scaler  # does nothing but in float16
-    scaler.unscale_(trainer.optimizer)
-    _rate_and_clip(trainer.optimizer, trainer.config, trainer.n_steps)
-    scale = scaler.get_scale()
-    scaler.step(trainer.optimizer)
-    scaler.update()
+    prepare = partial(_rate_and_clip, trainer.optimizer, trainer.config, trainer.n_steps)
+    is_skipped = trainer.precision.step(trainer.optimizer, prepare)
     trainer.optimizer.zero_grad()
-    return scaler.get_scale() < scale
+    return is_skipped
 
 # %% ../nbs/09_training.ipynb #seed-dropout
 def seed_dropout(
@@ -430,20 +416,14 @@ def _run_loop(trainer, batches, watchers, callback, progress):
                 bar.set_postfix(loss=f"{recent_loss(trainer.history, config):.4f}")
                 for watcher in watchers:
                     watcher.line(trainer, losses)
-            for watcher in watchers if saves else ():
-                watcher.checkpoint(trainer)
+            if saves:
+                for watcher in watchers:
+                    watcher.checkpoint(trainer)
             if callback is not None:
                 with own_streams(trainer.device):
                     callback(trainer)
             if stops:
                 break
-
-# %% ../nbs/09_training.ipynb #own-streams
-def own_streams(
-    device: torch.device,  # where is drawn
-):
-    """Return a context in which draws leave torch's global random streams as they were."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 # %% ../nbs/09_training.ipynb #batches
 def _batches(trainer, data, n_workers):
@@ -452,7 +432,7 @@ def _batches(trainer, data, n_workers):
     place = {"seed": config.seed, "start": trainer.n_steps, "flip": is_mirrored(data)}
     place |= {"rank": processes.rank, "n_processes": processes.n}
     n_classes = trainer.network.n_classes if config.conditional == "class" else None
-    return _stream(data, config.batch_size, place, trainer.device, n_workers, n_classes)
+    return stream_batches(data, config.batch_size, place, trainer.device, n_workers, n_classes)
 
 
 def _check_processes(processes):
@@ -482,13 +462,3 @@ def _check_taken(model, schedule, config, data):
     dtype = torch.promote_types(image.dtype, schedule.betas.dtype)
     computes_in = pick_precision(config.precision, next(model.parameters()).device)
     check_taken(model, image.shape, dtype, converts=computes_in != torch.float32)
-
-# %% ../nbs/09_training.ipynb #getattr
-_MOVED = {"train": "runs"}
-
-
-def __getattr__(name):
-    """Find `train`, which keeps a run in a folder, in its chapter: it was here once."""
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"ddpm_nb.{_MOVED[name]}"), name)

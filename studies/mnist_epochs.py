@@ -28,7 +28,7 @@ from ddpm_nb.results import measure_images, measure_samples
 from ddpm_nb.runs import (
     CHECKPOINTS,
     LOG_FILE,
-    _saved_checkpoints,
+    list_checkpoints,
     read_checkpoint,
     read_log,
     read_settings,
@@ -55,7 +55,7 @@ def nearest_epoch(iteration, epoch):
 
 def keep_checkpoints(run, work, epoch):
     """Copy the averaged weights of the checkpoint that is nearest to each wanted epoch."""
-    here = {int(path.stem[5:]): path for path in _saved_checkpoints(Path(run, CHECKPOINTS))}
+    here = {int(path.stem[5:]): path for path in list_checkpoints(Path(run, CHECKPOINTS))}
     for wanted in WANTED:
         near = [i for i in here if nearest_epoch(i, epoch) == wanted]
         if not near or list(work.glob(f"epoch-{wanted:02}-*.safetensors")):

@@ -356,6 +356,7 @@ WALKS = {
     "gaussian.randn": lambda p: gaussian.randn((2, 3), generator=p.g, device=p.device),
     "gaussian.randn, a generator each": lambda p: gaussian.randn((2, 3), generator=[p.g, p.g], device=p.device),
     "gaussian.reparameterize": lambda p: gaussian.reparameterize(p.x, p.x.abs(), generator=p.g),
+    "gaussian.draw_categories": lambda p: gaussian.draw_categories(p.mixture.weights, 5, p.g),
     "gaussian.gaussian_log_prob": lambda p: gaussian.gaussian_log_prob(p.points, p.mixture.means, p.mixture.covariances),
     "gaussian.normal_kl": lambda p: gaussian.normal_kl(p.x, p.eps, p.eps, p.x),
     "gaussian.log_normal_mass": lambda p: gaussian.log_normal_mass(p.x - 1, p.x + 1),
@@ -372,6 +373,7 @@ WALKS = {
     "forward.schedule_coefficients": lambda p: {k: v.to(p.device) for k, v in forward.schedule_coefficients(p.schedule.betas).items()},
     "forward.NoiseSchedule": lambda p: weights_of(forward.NoiseSchedule(p.schedule.betas).to(p.device)),
     "forward.extract": lambda p: forward.extract(p.schedule.betas, p.t, 4),
+    "forward.extract_all": lambda p: forward.extract_all(p.schedule, p.x, p.t, "alphas", "betas"),
     "forward.q_step": lambda p: forward.q_step(p.schedule, p.x, p.t, generator=p.g),
     "forward.q_sample": lambda p: forward.q_sample(p.schedule, p.x, p.t, generator=p.g),
     "forward.q_sample, one step": lambda p: forward.q_sample(p.schedule, p.x, 3, generator=p.g),
@@ -397,6 +399,7 @@ WALKS = {
         for o in elbo.OBJECTIVES
         for w in elbo.WEIGHTINGS
     ],
+    "elbo.draw_timesteps": lambda p: elbo.draw_timesteps(T, p.x, p.g),
     "elbo.check_clean_batch": lambda p: elbo.check_clean_batch(p.x),
     "schedules.betas_from_alpha_bars": lambda p: schedules.betas_from_alpha_bars(p.schedule.alpha_bars).to(p.device),
     "bound.vlb_terms": lambda p: p.bits(),
@@ -431,6 +434,10 @@ WALKS = {
         data.check_labels(list(zip(p.x, p.labels, strict=True)), 3),
     ],
     "data.mirror": lambda p: data.mirror(p.x, p.labels > 1),
+    "data.stream_batches": lambda p: [
+        next(data.stream_batches(where, 2, {"seed": 0, "start": 0, "flip": True, "rank": 0, "n_processes": 1}, p.device))
+        for where in (p.x, p.x.cpu())
+    ],
     "data.train_batches": lambda p: [
         next(data.train_batches(where, 2, flip=True, device=p.device))
         for where in (p.x, p.x.cpu(), data.ImageDataset(p.levels.cpu(), n_levels=17), [(x, 0) for x in p.x.cpu()])
@@ -455,6 +462,10 @@ WALKS = {
     "sampling.ddpm_step": lambda p: sampling.ddpm_step(p.schedule, p.x, 3, p.eps, generator=p.g),
     "sampling.p_sample": lambda p: sampling.p_sample(p.net, p.schedule, p.x, torch.tensor(3).to(p.device), generator=p.g),
     "sampling.respace": lambda p: weights_of(sampling.respace(p.schedule, [0, 5, 11])),
+    "sampling.start_noise": lambda p: [
+        sampling.start_noise(p.x, p.shape, generator=p.g),
+        sampling.start_noise(p.x, p.shape, p.eps.cpu()),
+    ],
     "sampling.walk": lambda p: sampling.walk(p.net, p.x, [3, 0], lambda x, i, eps_hat: (x - eps_hat, x)),
     "sampling.sample_ddpm": lambda p: sampling.sample_ddpm(p.net, p.schedule, p.shape, n_steps=4, generator=p.g),
     "sampling.sample_ddpm, learned": lambda p: sampling.sample_ddpm(p.learned, p.schedule, p.shape, variance="learned", generator=p.g),
@@ -562,6 +573,7 @@ WALKS = {
     "captions.write_captions": lambda p: captions.write_captions(p.rows(), generator=p.g),
     "captions.check_attributes": lambda p: captions.check_attributes(p.rows()),
     "captions.caption_fits": lambda p: captions.caption_fits(["a bold two", "a one"], p.rows()),
+    "captions.check_tokens": lambda p: captions.check_tokens(p.text[1], len(p.text[0])),
     "captions.Tokenizer": lambda p: p.text[0].decode(p.text[1]),
     "clip.TextEncoder": lambda p: p.text[2](p.text[1]),
     "clip.CLIP": lambda p: (lambda model, words, tokens: (model.encode_images(p.x), model.encode_texts(tokens)))(*clip_model(p)),
@@ -653,6 +665,8 @@ WALKS = {
     "convert.unet_to_diffusers": through_diffusers,
     "runs.save_checkpoint": checkpoint,
     "runs.train": whole_run,
+    "runs.same_betas": lambda p: runs.same_betas(p.schedule.exact_betas, p.schedule.exact_betas),
+    "runs.schedule_name": lambda p: runs.schedule_name(p.schedule),
     "runs.describe_data": lambda p: runs.describe_data(p.x),
     "processes.Processes": lambda p: (
         lambda n: [weights_of(n.wrap(p.net)), n.share(p.x), n.mean(p.x), n.gather(p.x)]
@@ -669,6 +683,9 @@ WALKS = {
     "checks.check_range": lambda p: checks.check_range("x", p.x),
     "checks.check_images": lambda p: checks.check_images("x", p.x),
     "checks.call_model": lambda p: checks.call_model(p.net, p.x, p.t),
+    "checks.call_same_shape": lambda p: checks.call_same_shape(p.net, p.x, p.t),
+    "checks.check_numbers": lambda p: [checks.check_numbers("share", v, p.x) for v in (0.5, p.t, p.t.cpu())],
+    "checks.check_kept": lambda p: checks.check_kept(p.t, T - 1),
     "checks.check_taken": lambda p: checks.check_taken(p.net, p.shape[1:], p.x.dtype),
     "checks.check_told": lambda p: checks.check_told(p.classy, "class"),
     "checks.check_trainable": lambda p: checks.check_trainable(p.net, p.schedule),
@@ -694,13 +711,13 @@ NOT_WALKED = [
     "schedules.sigmoid_betas", "schedules.make_schedule", "unet.Downsample", "unet.Upsample", "unet.group_norm",
     "unet.zero_init", "unet.ResBlock", "unet.SelfAttention", "unet.Level", "unet.make_unet", "unet.join_projections",
     "unet.is_plain", "unet.faster_on_cpu", "unet.down_path", "unet.up_path", "unet.level_sizes", "data.load_digits", "data.load_dataset", "data.load_images",
-    "data.mix_seeds", "data.epoch_order", "training.TrainConfig", "training.lr_factor", "training.make_optimizer",
-    "training.OneProcess", "training.own_streams", "training.seed_dropout", "training.Watcher",
+    "data.mix_seeds", "data.describe_images", "data.epoch_order", "training.TrainConfig", "training.lr_factor", "training.make_optimizer",
+    "training.OneProcess", "checks.own_streams", "training.seed_dropout", "training.Watcher",
     "training.TrainResult", "sampling.respaced_steps", "evaluation.BitsPerDim", "evaluation.save_classifier",
     "evaluation.load_classifier", "evaluation.ClassifierReport", "evaluation.verdict", "evaluation.inception_fid",
     "results.Yardstick", "results.read_results", "improved.learns_variance", "vae.make_mlp", "gan.GANResult",
     "captions.Strokes", "captions.CaptionRule", "captions.split_words", "captions.read_captions",
-    "captions.fit_tokenizer", "captions.check_prompts", "clip.TextBlock", "clip.ImageEncoder", "clip.make_clip",
+    "captions.fit_tokenizer", "captions.check_prompts", "captions.check_texts", "clip.TextBlock", "clip.ImageEncoder", "clip.make_clip",
     "clip.decay_groups", "conditioning.CrossAttention", "conditioning.SpatialTransformer", "conditioning.TextLevel",
     "latent.PlainBlock", "progress.show_progress", "texts.all_scenes", "texts.Shapes", "texts.split_scenes",
     "texts.read_metadata", "texts.CaptionedFolder", "texts.merge_pair", "texts.learn_merges", "texts.cut_word",
@@ -712,7 +729,8 @@ NOT_WALKED = [
     "checks.assert_refused", "checks.check_kind", "checks.check_bool", "checks.check_choice", "checks.check_int",
     "checks.check_number", "checks.check_limit", "checks.check_fields", "checks.check_generator", "checks.split_generator",
     "checks.check_schedule", "checks.check_callable", "checks.check_callback", "checks.check_model", "files.check_path", "checks.check_gradients",
-    "checks.check_batch_size", "checks.check_fit", "checks.pick_precision", "checks.fact_of",
+    "checks.check_batch_size", "checks.check_place", "checks.check_fit", "precision.pick_precision", "checks.fact_of",
+    "precision.MixedPrecision",  # with `fit`
     "checks.check_labels",  # `data.check_labels`
     "checks.spared_streams", "data.image_of", "data.is_mirrored",  # `data.check_data`, and `train` for the last
     # reads and writes files, words and options; what of it holds tensors is walked with `train`, `load_parts` and `load_pretrained`
@@ -720,10 +738,10 @@ NOT_WALKED = [
     "files.replaced_file", "files.write_json", "files.read_json", "files.checksum", "files.read_sealed", "files.find_model",
     "files.check_writable", "files.refuse_foreign_folder", "files.check_card", "files.model_card", "files.plan_module", "files.save_parts", "files.read_config", "files.Pretrained",
     "hub.save_pretrained", "hub.describe_model",
-    "pictures.read_picture", "pictures.list_pictures", "pictures.find_parts", "pictures.FolderDataset", "pictures.load_folder",
+    "pictures.to_mode", "pictures.Listing", "pictures.list_folder", "pictures.check_white", "pictures.read_picture", "pictures.list_pictures", "pictures.find_parts", "pictures.FolderDataset", "pictures.load_folder",
     "pictures.load_torchvision",
-    "runs.load_trainer_state", "runs.refuse_difference", "runs.read_checkpoint", "runs.load_checkpoint", "runs.TrainLog",
-    "runs.read_log", "runs.prepare_run", "runs.refuse_other_run", "runs.read_settings", "runs.Checkpoints", "runs.Interrupted",
+    "runs.load_trainer_state", "runs.refuse_difference", "runs.read_checkpoint", "runs.load_checkpoint", "runs.list_checkpoints", "runs.comparable_facts", "runs.pick_loss", "runs.TrainLog",
+    "runs.read_log", "runs.prepare_run", "runs.refuse_other_run", "runs.refuse_other_config", "runs.read_settings", "runs.Checkpoints", "runs.Interrupted",
     "runs.StopSignals", "runs.TensorBoard",
     "convert.diffusers_names", "convert.unet_from_diffusers", "convert.options_from_scheduler",
     "plots.new_figure", "plots.Html", "plots.touchable", "fast.keep_freed_memory",
@@ -731,7 +749,7 @@ NOT_WALKED = [
 WALKED_MODULES = [
     "gaussian", "forward", "elbo", "schedules", "bound", "embeddings", "unet", "data", "training", "sampling",
     "evaluation", "results", "improved", "scores", "vae", "gan", "captions", "clip", "conditioning", "latent",
-    "pipeline", "flows", "texts", "checks", "cli", "convert", "fast", "files", "hub", "pictures", "plots", "processes", "progress", "runs",
+    "pipeline", "flows", "texts", "checks", "cli", "convert", "fast", "files", "hub", "pictures", "plots", "processes", "progress", "precision", "runs",
 ]
 
 

@@ -28,6 +28,7 @@ from ddpm_nb.hub import (
     load_pretrained,
     save_pretrained,
 )
+from ddpm_nb.runs import schedule_name
 from ddpm_nb.sampling import sample_ddim
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.unet import ResNetBaseline, UNet, make_unet
@@ -105,11 +106,11 @@ def test_a_model_can_be_trained_on_after_loading(saved):
 def test_the_name_of_a_schedule_is_found_from_its_variances(network, schedule, tmp_path):
     odd = schedule.exact_betas.clone()
     odd *= 1 + 1e-14 * torch.arange(len(odd))  # another processor's last bits
-    assert hub._schedule_name(type(schedule)(odd)) == "cosine"
+    assert schedule_name(type(schedule)(odd)) == "cosine"
     odd[5] *= 1.001
-    assert hub._schedule_name(type(schedule)(odd)) is None
+    assert schedule_name(type(schedule)(odd)) is None
     for path in SHIPPED.iterdir():
-        assert hub._schedule_name(load_pretrained(path)[1]) == describe_model(path)["facts"]["schedule"] == "cosine"
+        assert schedule_name(load_pretrained(path)[1]) == describe_model(path)["facts"]["schedule"] == "cosine"
 
 
 # the objective

@@ -14,6 +14,7 @@ import tarfile
 import threading
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -871,7 +872,7 @@ def test_what_is_read_one_by_one_or_too_large_is_not_kept(tmp_path, counted, mon
     assert data._kept is not None and pickle.loads(pickle.dumps(data))._kept is None
     data.read(0)
     assert data._kept is None and data.images().equal(FolderDataset(tmp_path, 8).images())
-    few = pictures._list_folder(tmp_path)._replace(most_bytes=2 * 3 * 64 - 1)
+    few = replace(pictures.list_folder(tmp_path), most_bytes=2 * 3 * 64 - 1)
     assert FolderDataset(few, 8)._kept is None and FolderDataset(few, 8, grey=True)._kept is not None
     counted.clear()
     load_dataset("folder", root=few, image_size=8, in_memory=True)  # which is asked for, however large

@@ -98,11 +98,11 @@ def test_sharded_training_is_refused(monkeypatch):
 
 def test_a_network_that_is_elsewhere_is_refused_in_words(tmp_path, monkeypatch):
     """Alone it would train where it is, with no word of the GPU; of several, torch would speak of its own arguments."""
-    words = "model must be on the processes' device, cuda, not cpu; move it there: model.to(processes.device)"
+    words = "model must be on the processes' device, cuda; it is on cpu"
     refuses(lambda: run(processes=Processes("cuda"), out=tmp_path / "run"), words)
     assert not (tmp_path / "run").exists()
     second = Processes("cuda")
     second.device, second.n = torch.device("cuda", 1), 2
-    refuses(lambda: second.wrap(tiny_unet()), "the processes' device, cuda:1, not cpu")
+    refuses(lambda: second.wrap(tiny_unet()), "the processes' device, cuda:1; it is on cpu")
     on_meta = tiny_unet().to("meta")
-    refuses(lambda: Processes("cpu").wrap(on_meta), "the processes' device, cpu, not meta")
+    refuses(lambda: Processes("cpu").wrap(on_meta), "the processes' device, cpu; it is on meta")

@@ -436,6 +436,17 @@ def test_no_function_reads_its_arguments_from_the_frame():
     none(calls)
 
 
+def test_a_private_name_stays_in_its_module():
+    """What another module needs is public where it is defined, with its parameters told, or is a method of what both hold."""
+    taken = []
+    for path in sorted([*(ROOT / "ddpm_nb").glob("*.py"), *(ROOT / "studies").glob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            ours = isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ddpm_nb"))
+            names = [alias.name for alias in node.names] if ours else []
+            taken += [f"{path.name}: {name} of {node.module}" for name in names if name.startswith("_")]
+    none(taken)
+
+
 @pytest.mark.parametrize(
     "words", ["that is no run's and would be replaced", "already holds a run", "whole numbers in 0..{n_classes", "clip_grad_norm_("]
 )

@@ -1172,7 +1172,7 @@ def test_float16_overflow_is_skipped_and_counted():
 
     def callback(trainer):
         if trainer.n_steps == 3:
-            trainer.scaler.update(2.0**60)
+            trainer.precision.scaler.update(2.0**60)
             before.extend(p.clone() for p in trainer.network.parameters())
         if trainer.n_steps == 4:
             assert all_equal(before, trainer.network.parameters())

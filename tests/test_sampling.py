@@ -180,7 +180,7 @@ STORED = {
 
 @pytest.mark.parametrize("name", STORED)
 def test_equal_seeds_give_the_pictures_of_the_first_edition(name):
-    """The sums agree to the last bit on one machine; 1e-7 is for other machines' sine and logarithm."""
+    """The sums agree to the last bit on one machine; 1e-7 is for other machines' sine and logarithm. The next test is exact on any."""
     schedule = make_schedule("linear", 1000, dtype=torch.float64)
     x_0 = torch.rand(SHAPE, generator=seeded(4), dtype=torch.float64) * 2 - 1
     mask = torch.rand(4, 4, generator=seeded(5)) < 0.5
@@ -198,7 +198,7 @@ def test_equal_seeds_give_the_pictures_of_the_first_edition(name):
 
 
 def test_the_flat_loop_is_the_sampler():
-    """Algorithm 2 along a short chain: step i of it is t for the network."""
+    """To the last bit. Algorithm 2 runs along a short chain, whose step i is t for the network; DDIM along the long one."""
     schedule, kept = make_schedule("cosine", 60), respaced_steps(60, 7)
     short, g = respace(schedule, kept), seeded(1)
     x = torch.randn(SHAPE, generator=g)
@@ -208,6 +208,10 @@ def test_the_flat_loop_is_the_sampler():
     assert x.equal(sample_ddpm(network, schedule, SHAPE, n_steps=7, generator=seeded(1)))
     asked = lambda x, i: network(x, torch.tensor(kept[::-1])[i])  # the chain's own names
     assert p_sample(asked, short, before, 0)[0].equal(x)
+    x = torch.randn(SHAPE, generator=seeded(2))
+    for t, t_prev in zip(kept, [*kept[1:], -1], strict=True):
+        x, _ = ddim_step(schedule, x, t, t_prev, network(x, torch.full((3,), t)))
+    assert x.equal(sample_ddim(network, schedule, SHAPE, n_steps=7, generator=seeded(2)))
 
 
 def test_the_walk_counts_down_and_reports():

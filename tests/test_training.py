@@ -29,7 +29,7 @@ from training_helpers import (
 )
 
 from conftest import refuses
-from ddpm_nb import runs, training
+from ddpm_nb import training
 from ddpm_nb.data import train_batches
 from ddpm_nb.elbo import simple_loss
 from ddpm_nb.forward import NoiseSchedule
@@ -537,10 +537,3 @@ def test_bad_settings_are_refused():
     assert TrainConfig(grad_clip=math.inf).grad_clip == math.inf
     with pytest.raises(FrozenInstanceError):
         QUICK.lr = 1.0
-
-
-def test_train_is_found_in_the_module_that_had_it_first():
-    """Programs of the first edition import it from here; it is the one that keeps a run in a folder."""
-    assert training.train is runs.train
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        training.trian  # noqa: B018

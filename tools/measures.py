@@ -38,15 +38,15 @@ PURPOSES = {
         trainer_state load_trainer_state save_checkpoint _remove_old _score read_checkpoint
         load_checkpoint TrainLog _last_good _append read_log prepare_run refuse_other_run
         read_settings _write_settings _write_model _remove_newer Checkpoints StageCheckpoints
-        _layout _read_found _download_manners _download load_torchvision _from_torchvision
-        _to_mode read_picture list_pictures _find_classes _report _read_all _scan
+        Listing _layout _read_found _download_manners _download load_torchvision _from_torchvision
+        read_picture list_pictures _find_classes _scan
         FolderDataset _existing_folder load_folder _from_dataset _Pairs _load
         read_metadata _read_jsonl _read_csv _read_texts _read_part _settings
         TextToImage.from_pretrained to_parts TextToImage.save_pretrained _from_parts
         save_classifier load_classifier
     """,
     "process": """
-        pick_precision Interrupted StopSignals OneProcess seed_dropout own_streams spared_streams
+        pick_precision MixedPrecision _check_processes Interrupted StopSignals OneProcess seed_dropout own_streams spared_streams
         _global_streams _load_streams _interrupted _add_gradients
     """,
     "cpu form": """
@@ -71,6 +71,7 @@ SUBJECTS = {
     "runs": "disk",
     "processes": "process",
     "progress": "process",
+    "precision": "process",
 }
 SILENT = ast.expr_context  # says of a name only whether it is read or written
 TAGS = {name: purpose for purpose, names in PURPOSES.items() for name in names.split()}

@@ -32,6 +32,7 @@ FREE = {
     "plots",
     "files",
     "progress",
+    "precision",
 }  # every chapter may use them, and they use nothing but each other
 EARLY = {
     ("data", "load_images"),
@@ -41,8 +42,7 @@ EARLY = {
 LATE = {
     "__init__",  # loads what is asked for
     "cli",  # loads PyTorch once the options are read
-    "data",  # `load_dataset("folder")` and names that moved to `pictures`
-    "training",  # names that moved to `runs`
+    "data",  # `load_dataset("folder")`
     "captions",  # a stored tokenizer may be one of chapter 29
 }  # modules that import others while they run, by name
 LONGEST, LONGEST_DEFINITION, WIDEST = 30, 45, 100
