@@ -115,10 +115,10 @@ def _velocity_and_divergence(model, schedule, x, t, probes):
     exact = probes is None
     if exact:  # the unit vectors, one after the other
         probes = torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:])
-    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         u = flow_velocity(model, schedule, x, t)
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for i, e in enumerate(probes):
             more = i < len(probes) - 1  # the graph is needed again
             (row,) = torch.autograd.grad(u, x, e.expand_as(x), retain_graph=more)  # e^T (du/dx)
