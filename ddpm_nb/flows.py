@@ -40,16 +40,23 @@ def flow_matching_loss(
     if t is None:
         where = x_0.device if generator is None else generator.device
         t = torch.rand(len(x_0), generator=generator, device=where, dtype=x_0.dtype).to(x_0)
-    elif check_floating("t", t).shape != (len(x_0),) or bool(((t < 0) | (t > 1)).any()):
-        raise ValueError(f"t must have shape ({len(x_0)},) and values in [0, 1]; got {t}")
+    else:
+        outside = (check_floating("t", t) < 0) | (t > 1)
+        if t.shape != (len(x_0),) or bool(outside.any()):
+            raise ValueError(f"t must have shape ({len(x_0)},) and values in [0, 1]; got {t}")
+    if eps is None:
+        eps = randn(x_0.shape, **source)
+    check_same_shape("eps", check_floating("eps", eps), "x_0", x_0)
     t = t.to(x_0)
-    eps = randn(x_0.shape, **source) if eps is None else check_floating("eps", eps)
-    check_same_shape("eps", eps, "x_0", x_0)
-    share = t.view(-1, *[1] * (x_0.ndim - 1))
-    output = call_model(model, (1 - share) * x_0 + share * eps, t)
+    share = t.view(-1, *[1] * (x_0.ndim - 1))  # (B, 1, ...), of the noise
+    x_t = (1 - share) * x_0 + share * eps
+    output = call_model(model, x_t, t)
     check_same_shape("the model's output", output, "x_0", x_0)
-    error = (output - (eps - x_0)).square()
-    return error.mean() if reduction == "mean" else error.flatten(1).mean(1)
+    target = eps - x_0
+    error = (output - target).square()
+    if reduction == "mean":
+        return error.mean()
+    return error.flatten(1).mean(1)
 
 # %% ../nbs/15_flow_matching.ipynb #flow-times
 def flow_times(
@@ -66,15 +73,18 @@ def _per_image(name, value, x, high=float("inf")):
     value = check_numbers(name, value, check_floating("x", x))
     inside = (value > 0) & (value <= high) & value.isfinite()
     if value.shape not in ((), (len(x),)) or not bool(inside.all()):
-        limits = f"in (0, {high:g}{']' if high < float('inf') else ')'}"
+        end = "]" if high < float("inf") else ")"
+        limits = f"in (0, {high:g}{end}"
         raise ValueError(f"{name} must be one number or ({len(x)},), {limits}; got {value}")
-    return value.expand(len(x)).view(-1, *[1] * (x.ndim - 1))
+    shape = (-1, *[1] * (x.ndim - 1))
+    return value.expand(len(x)).view(shape)
 
 
 def _nearest_level(schedule, log_sigma):
     """Find the index of the level whose ln sigma is nearest; (B,)."""
-    levels = -0.5 * schedule.log_snr  # rising
-    found = torch.bucketize(log_sigma.to(levels), (levels[1:] + levels[:-1]) / 2)
+    levels = -0.5 * schedule.log_snr  # (T,) rising
+    middles = (levels[1:] + levels[:-1]) / 2  # between them the nearest level is one
+    found = torch.bucketize(log_sigma.to(levels), middles)
     return found.to(log_sigma.device)
 
 # %% ../nbs/15_flow_matching.ipynb #velocity-from-eps
@@ -91,10 +101,11 @@ def velocity_from_eps(
     least = float(signal) / (float(signal) + float(noise))  # 1 - t of the last level
 
     def velocity(x, t):
-        t = _per_image("t", t, x, 1)
-        level = _nearest_level(schedule, torch.logit(t.flatten()))
+        t = _per_image("t", t, x, 1)  # (B, 1, ...)
+        level = _nearest_level(schedule, torch.logit(t.flatten()))  # (B,)
         rest = (1 - t).clamp(min=least)  # t = 1: the last level
-        eps_hat = call_same_shape(model, x / (rest**2 + t**2).sqrt(), level)
+        length = (rest**2 + t**2).sqrt()
+        eps_hat = call_same_shape(model, x / length, level)  # from the chord to the arc
         x_0_hat = (x - t * eps_hat) / rest
         if clip_x_0:
             x_0_hat = x_0_hat.clamp(-1, 1)
@@ -111,29 +122,38 @@ def eps_from_velocity(
     check_model(model, schedule)
 
     def predict(x_t, t):
-        t = check_timesteps(t, schedule.n_steps, len(check_floating("x_t", x_t)))
+        check_floating("x_t", x_t)
+        t = check_timesteps(t, schedule.n_steps, len(x_t))
         t = torch.as_tensor(t, device=x_t.device).expand(len(x_t))
-        time = extract(flow_times(schedule), t, x_t.ndim).to(x_t)
-        x = x_t * ((1 - time) ** 2 + time**2).sqrt()  # from the arc to the chord
-        return x + (1 - time) * call_same_shape(model, x, time.flatten())
+        time = extract(flow_times(schedule), t, x_t.ndim).to(x_t)  # (B, 1, ...)
+        length = ((1 - time) ** 2 + time**2).sqrt()
+        x = x_t * length  # from the arc to the chord
+        v = call_same_shape(model, x, time.flatten())
+        return x + (1 - time) * v
 
     return predict
 
 # %% ../nbs/15_flow_matching.ipynb #check-falling
 def _check_falling(name, nodes, n_steps, high=float("inf")):
     """Refuse nodes that are not n_steps + 1 falling numbers from at most `high` to at least 0."""
-    check_floating(name, nodes)
-    falls = nodes.shape == (n_steps + 1,) and bool((nodes.diff() < 0).all())
+    n_nodes = n_steps + 1
+    fits = check_floating(name, nodes).shape == (n_nodes,)
+    falls = fits and bool((nodes.diff() < 0).all())
     if not falls or nodes[0] > high or nodes[-1] < 0:
-        limits = f"{n_steps + 1} falling numbers from at most {high:g} to at least 0"
+        limits = f"{n_nodes} falling numbers from at most {high:g} to at least 0"
         raise ValueError(f"{name} must be {limits}; got {nodes}")
 
 
 def _place(model, x_T, device):
     """Return an empty tensor where to sample: on `device`, or with the network, or with x_T."""
-    weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    first = next(iter(weights), x_T)
-    return torch.empty(0, device=getattr(first, "device", None) if device is None else device)
+    weights = [*model.parameters()] if isinstance(model, torch.nn.Module) else []
+    if device is not None:
+        return torch.empty(0, device=device)
+    if weights:
+        return torch.empty(0, device=weights[0].device)
+    if isinstance(x_T, Tensor):
+        return torch.empty(0, device=x_T.device)
+    return torch.empty(0)
 
 # %% ../nbs/15_flow_matching.ipynb #sample-flow
 def sample_flow(
@@ -180,9 +200,11 @@ def logit_normal_times(
     generator: torch.Generator | None = None,  # source of randomness
 ) -> Tensor:
     """Draw times in (0, 1) whose logit is normal (Esser et al. 2024); (n,)."""
+    mean = check_number("mean", mean)
     std = check_number("std", std, 0, open_low=True)
-    z = randn((check_int("n", n),), generator=check_generator(generator))
-    return torch.sigmoid(check_number("mean", mean) + std * z)
+    n = check_int("n", n)
+    z = randn((n,), generator=check_generator(generator))
+    return torch.sigmoid(mean + std * z)
 
 # %% ../nbs/15_flow_matching.ipynb #straightness
 def straightness(
@@ -194,14 +216,19 @@ def straightness(
     """Measure how far paths are from straight lines at constant speed (Liu et al. 2023)."""
     check_callable("model", model, "model(x, t)")
     x = check_clean_batch(x_T, "x_T")
-    speeds = []
     n_steps = check_int("n_steps", n_steps)
+    speeds = []
     with torch.no_grad():
         for i in range(n_steps):
             t = x.new_full((len(x),), 1 - i / n_steps)
-            speeds.append(call_same_shape(model, x, t))
-            x = x - speeds[-1] / n_steps
-    gaps = [(x_T - x - v).square().flatten(1).sum(1).mean() for v in speeds]
+            v = call_same_shape(model, x, t)
+            speeds.append(v)
+            x = x - v / n_steps
+    chord = x_T - x
+    gaps = []
+    for v in speeds:
+        square = (chord - v).square().flatten(1).sum(1)  # (B,)
+        gaps.append(square.mean())
     return float(torch.stack(gaps).mean())
 
 # %% ../nbs/15_flow_matching.ipynb #edm-denoiser
@@ -216,15 +243,16 @@ def edm_denoiser(
     check_bool("clip_x_0", clip_x_0)
 
     def denoise(x, sigma):
-        sigma = _per_image("sigma", sigma, x)
-        level = _nearest_level(schedule, sigma.flatten().log())
-        eps_hat = call_same_shape(model, x / (1 + sigma**2).sqrt(), level)
+        sigma = _per_image("sigma", sigma, x)  # (B, 1, ...)
+        level = _nearest_level(schedule, sigma.flatten().log())  # (B,)
+        length = (1 + sigma**2).sqrt()
+        eps_hat = call_same_shape(model, x / length, level)
         x_0_hat = x - sigma * eps_hat
         return x_0_hat.clamp(-1, 1) if clip_x_0 else x_0_hat
 
     return denoise
 
-
+# %% ../nbs/15_flow_matching.ipynb #edm-preconditioning
 def edm_preconditioning(
     sigma: Tensor,  # noise levels above 0, any shape
     sigma_data: float = 0.5,  # standard deviation of the data, above 0
@@ -234,7 +262,11 @@ def edm_preconditioning(
         raise ValueError(f"sigma must be above 0; got {sigma}")
     data = check_number("sigma_data", sigma_data, 0, open_low=True)
     total = sigma**2 + data**2  # variance of x
-    return data**2 / total, sigma * data / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4
+    c_skip = data**2 / total
+    c_out = sigma * data / total.sqrt()
+    c_in = 1 / total.sqrt()
+    c_noise = sigma.log() / 4
+    return c_skip, c_out, c_in, c_noise
 
 # %% ../nbs/15_flow_matching.ipynb #karras-sigmas
 def karras_sigmas(
@@ -245,12 +277,15 @@ def karras_sigmas(
     rho: float = 7.0,  # at least 1; 1: even steps, large: even in ln(sigma)
 ) -> Tensor:
     """Space noise levels evenly in sigma^(1/rho), then 0; (n_steps + 1,) (Karras et al. 2022)."""
-    n_steps, rho = check_int("n_steps", n_steps), check_number("rho", rho, 1)
+    n_steps = check_int("n_steps", n_steps)
+    rho = check_number("rho", rho, 1)
     low = check_number("sigma_min", sigma_min, 0, open_low=True)
     high = check_number("sigma_max", sigma_max, low, open_low=True)
-    ends = high ** (1 / rho), low ** (1 / rho)
-    levels = torch.linspace(*ends, n_steps, dtype=torch.float64) ** rho
-    return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+    first = high ** (1 / rho)
+    last = low ** (1 / rho)
+    levels = torch.linspace(first, last, n_steps, dtype=torch.float64) ** rho
+    zero = torch.zeros(1, dtype=torch.float64)
+    return torch.cat([levels, zero])
 
 # %% ../nbs/15_flow_matching.ipynb #sample-heun
 def sample_heun(
@@ -271,7 +306,8 @@ def sample_heun(
 
     def slope(x, sigma):
         shape = (-1, *[1] * (x.ndim - 1))
-        return (x - call_same_shape(denoiser, x, sigma)) / sigma.view(shape)
+        x_0_hat = call_same_shape(denoiser, x, sigma)
+        return (x - x_0_hat) / sigma.view(shape)
 
     x = start_noise(_place(denoiser, x_T, device), shape, x_T, generator) * float(sigmas[0])
     return _solve(slope, x, sigmas.tolist(), True)

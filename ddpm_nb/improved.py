@@ -9,7 +9,6 @@ __all__ = ['LOSS_WEIGHTS', 'optimal_variances', 'learns_variance', 'step_bits', 
 # %% ../nbs/13_improved.ipynb #imports
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,17 +38,22 @@ def optimal_variances(
     def model(x_t, t):
         with torch.inference_mode(False), torch.enable_grad():  # samplers switch gradients off
             x = check_floating("x_t", x_t).clone().double().requires_grad_()
-            eps_hat = denoiser(x, t)
-            grad = partial(torch.autograd.grad, inputs=x, retain_graph=True)
-            slopes = [grad(part.sum())[0][:, i] for i, part in enumerate(eps_hat.T)]
-        noise = extract(schedule.sqrt_one_minus_alpha_bars, t, 2)
-        doubt = (1 - noise * torch.stack(slopes, 1)) / extract(schedule.snr, t, 2)
+            eps_hat = denoiser(x, t)  # (B, d)
+            slopes = torch.zeros_like(x)  # d eps_hat_i / d x_i
+            for i in range(x.shape[1]):  # no point of the batch feels another: add them up
+                (gradient,) = torch.autograd.grad(eps_hat[:, i].sum(), x, retain_graph=True)
+                slopes[:, i] = gradient[:, i]
+        noise = extract(schedule.sqrt_one_minus_alpha_bars, t, 2)  # (B, 1)
+        snr = extract(schedule.snr, t, 2)
+        doubt = (1 - noise * slopes) / snr  # (B, d), Var(x_0 | x_t)
         share = extract(schedule.posterior_coef_x_0, t, 2).square()
-        best = extract(schedule.posterior_variance, t, 2) + share * doubt  # (B, d)
+        known = extract(schedule.posterior_variance, t, 2)  # if x_0 were known
+        best = known + share * doubt  # (B, d)
         low = extract(schedule.posterior_log_variance, t, 2)
         high = extract(schedule.betas.log(), t, 2)
         gap = high - low  # 0 where both choices round to one number: then any v will do
-        v = torch.where(gap > 0, 2 * (best.log() - low) / gap - 1, 0.0)
+        place = 2 * (best.log() - low) / gap - 1  # -1 at the low choice, 1 at the high
+        v = torch.where(gap > 0, place, 0.0)
         return torch.cat([eps_hat.detach(), v], 1).to(x_t.dtype)
 
     return model
@@ -60,7 +64,8 @@ def learns_variance(
 ) -> bool:
     """Tell whether a network returns the noise and v: twice the channels of its images."""
     config = getattr(network, "config", {})
-    return config.get("out_channels") == 2 * config.get("in_channels", 0)
+    n_in = config.get("in_channels", 0)
+    return config.get("out_channels") == 2 * n_in
 
 # %% ../nbs/13_improved.ipynb #step-bits
 def step_bits(
@@ -79,8 +84,9 @@ def step_bits(
     true_mean, _, true_log_variance = q_posterior(schedule, x_0, x_t, t)
     divergence = normal_kl(true_mean, true_log_variance, mean, log_variance)
     decoder = -decoder_log_likelihood(x_0, mean, log_variance, n_levels)
-    is_last = torch.as_tensor(t == 0, device=x_0.device).reshape(-1, *[1] * (x_0.ndim - 1))
-    nats = torch.where(is_last, decoder, divergence)
+    per_image = (-1, *[1] * (x_0.ndim - 1))  # (B, 1, ...)
+    is_last = torch.as_tensor(t == 0, device=x_0.device).reshape(per_image)
+    nats = torch.where(is_last, decoder, divergence)  # (B, C, ...)
     return nats.flatten(1).mean(1) / math.log(2)
 
 # %% ../nbs/13_improved.ipynb #hybrid-loss
@@ -128,9 +134,11 @@ def respaced_model(
     rising = torch.tensor(sorted({*check_kept(kept)}))
 
     def short(x_t, i):
-        i = check_timesteps(i, len(rising), len(check_floating("x_t", x_t)))
-        i = torch.as_tensor(i, device=x_t.device).expand(len(x_t)).long()
-        return call_model(model, x_t, rising.to(i.device)[i])
+        check_floating("x_t", x_t)
+        i = check_timesteps(i, len(rising), len(x_t))
+        i = torch.as_tensor(i, device=x_t.device).expand(len(x_t)).long()  # (B,)
+        t = rising.to(i.device)[i]
+        return call_model(model, x_t, t)
 
     return short
 
@@ -146,8 +154,9 @@ class LossHistory:
         uniform: float = 0.001,  # share of the draws that stay uniform, in [0, 1]
     ):
         self.uniform = check_number("uniform", uniform, 0, 1)
-        shape = (check_int("n_steps", n_steps), check_int("n_kept", n_kept))
-        self.losses = torch.zeros(shape, dtype=torch.float64)
+        check_int("n_steps", n_steps)
+        check_int("n_kept", n_kept)
+        self.losses = torch.zeros(n_steps, n_kept, dtype=torch.float64)
         self.counts = torch.zeros(n_steps, dtype=torch.long)
 
     def probabilities(self) -> Tensor:
@@ -155,21 +164,25 @@ class LossHistory:
         n_steps, n_kept = self.losses.shape
         if self.counts.min() < n_kept:
             return torch.full((n_steps,), 1 / n_steps, dtype=torch.float64)
-        size = self.losses.square().mean(1).sqrt()
-        return (1 - self.uniform) * size / size.sum() + self.uniform / n_steps
+        size = self.losses.square().mean(1).sqrt()  # (T,)
+        by_size = (1 - self.uniform) * size / size.sum()
+        return by_size + self.uniform / n_steps
 
     def draw(self, n: int, generator=None) -> tuple[Tensor, Tensor]:
         """Draw n steps, and the weights 1 / (T p_t) that keep the mean of a loss; (n,) each."""
         p = self.probabilities()
         t = draw_categories(p, check_int("n", n), generator)
-        return t, (1 / (len(p) * p[t])).float()
+        weights = 1 / (len(p) * p[t])
+        return t, weights.float()
 
     def update(self, t: Tensor, losses: Tensor):
         """Remember the losses (B,), not weighted, of the steps t (B,)."""
         check_same_shape("t", t, "losses", check_floating("losses", losses))
         check_timesteps(t, len(self.counts), len(t))
+        n_kept = self.losses.shape[1]
         for step, loss in zip(t.tolist(), losses.tolist(), strict=True):
-            self.losses[step, self.counts[step] % self.losses.shape[1]] = loss  # over the oldest
+            oldest = self.counts[step] % n_kept
+            self.losses[step, oldest] = loss
             self.counts[step] += 1
 
 # %% ../nbs/13_improved.ipynb #loss-weights
@@ -233,8 +246,10 @@ def zero_terminal_snr(
 ) -> Tensor:
     """Shift and stretch sqrt(alpha_bar) to end at 0 (Lin et al., Algorithm 1); alpha_bars (T,)."""
     check_schedule(schedule)
-    root = torch.log1p(-schedule.exact_betas).cumsum(0).div(2).exp()  # sqrt(alpha_bar), float64
     # the first step keeps its signal, the last loses it: there must be two
     check_int("schedule.n_steps", schedule.n_steps, 2)
+    log_alpha_bars = torch.log1p(-schedule.exact_betas).cumsum(0)  # (T,) float64
+    root = log_alpha_bars.div(2).exp()  # sqrt(alpha_bar)
     first, last = root[0], root[-1]
-    return ((root - last) * first / (first - last)).square()
+    stretched = (root - last) * first / (first - last)
+    return stretched.square()

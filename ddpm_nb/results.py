@@ -50,8 +50,8 @@ def train_variant(
     objective, weighting = facts["objective"], facts["weighting"]
     config = replace(config, objective=objective, weighting=weighting)
     schedule = make_schedule(facts["schedule"], n_steps).to(images.device)
-    kept = {}
     wanted = {check_int("snapshots", i, 1, config.n_iterations) for i in snapshots}
+    kept = {}  # iteration: the network of that moment, as a predictor of noise
 
     def keep(trainer):
         if trainer.n_steps in wanted:
@@ -83,11 +83,13 @@ def measure_bound(
 ) -> tuple[dict, BitsPerDim]:
     """Measure the bound on held-out images; return the row of a table, and the parts."""
     check_int("n_images", n_images, 2, len(yardstick.held_out))
-    options = {"n_levels": yardstick.n_levels, "batch_size": batch_size, "generator": seeded(seed)}
-    bits = bits_per_dim(model, schedule, yardstick.held_out[:n_images], **options)
+    images = yardstick.held_out[:n_images]
+    options = {"n_levels": yardstick.n_levels, "batch_size": batch_size}
+    bits = bits_per_dim(model, schedule, images, generator=seeded(seed), **options)
     row = {"bits/dim": bits.mean, "stderr": bits.stderr, "n": bits.n_images}
     for name in ("prior", "kl", "decoder"):
-        row[name] = float(getattr(bits.terms, name).double().sum() / n_images)
+        part = getattr(bits.terms, name)  # (n_images,), and (n_images, T - 1) for kl
+        row[name] = float(part.double().sum() / n_images)
     return row, bits
 
 # %% ../nbs/12_results.ipynb #measure-images
@@ -96,7 +98,7 @@ def measure_images(
     yardstick: Yardstick,  # what to measure with
 ) -> dict:
     """Measure images: two distances from the training images, and what the classifier says."""
-    found = classifier_features(yardstick.classifier, images)
+    found = classifier_features(yardstick.classifier, images)  # (N, D)
     row = {}
     for name, distance in {"frechet": frechet_distance, "kernel": kernel_distance}.items():
         value, error = distance_with_error(distance, yardstick.reference, found)
@@ -120,10 +122,14 @@ def measure_samples(
     """Draw samples and measure them; return the row of a table, and the samples."""
     check_int("n_samples", n_samples, 10)
     check_int("batch_size", batch_size)
-    shape = yardstick.held_out.shape[1:]
-    sizes = [min(batch_size, n_samples - i) for i in range(0, n_samples, batch_size)]
-    options = {"n_steps": n_steps, "eta": eta, "generator": seeded(seed)}
-    samples = torch.cat([sample_ddim(model, schedule, (n, *shape), **options) for n in sizes])
+    shape = yardstick.held_out.shape[1:]  # (C, H, W)
+    options = {"n_steps": n_steps, "eta": eta, "generator": seeded(seed)}  # one source for all
+    batches = []
+    for start in range(0, n_samples, batch_size):
+        n = min(batch_size, n_samples - start)
+        batch = sample_ddim(model, schedule, (n, *shape), **options)
+        batches.append(batch)
+    samples = torch.cat(batches)
     row = {"n": n_samples, "steps": n_steps, "eta": eta}
     return row | measure_images(samples, yardstick), samples
 
@@ -133,11 +139,14 @@ def paired_difference(
     bits_2,  # N bounds of another on the same images with the same noise
 ) -> tuple[float, float]:
     """Return the mean of bits_1 - bits_2 and its standard error over the images."""
-    a, b = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (bits_1, bits_2))
+    a = torch.as_tensor(bits_1, dtype=torch.float64).cpu()
+    b = torch.as_tensor(bits_2, dtype=torch.float64).cpu()
     if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
         got = f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"bits_1 and bits_2 must be of one length, at least 2; got {got}")
-    return float((a - b).mean()), float((a - b).std() / math.sqrt(len(a)))
+    gaps = a - b  # (N,): what is hard for both networks cancels
+    error = gaps.std() / math.sqrt(len(gaps))
+    return float(gaps.mean()), float(error)
 
 # %% ../nbs/12_results.ipynb #read-results
 MEASURED = PACKAGE / "measured"

@@ -53,11 +53,14 @@ def langevin(
     check_model(model, schedule)
     check_generator(generator, len(check_floating("x", x)))
     step = check_number("step", step, 0, open_low=True)
-    h = step * schedule.one_minus_alpha_bars[check_int("t", t, 0, schedule.n_steps - 1)]
+    t = check_int("t", t, 0, schedule.n_steps - 1)
+    h = step * schedule.one_minus_alpha_bars[t]
+    like = {"device": x.device, "dtype": x.dtype}
     for _ in range(check_int("n_steps", n_steps)):
-        z = randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        z = randn(x.shape, generator=generator, **like)
         with torch.no_grad():
-            x = x + h * score(model, schedule, x, t) + (2 * h).sqrt() * z
+            uphill = h * score(model, schedule, x, t)
+            x = x + uphill + (2 * h).sqrt() * z
     return x
 
 # %% ../nbs/14_score.ipynb #flow-velocity
@@ -90,10 +93,12 @@ def sample_sde(
     like = {"device": x.device, "dtype": x.dtype}
     for t in show_progress(range(schedule.n_steps)[::-1], "sampling", progress):
         beta = schedule.betas[t]
-        s = score(model, schedule, x, t)
-        x = x + 0.5 * beta * x + 0.5 * (1 + gamma**2) * beta * s
+        growth = 0.5 * beta * x
+        pull = 0.5 * (1 + gamma**2) * beta * score(model, schedule, x, t)
+        x = x + growth + pull
         if t > 0 and gamma > 0:  # the last step reports its mean
-            x = x + gamma * beta.sqrt() * randn(x.shape, generator=generator, **like)
+            z = randn(x.shape, generator=generator, **like)
+            x = x + gamma * beta.sqrt() * z
     return x
 
 # %% ../nbs/14_score.ipynb #velocity-and-divergence
@@ -108,9 +113,12 @@ def _velocity_and_divergence(model, schedule, x, t, probes):
         u = flow_velocity(model, schedule, x, t)
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for i, e in enumerate(probes):
-            (row,) = torch.autograd.grad(u, x, e.expand_as(x), retain_graph=i < len(probes) - 1)
-            total += (row * e).flatten(1).sum(1)  # e^T (du/dx) e
-    return u.detach(), total if exact else total / len(probes)
+            more = i < len(probes) - 1  # the graph is needed again
+            (row,) = torch.autograd.grad(u, x, e.expand_as(x), retain_graph=more)  # e^T (du/dx)
+            product = row * e
+            total += product.flatten(1).sum(1)  # e^T (du/dx) e
+    divergence = total if exact else total / len(probes)
+    return u.detach(), divergence
 
 # %% ../nbs/14_score.ipynb #check-flow
 def _check_flow(schedule, x_0, n_steps, t, n_probes, generator):
@@ -120,15 +128,20 @@ def _check_flow(schedule, x_0, n_steps, t, n_probes, generator):
     last = schedule.n_steps - 1
     first = 0 if t is None else check_int("t", t, 0, last - 1)
     n_steps = check_int("n_steps", n_steps, 1, last - first)
-    rising = schedule_coefficients(schedule.exact_betas)["log_snr"][first:].flip(0)
-    wanted = torch.linspace(float(rising[-1]), float(rising[0]), n_steps + 1, dtype=rising.dtype)
-    # the nearest of the levels, found between the middles of neighbours
-    nodes = last - torch.bucketize(wanted, (rising[1:] + rising[:-1]) / 2).unique().flip(0)
+    log_snr = schedule_coefficients(schedule.exact_betas)["log_snr"]
+    rising = log_snr[first:].flip(0)
+    low, high = float(rising[0]), float(rising[-1])
+    wanted = torch.linspace(high, low, n_steps + 1, dtype=rising.dtype)
+    middles = (rising[1:] + rising[:-1]) / 2  # between them the nearest level is one
+    nearest = torch.bucketize(wanted, middles).unique()
+    nodes = (last - nearest.flip(0)).tolist()
     if n_probes is None:
-        return x_0.detach(), nodes.tolist(), None
+        return x_0.detach(), nodes, None
     options = {"generator": generator, "device": x_0.device}
-    coins = [randn(x_0.shape, **options) < 0 for _ in range(check_int("n_probes", n_probes))]
-    return x_0.detach(), nodes.tolist(), 1 - 2 * torch.stack(coins).to(x_0)  # signs
+    n_probes = check_int("n_probes", n_probes)
+    coins = [randn(x_0.shape, **options) < 0 for _ in range(n_probes)]
+    signs = 1 - 2 * torch.stack(coins).to(x_0)  # (n_probes, B, ...)
+    return x_0.detach(), nodes, signs
 
 # %% ../nbs/14_score.ipynb #flow-log-likelihood
 def flow_log_likelihood(
@@ -149,18 +162,22 @@ def flow_log_likelihood(
     clock = schedule_coefficients(schedule.exact_betas)["log_snr"] / 2
     d = x[0].numel()
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    if t is None:  # from sigma = 0 to the first level
+    if t is None:  # from sigma = 0 to the first level, with half of eps* there
         rest = schedule.one_minus_alpha_bars[0]
         x = schedule.sqrt_alpha_bars[0] * x
         u, spread = _velocity_and_divergence(model, schedule, x, 0, probes)
-        x = x - (u - rest * x) / 2
-        total += 0.5 * d * schedule.alpha_bars[0].double().log() - (spread - rest * d) / 2
+        pull = u - rest * x  # -sqrt(rest) eps*
+        pull_spread = spread - rest * d  # its divergence, (B,)
+        x = x - pull / 2
+        log_alpha_bar = schedule.alpha_bars[0].double().log()
+        total += 0.5 * d * log_alpha_bar - pull_spread / 2
     for here, after in show_progress([*pairwise(nodes)], "integrating", progress):
         h = clock[after] - clock[here]  # negative: towards the noise
         u, spread = _velocity_and_divergence(model, schedule, x, here, probes)
         step = h.to(x) * u
-        u_after, spread_after = _velocity_and_divergence(model, schedule, x + step, after, probes)
+        ahead = x + step
+        u_after, spread_after = _velocity_and_divergence(model, schedule, ahead, after, probes)
         x = x + (step + h.to(x) * u_after) / 2
         total += h * (spread + spread_after) / 2
-    square = x.double().square().flatten(1).sum(1)
+    square = x.double().square().flatten(1).sum(1)  # (B,)
     return total - 0.5 * (square + d * math.log(2 * math.pi))

@@ -7,7 +7,7 @@ Chapters: `words` of text (a formula counts as one word, code as none), of which
 in exercises and their solutions; `code` lines (neither blank nor only a comment) in all cells,
 again with those in exercises, and `shown` those that stand unfolded before them; `cells`; lines of the `longest` code cell; lines over 88 and 100
 columns; `figure`, the words before the first picture; `pairs`, in all code cells: the assignments of a tuple whose values are of
-different kinds, such as a call and a constant.
+different kinds, such as a call and a constant, or calls of different functions (see `are_alike`).
 
 Modules: `lines` of code; the median of syntax `nodes` a line in the bodies of functions;
 `comments` for 100 lines of these bodies; `private` and `public` functions and classes at the top
@@ -73,6 +73,7 @@ SUBJECTS = {
     "progress": "process",
     "precision": "process",
 }
+LIBRARIES = {"torch", "nn", "F", "math", "np", "random"}  # of these a function is called, not a method
 SILENT = ast.expr_context  # says of a name only whether it is read or written
 TAGS = {name: purpose for purpose, names in PURPOSES.items() for name in names.split()}
 WORDS_A_MINUTE, LINES_A_MINUTE = 180, 25  # of somebody who reads text and skims code
@@ -201,15 +202,41 @@ def early_references(trees):
     return count
 
 
-def count_pairs(source):
-    """Count the assignments of a tuple whose values are syntax of different kinds."""
-    count = 0
+def are_alike(values):
+    """Tell whether the values of a tuple are of one kind.
+
+    Calls are, if they call one name (`x.to(d), y.to(d)`), methods of one object (`x.min(), x.max()`)
+    or different functions with the same arguments (`math.cos(a), math.sin(a)`).
+    """
+    values = [getattr(value, "operand", value) for value in values]  # -1 is a number
+    if len({type(value) for value in values}) > 1:
+        return False
+    if not isinstance(values[0], ast.Call):
+        return True
+    called, names, arguments = set(), set(), set()
+    for call in values:
+        owner, _, name = ast.unparse(call.func).rpartition(".")
+        called.add("" if owner in LIBRARIES else owner)
+        names.add(name)
+        arguments.add(tuple(ast.unparse(a) for a in (*call.args, *call.keywords)))
+    methods_of_one = len(called) == 1 and "" not in called
+    return len(names) == 1 or len(arguments) == 1 or methods_of_one
+
+
+def unlike_pairs(source):
+    """List the assignments of a tuple whose values are not of one kind."""
+    found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
-            values = [getattr(value, "operand", value) for value in node.value.elts]  # -1 is a number
-            kinds = {type(value) for value in values}
-            count += isinstance(node.targets[0], ast.Tuple) and len(kinds) > 1
-    return count
+            unpacked = isinstance(node.targets[0], ast.Tuple)
+            if unpacked and not are_alike(node.value.elts):
+                found.append(ast.unparse(node))
+    return found
+
+
+def count_pairs(source):
+    """Count the assignments of a tuple whose values are not of one kind."""
+    return len(unlike_pairs(source))
 
 
 def measure_module(notebook):
