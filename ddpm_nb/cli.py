@@ -262,7 +262,7 @@ def _add_train_text(parser):
     text = "what to do with pictures and captions that do not fit together (default: refuse)"
     add("--problems", default="refuse", choices=("refuse", "skip"), help=text)
     text = "what holds the caption in metadata.jsonl or metadata.csv (default: text)"
-    add("--column", metavar="NAME", default="text", help=text)
+    add("--column", metavar="NAME", help=text)
     text = "what to do with captions of more tokens than a row has (default: refuse, or as in the "
     add("--too-long", choices=("refuse", "cut"), help=text + "file)")
     text = "JSON file with the settings of all stages, such as the text.json of a run"
@@ -1042,6 +1042,15 @@ def _told_always(run):
     folder = find_model(run, SHIPPED)
     return (folder / "train.json").exists() and read_settings(folder)[0].label_dropout == 0
 
+# %% ../nbs/30_command_line.ipynb #column-in
+def _column_in(root, column):
+    """Return what holds the captions in a file of them; refuse to name it where there is none."""
+    names = ("metadata.jsonl", "metadata.csv")
+    if column is not None and not any((Path(root).expanduser() / name).is_file() for name in names):
+        reason = f"{root} has none, and captions in .txt have no columns"
+        raise ValueError(f"--column {column} needs {' or '.join(names)}: {reason}")
+    return "text" if column is None else column
+
 # %% ../nbs/30_command_line.ipynb #run-train-text
 def _run_train_text(args):
     """Train a text-to-image pipeline in three stages, or go on with one."""
@@ -1057,7 +1066,8 @@ def _run_train_text(args):
     found = _look_at_pictures(listing, 32)  # larger ones are made smaller
     size = found["image_size"] if args.image_size is None else args.image_size
     grey = args.grey or found["grey"]
-    reading = {"grey": grey, "column": args.column, "problems": args.problems}
+    column = _column_in(args.root, args.column)
+    reading = {"grey": grey, "column": column, "problems": args.problems}
     data = CaptionedFolder(listing, size, **reading)
     if len(data) < 2:
         raise ValueError(f"--root must hold at least two pictures with captions; got {len(data)}")

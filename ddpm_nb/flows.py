@@ -17,6 +17,7 @@ from .checks import call_model, check_bool, check_callable, check_choice
 from .checks import check_floating
 from .checks import check_generator, check_int, check_model, check_number
 from .checks import check_same_shape, check_schedule, check_timesteps
+from .files import _check_place
 from .elbo import check_clean_batch
 from .forward import NoiseSchedule, extract
 from .gaussian import randn
@@ -170,7 +171,9 @@ def _place(model, x_T, device):
     """Return an empty tensor where to sample: on `device`, or with the network, or with x_T."""
     weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
     first = next(iter(weights), x_T)
-    return torch.empty(0, device=getattr(first, "device", None) if device is None else device)
+    if device is not None:
+        return torch.empty(0, device=_check_place(device))
+    return torch.empty(0, device=getattr(first, "device", None))
 
 # %% ../nbs/15_flow_matching.ipynb #logit-normal-times
 def logit_normal_times(

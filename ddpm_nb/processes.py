@@ -29,7 +29,7 @@ class Processes:
         device="cpu",  # "cpu" or "cuda"; each process of a machine gets a GPU of its own
     ):
         _refuse_shards()
-        self.device = torch.device(device)
+        self.device = _as_device(device)
         self.rank = 0
         self.n = int(os.environ.get("WORLD_SIZE", 1))
         if self.n > 1:
@@ -75,6 +75,14 @@ def _check_place(model, device):
     if place.type != device.type or other:
         remedy = "move it there: model.to(processes.device)"
         raise ValueError(f"model must be on the processes' device, {device}, not {place}; {remedy}")
+
+
+def _as_device(device):
+    """Return a device; refuse what names none."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be 'cpu' or 'cuda'; got {device!r}") from None
 
 
 def _refuse_shards(kind=None):

@@ -747,6 +747,18 @@ def test_one_picture_and_long_captions_are_told_in_the_words_of_the_shell(tmp_pa
     assert not Path("run").exists()
 
 
+def test_a_column_of_captions_that_have_none(tmp_path, monkeypatch, capsys):
+    """Before, the option was ignored, and a folder with a misspelt metadata file trained on other captions."""
+    monkeypatch.chdir(tmp_path)
+    Path("pics").mkdir()
+    for i in range(2):
+        Image.new("RGB", (16, 16), "red").save(f"pics/{i}.png")
+        Path(f"pics/{i}.txt").write_text("a red square")
+    told = failed("train-text --root pics --out run --column caption", capsys)
+    assert "--column caption needs metadata.jsonl or metadata.csv: pics has none, and captions in .txt have no columns" in told
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize("verb", ["train --dataset digits --out=", "train --config o.json", "train-text --out run --root=", "info --run=", "evaluate --run="])
 def test_an_empty_path_is_not_the_folder_where_one_is(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
