@@ -317,6 +317,8 @@ def read_options(
     """Read options from a file, refusing names and types that `ddpm-nb train` does not have."""
     try:
         values = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise OSError(f"--config {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"--config {path} is not JSON: {error}") from None
     nested = isinstance(values, dict) and all(isinstance(part, dict) for part in values.values())
@@ -735,6 +737,8 @@ def _run_train(args):
     given = _given_options(args)
     options = default_options() | given
     missing = ["--" + name for name in ("dataset", "out") if options[name] is None]
+    if options["dataset"] == "folder" and "root" not in given and not Path("data").is_dir():
+        missing.append("--root")
     if missing:
         needed = " and ".join(missing)
         make_parser().error(f"train needs {needed}, as an option or in --config")
@@ -746,6 +750,8 @@ def _run_train(args):
         _refuse_changes(given, default_options() | asdict(config) | kept, options["out"])
         return _go_on(options["out"], given)
     _check_places(options["out"], options["root"] if options["dataset"] == "folder" else None)
+    if hasattr(args, "root") and options["dataset"] == "digits":
+        raise ValueError("--dataset digits reads no --root; --dataset folder reads pictures")
     if hasattr(args, "label_dropout") and options["conditional"] == "none":
         raise ValueError("--label-dropout is for runs that are told classes: --conditional class")
     device = pick_device(options["device"])
@@ -779,6 +785,9 @@ def _check_options(options):
 def _check_places(out, root=None):
     """Refuse a run whose sheets could not be written, or would lie among the pictures it reads."""
     samples, sheet = Path(out, "samples"), Path(out, "samples.png")
+    first = next(place for place in (Path(out), *Path(out).absolute().parents) if place.exists())
+    if not first.is_dir():
+        raise FileExistsError(f"out={str(out)!r} must be a folder; {first} is a file")
     if (samples.exists() and not samples.is_dir()) or sheet.is_dir():
         wrong = "a folder samples.png" if sheet.is_dir() else "samples, which is no folder"
         raise FileExistsError(f"out={str(out)!r} holds {wrong}; choose another folder")

@@ -747,6 +747,29 @@ def test_one_picture_and_long_captions_are_told_in_the_words_of_the_shell(tmp_pa
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train --dataset folder --out run", "train needs --root, as an option or in --config"),
+        ("train --dataset folder --root pics --out notes.txt", "--out notes.txt must be a folder; notes.txt is a file"),
+        ("train --dataset folder --root pics --out notes.txt/run", "--out notes.txt/run must be a folder; "),
+        ("train-text --root pics --out notes.txt", "--out notes.txt must be a folder"),
+        ("train --config missing.json --out run", "--config missing.json cannot be read: No such file or directory"),
+        ("train --dataset digits --root pics --out run", "--dataset digits reads no --root; --dataset folder reads pictures"),
+    ],
+)
+def test_places_are_looked_at_before_anything_is_timed(words, told, tmp_path, monkeypatch, capsys):
+    """Steps were timed, for a minute on a slow machine, before a file as --out was refused; and --root was ignored with the digits."""
+    monkeypatch.chdir(tmp_path)
+    save_noise("pics", range(2))
+    Path("notes.txt").write_text("a file")
+    try:
+        assert told in failed(words, capsys)
+    except SystemExit:  # as the parser ends
+        assert told in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
 def test_a_column_of_captions_that_have_none(tmp_path, monkeypatch, capsys):
     """Before, the option was ignored, and a folder with a misspelt metadata file trained on other captions."""
     monkeypatch.chdir(tmp_path)

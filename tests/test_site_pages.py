@@ -398,6 +398,18 @@ def test_maps_that_begin_at_white_turn_as_their_colour_bar_does():
     assert figures.find_pictures(grey)[10:100, 10:100].all()
 
 
+def test_bars_of_several_colours_turn_as_their_legend_does():
+    """With the lines of a grid over them they have more colours than a fill, and kept those of the light page."""
+    pixels = np.full((120, 300, 3), 255, np.uint8)
+    for i, colour in enumerate(plots.COLORS):
+        pixels[20:100, 20 + 36 * i : 56 + 36 * i] = [int(colour[j : j + 2], 16) for j in (1, 3, 5)]
+    for line in (60, 90):
+        pixels[line] = (pixels[line] * 0.8 + 30).astype(np.uint8)
+        pixels[:, 2 * line] = (pixels[:, 2 * line] * 0.6 + 80).astype(np.uint8)
+    assert len(np.unique(pixels[20:100, 20:272].reshape(-1, 3) // 16, axis=0)) > figures.COLOURS
+    assert not figures.find_pictures(pixels)[25:95, 25:260].any()
+
+
 def test_grey_lines_and_bars_are_no_sheets():
     """The grey of lines, 91, is near that of the frames of a sheet, 96: a box drawn with it stayed white."""
     pixels = np.full((120, 200, 3), 255, np.uint8)
@@ -449,6 +461,7 @@ def test_too_little_to_see_is_a_fault(seen, words, monkeypatch):
     assert look.rhythm_faults("nbs/a.html", usual | seen) == [words] and look.is_bad(row | {"scrolled": usual | seen})
     assert look.rhythm_faults("book/a.html", usual | seen) == []  # a page of words
     assert not look.is_bad(row | {"width": 390, "scrolled": usual | seen})
+    assert all((ROOT / page).with_suffix(".ipynb").is_file() for page in look.EXCEPTIONS)
     known = {"late": True, "screens a picture": 4.0, "screens of code": 1.3}
     monkeypatch.setattr(look, "EXCEPTIONS", {"nbs/a.html": known})
     assert look.rhythm_faults("nbs/a.html", usual | seen) == []

@@ -21,6 +21,7 @@ SMALLEST = 21  # pixels: what is smaller is a mark, not a sheet
 SMALLEST_MAP = 31  # and not a heat map
 PALE = 225  # nearly paper
 COLOURS = 12  # a fill has fewer, a picture more
+FILLS = 8  # that lie side by side make up nearly all of a box; of a picture they are less
 LETTERS = 0.92  # how light black becomes
 # what a notebook says of a picture with two pixels for each of the page; a page that is narrower must be free to shrink it
 STATED = re.compile(r' ?style="\s*width: (\d+)px;\s*height: (\d+)px;?\s*"')
@@ -43,11 +44,14 @@ def is_sheet(frame):
     return edge.mean() > 0.6
 
 
+def is_colourful(colours):
+    """Tell whether some of a box is more than grey."""
+    return (colours.max(2) - colours.min(2) > 60).mean() > 0.05
+
+
 def is_on_paper(colours):
     """Tell whether the colours of a map begin at white, as RdBu and Blues: dark pages turn it as they turn its colour bar."""
-    darkest, lightest = colours.min(2), colours.max(2)
-    has_colours = (lightest > darkest + 60).mean() > 0.05
-    return has_colours and (darkest >= PALE).mean() > 0.15
+    return is_colourful(colours) and (colours.min(2) >= PALE).mean() > 0.15
 
 
 def is_heat_map(inked, colours):
@@ -55,8 +59,10 @@ def is_heat_map(inked, colours):
     if inked.mean() <= 0.9 or is_on_paper(colours):
         return False
     red, green, blue = (colours // 16).astype(np.uint16).transpose(2, 0, 1)
-    counts = np.bincount((256 * red + 16 * green + blue).ravel())
-    return (counts > 0).sum() > COLOURS and counts.max() < 0.7 * inked.size
+    counts = np.sort(np.bincount((256 * red + 16 * green + blue).ravel()))
+    if is_colourful(colours) and counts[-FILLS:].sum() > 0.97 * inked.size:
+        return False  # bars of several colours, crossed by the lines of a grid
+    return (counts > 0).sum() > COLOURS and counts[-1] < 0.7 * inked.size
 
 
 def boxes(mask, smallest):
