@@ -502,6 +502,15 @@ def pick_precision(
         fast = device.type == "cpu" and any(check() for check in checks)
     return torch.bfloat16 if fast else torch.float32
 
+# %% ../nbs/91_checks.ipynb #as-numbers
+def _as_numbers(labels):
+    """Return labels as a tensor; refuse what holds no numbers."""
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        got = f"{labels!r:.60} of type {type(labels).__name__}"
+        raise TypeError(f"labels must be whole numbers of shape (N,); got {got}") from None
+
 # %% ../nbs/91_checks.ipynb #check-levels
 def check_levels(
     levels,  # what was given as grey levels
@@ -528,15 +537,6 @@ def check_levels(
             got = f"{int(values.min())} to {int(values.max())}"
             raise ValueError(f"{name} must be in 0..{n - 1}; got values from {got}")
     return labels.long()
-
-
-def _as_numbers(labels):
-    """Return labels as a tensor; refuse what holds no numbers."""
-    try:
-        return torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        got = f"{labels!r:.60} of type {type(labels).__name__}"
-        raise TypeError(f"labels must be whole numbers of shape (N,); got {got}") from None
 
 # %% ../nbs/91_checks.ipynb #check-grid
 def check_grid(
