@@ -49,7 +49,7 @@ test: setup ## everything that continuous integration runs
 check: setup ## the fast part of the tests: export, clean notebooks, lint, the project's own rules
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/test.sh fast
 
-look: setup ## open all pages of the built book in Chromium at three widths and list what is cut, too small or, after make axe, not accessible
+look: setup ## open all pages of the built book in Chromium at three widths and list what is cut, too small, without pictures or, after make axe, not accessible
 	$(BIN)/python tools/look.py _build/html --pictures _build/look $(if $(wildcard tools/node_modules/axe-core),--access)
 
 axe: ## fetch axe-core, in the pinned version, with which make look and tests/test_access.py judge access (needs npm)

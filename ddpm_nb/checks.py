@@ -198,6 +198,8 @@ def check_floating(
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name} must have a floating-point dtype; got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, as x.to_dense() is; got {x.layout}")
     if has_values(x) and not bool(x.isfinite().all()):
         raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
     return x
@@ -531,28 +533,41 @@ def check_fit(
         if one != other:
             raise ValueError(f"parts must fit together; {names} do not: {one} and {other}")
 
+# %% ../nbs/91_checks.ipynb #as-numbers
+def _as_numbers(labels):
+    """Return labels as a tensor; refuse what holds no numbers."""
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        got = f"{labels!r:.60} of type {type(labels).__name__}"
+        raise TypeError(f"labels must be whole numbers of shape (N,); got {got}") from None
+
 # %% ../nbs/91_checks.ipynb #check-levels
 def check_levels(
     levels,  # what was given as grey levels
-    labels: Tensor,  # what was given as class numbers
+    labels,  # what was given as class numbers; None: all are of class 0
     n_levels: int,  # number of grey levels
     n_classes: int,  # number of classes
-):
-    """Refuse what is no whole number of the promised range, and labels without a class."""
+) -> Tensor:
+    """Return labels as int64; refuse levels and labels that are no whole numbers of their range."""
+    if not isinstance(levels, Tensor):
+        wanted = "whole numbers, a tensor of shape (N, C, H, W)"
+        raise ValueError(f"levels must be {wanted}; got {type(levels).__name__}")
+    if levels.layout != torch.strided:
+        raise TypeError(f"levels must be a dense tensor, as x.to_dense() is; got {levels.layout}")
+    labels = torch.zeros(levels.shape[:1]) if labels is None else _as_numbers(labels)
     if labels.ndim != 1 or not labels.equal(labels.long().to(labels.dtype)):
         got = f"{labels.dtype} {tuple(labels.shape)}"
         raise ValueError(f"labels must be whole numbers of shape (N,); got {got}")
-    whole = isinstance(levels, Tensor) and not levels.is_floating_point()
-    if not whole or levels.ndim != 4 or len(levels) != len(labels):
-        got = type(levels).__name__
-        if isinstance(levels, Tensor):
-            got = f"{levels.dtype} {tuple(levels.shape)}"
+    if levels.is_floating_point() or levels.ndim != 4 or len(levels) != len(labels):
+        got = f"{levels.dtype} {tuple(levels.shape)} and {len(labels)} labels"
         wanted = "whole numbers, a tensor of shape (N, C, H, W), as many as labels"
-        raise ValueError(f"levels must be {wanted}; got {got} and {len(labels)} labels")
+        raise ValueError(f"levels must be {wanted}; got {got}")
     for name, values, n in (("levels", levels, n_levels), ("labels", labels, n_classes)):
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < n:
             got = f"{int(values.min())} to {int(values.max())}"
             raise ValueError(f"{name} must be in 0..{n - 1}; got values from {got}")
+    return labels.long()
 
 # %% ../nbs/91_checks.ipynb #check-grid
 def check_grid(

@@ -262,7 +262,7 @@ def _add_train_text(parser):
     text = "what to do with pictures and captions that do not fit together (default: refuse)"
     add("--problems", default="refuse", choices=("refuse", "skip"), help=text)
     text = "what holds the caption in metadata.jsonl or metadata.csv (default: text)"
-    add("--column", metavar="NAME", default="text", help=text)
+    add("--column", metavar="NAME", help=text)
     text = "what to do with captions of more tokens than a row has (default: refuse, or as in the "
     add("--too-long", choices=("refuse", "cut"), help=text + "file)")
     text = "JSON file with the settings of all stages, such as the text.json of a run"
@@ -331,6 +331,8 @@ def read_options(
     """Read options from a file, refusing names and types that `ddpm-nb train` does not have."""
     try:
         values = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise OSError(f"--config {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"--config {path} is not JSON: {error}") from None
     nested = isinstance(values, dict) and all(isinstance(part, dict) for part in values.values())
@@ -749,6 +751,9 @@ def _check_options(options):
 def _check_places(out, root=None):
     """Refuse a run whose sheets could not be written, or would lie among the pictures it reads."""
     samples, sheet = Path(out, "samples"), Path(out, "samples.png")
+    first = next(place for place in (Path(out), *Path(out).absolute().parents) if place.exists())
+    if not first.is_dir():
+        raise FileExistsError(f"out={str(out)!r} must be a folder; {first} is a file")
     if (samples.exists() and not samples.is_dir()) or sheet.is_dir():
         wrong = "a folder samples.png" if sheet.is_dir() else "samples, which is no folder"
         raise FileExistsError(f"out={str(out)!r} holds {wrong}; choose another folder")
@@ -913,6 +918,8 @@ def _run_train(args):
     given = _given_options(args)
     options = default_options() | given
     missing = ["--" + name for name in ("dataset", "out") if options[name] is None]
+    if options["dataset"] == "folder" and "root" not in given and not Path("data").is_dir():
+        missing.append("--root")
     if missing:
         needed = " and ".join(missing)
         make_parser().error(f"train needs {needed}, as an option or in --config")
@@ -924,6 +931,8 @@ def _run_train(args):
         _refuse_changes(given, default_options() | asdict(config) | kept, options["out"])
         return _go_on(options["out"], given)
     _check_places(options["out"], options["root"] if options["dataset"] == "folder" else None)
+    if hasattr(args, "root") and options["dataset"] == "digits":
+        raise ValueError("--dataset digits reads no --root; --dataset folder reads pictures")
     if hasattr(args, "label_dropout") and options["conditional"] == "none":
         raise ValueError("--label-dropout is for runs that are told classes: --conditional class")
     device = pick_device(options["device"])
@@ -1088,6 +1097,15 @@ def _labels_to_draw(args, model):
     names = describe_model(args.run)["facts"].get("classes") or map(str, range(n_classes))
     return torch.full((args.n,), _find_class(args.label, list(names)))
 
+# %% ../nbs/30_command_line.ipynb #column-in
+def _column_in(root, column):
+    """Return what holds the captions in a file of them; refuse to name it where there is none."""
+    names = ("metadata.jsonl", "metadata.csv")
+    if column is not None and not any((Path(root).expanduser() / name).is_file() for name in names):
+        reason = f"{root} has none, and captions in .txt have no columns"
+        raise ValueError(f"--column {column} needs {' or '.join(names)}: {reason}")
+    return "text" if column is None else column
+
 # %% ../nbs/30_command_line.ipynb #run-train-text
 def _run_train_text(args):
     """Train a text-to-image pipeline in three stages, or go on with one."""
@@ -1103,7 +1121,8 @@ def _run_train_text(args):
     found = _look_at_pictures(listing, 32)  # larger ones are made smaller
     size = found["image_size"] if args.image_size is None else args.image_size
     grey = args.grey or found["grey"]
-    reading = {"grey": grey, "column": args.column, "problems": args.problems}
+    column = _column_in(args.root, args.column)
+    reading = {"grey": grey, "column": column, "problems": args.problems}
     data = CaptionedFolder(listing, size, **reading)
     if len(data) < 2:
         raise ValueError(f"--root must hold at least two pictures with captions; got {len(data)}")

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .checks import check_alike, check_bool, check_choice, check_class
 from .checks import check_floating, check_images, check_int, check_labels
 from .checks import check_levels, check_range, fact_of, spared_streams
+from .files import _check_place
 
 # %% ../nbs/08_data.ipynb #scale-levels
 def scale_levels(
@@ -28,6 +29,14 @@ def scale_levels(
 ) -> Tensor:
     """Map grey levels to [-1, 1], float32."""
     return levels.float() * (2 / (n_levels - 1)) - 1
+
+# %% ../nbs/08_data.ipynb #names-of
+def _names_of(classes):
+    """Return the names of classes as texts; refuse a number of them."""
+    if not hasattr(classes, "__iter__"):
+        got = f"{classes!r} of type {type(classes).__name__}"
+        raise TypeError(f"classes must be a list with the name of each class; got {got}")
+    return tuple(map(str, classes))
 
 # %% ../nbs/08_data.ipynb #describe-images
 def describe_images(
@@ -54,12 +63,10 @@ class ImageDataset(Dataset):
         classes=("all",),  # name of each class
         flip: bool = False,  # whether mirror images are as good as the originals
     ):
-        labels = torch.zeros(len(levels)) if labels is None else torch.as_tensor(labels)
         self.n_levels = check_int("n_levels", n_levels, 2)
-        self.classes = tuple(map(str, classes))
-        check_levels(levels, labels, self.n_levels, len(self.classes))
+        self.classes = _names_of(classes)
+        self.labels = check_levels(levels, labels, self.n_levels, len(self.classes))
         self.levels = levels
-        self.labels = labels.long()
         self.flip = check_bool("flip", flip)
 
     def __len__(self):
@@ -297,6 +304,7 @@ def batch_order(
     device="cpu",  # where the indices are wanted
 ):
     """Yield for ever this process's share of each batch, and which images in it are mirrored."""
+    _check_place(device)
     check_bool("flip", flip)
     check_int("seed", seed, 0)
     check_int("start", start, 0)

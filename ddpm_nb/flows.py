@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import call_model, call_same_shape, check_bool, check_callable, check_choice
-from .checks import check_floating
+from .checks import check_floating, check_place
 from .checks import check_generator, check_int, check_model, check_number, check_numbers
 from .checks import check_same_shape, check_schedule, check_timesteps
 from .elbo import check_clean_batch
@@ -148,7 +148,7 @@ def _place(model, x_T, device):
     """Return an empty tensor where to sample: on `device`, or with the network, or with x_T."""
     weights = [*model.parameters()] if isinstance(model, torch.nn.Module) else []
     if device is not None:
-        return torch.empty(0, device=device)
+        return torch.empty(0, device=check_place(device))
     if weights:
         return torch.empty(0, device=weights[0].device)
     if isinstance(x_T, Tensor):

@@ -34,6 +34,7 @@ from torch.utils.data import Dataset
 
 from .checks import check_bool, check_choice, check_int
 from .data import ImageDataset, describe_images, scale_levels
+from .files import check_path
 from .progress import show_progress
 from .unet import patch
 
@@ -107,6 +108,7 @@ def read_picture(
     white_level: int | None = None,  # level of white in a grey picture of 16 bits; 65535 without
 ) -> Tensor:
     """Read a picture as bytes (C, H, W): upright, its shorter side resized, the middle kept."""
+    check_path("path", path)
     check_int("image_size", image_size)
     check_bool("grey", grey)
     check_white(white_level)
@@ -213,6 +215,16 @@ def _find_classes(files) -> tuple[tuple, Tensor]:
     labels = torch.tensor([numbers[top] for top in tops], dtype=torch.long)
     return tuple(name or "all" for name in numbers), labels
 
+# %% ../nbs/23_pictures.ipynb #check-files
+def _check_files(files):
+    """Refuse what is no list of paths."""
+    wanted = "files must be a list of relative paths, such as ['train/3/one.png']"
+    if not isinstance(files, list | tuple):
+        raise TypeError(f"{wanted}; got {files!r:.60} of type {type(files).__name__}")
+    for i, file in enumerate(files):
+        if not isinstance(file, str):
+            raise TypeError(f"{wanted}; files[{i}] is {file!r:.60} of type {type(file).__name__}")
+
 # %% ../nbs/23_pictures.ipynb #find-parts
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 PARTS |= {"dev": "val", "test": "test", "testing": "test"}
@@ -222,6 +234,7 @@ def find_parts(
     files: list,  # relative paths of pictures
 ) -> dict:
     """Find the parts of a data set, such as {"val": "Valid"}; none where folders are classes."""
+    _check_files(files)
     tops = sorted({file.split("/")[0] for file in files if "/" in file})
     named = [top for top in tops if top.lower() in PARTS]
     by_part = {PARTS[top.lower()]: top for top in named}
@@ -518,15 +531,24 @@ def load_folder(
     data = FolderDataset(found, image_size, **how)
     return data.loaded() if in_memory else data
 
+# %% ../nbs/23_pictures.ipynb #torchvision
+def _torchvision():
+    """Import torchvision; where it was built for another torch, say so."""
+    try:
+        import torchvision.datasets.utils
+    except (ImportError, OSError, RuntimeError) as error:
+        problem = f"a torchvision that can be imported with torch {torch.__version__}"
+        remedy = "pip install --upgrade torch torchvision brings two that fit"
+        raise RuntimeError(f"the set needs {problem}; {remedy} ({error})") from error
+    return torchvision
+
 # %% ../nbs/23_pictures.ipynb #layout
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 
 
 def _layout(name):
     """Return torchvision's class for a set, its files, packed files with checksums, and folder."""
-    from torchvision import datasets
-
-    kind = getattr(datasets, TORCHVISION[name])
+    kind = getattr(_torchvision().datasets, TORCHVISION[name])
     if name == "cifar10":
         meta = (kind.meta["filename"], kind.meta["md5"])
         files = dict([*kind.train_list, *kind.test_list, meta])
@@ -550,8 +572,7 @@ def _refuse_namesake(kind, labels, folder):
 # %% ../nbs/23_pictures.ipynb #read-found
 def _read_found(kind, files, packed, folder, train):
     """Read a set from files that are there, after comparing checksums; no network is used."""
-    from torchvision.datasets.utils import check_integrity
-
+    check_integrity = _torchvision().datasets.utils.check_integrity
     unpacked = any((folder / file).exists() for file in files)
     for file, md5 in (files if unpacked else packed).items():
         if not check_integrity(str(folder / file), md5):

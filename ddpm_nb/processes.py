@@ -40,7 +40,7 @@ class Processes:
         device="cpu",  # "cpu" or "cuda"; each process of a machine gets a GPU of its own
     ):
         _refuse_shards()
-        self.device = torch.device(device)
+        self.device = _as_device(device)
         self.rank = 0
         self.n = int(os.environ.get("WORLD_SIZE", 1))
         if self.n > 1:

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch_size, check_bool
+from .checks import check_batch_size, check_bool, check_callable
 from .checks import check_callback, check_choice, check_fields, check_gradients
 from .checks import check_int, check_kind, check_labels, check_limit, check_model
 from .checks import check_number, check_taken, check_told, check_trainable
@@ -371,7 +371,7 @@ def fit(
     processes = _check_processes(processes)
     check_bool("progress", progress)
     check_bool("range_check", range_check)
-    check_callback(callback, "callback(trainer)")
+    _check_called(watchers, callback, loss)
     _check_run(model, schedule, config, data, range_check, n_workers, processes)
     if range_check or loss is None:  # another loss may take other data than the network
         _check_taken(model, schedule, config, data)
@@ -441,7 +441,29 @@ def _check_processes(processes):
     if processes is None and n > 1:
         remedy = "pass processes=Processes(device) of ddpm_nb.processes"
         raise ValueError(f"this is one of {n} processes (WORLD_SIZE); {remedy}")
+    if processes is not None and not isinstance(getattr(processes, "n", None), int):
+        got = f"{processes!r} of type {type(processes).__name__}"
+        wanted = "Processes(device) of ddpm_nb.processes, or None for this process alone"
+        raise TypeError(f"processes must be {wanted}; got {got}")
     return processes or OneProcess()
+
+# %% ../nbs/09_training.ipynb #check-called
+def _check_called(watchers, callback, loss):
+    """Refuse what the loop could not call."""
+    check_callback(callback, "callback(trainer)")
+    if loss is not None:
+        check_callable("loss", loss, "loss(model, schedule, x_0, ...), as `simple_loss` is")
+    wanted = "watchers must be a list of objects with the methods of `Watcher`"
+    if not isinstance(watchers, list | tuple):
+        raise TypeError(f"{wanted}; got {watchers!r:.60} of type {type(watchers).__name__}")
+    moments = ("start", "step", "line", "checkpoint", "close")
+    for i, watcher in enumerate(watchers):
+        if isinstance(watcher, type):
+            raise TypeError(f"{wanted}; watchers[{i}] is a class: {watcher.__name__}() is one")
+        missing = [name for name in moments if not callable(getattr(watcher, name, None))]
+        if missing:
+            got = f"{type(watcher).__name__}, which lacks {', '.join(missing)}"
+            raise TypeError(f"{wanted}; watchers[{i}] is of type {got}")
 
 # %% ../nbs/09_training.ipynb #check-run
 def _check_run(model, schedule, config, data, range_check, n_workers, processes):

@@ -747,6 +747,41 @@ def test_one_picture_and_long_captions_are_told_in_the_words_of_the_shell(tmp_pa
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train --dataset folder --out run", "train needs --root, as an option or in --config"),
+        ("train --dataset folder --root pics --out notes.txt", "--out notes.txt must be a folder; notes.txt is a file"),
+        ("train --dataset folder --root pics --out notes.txt/run", "--out notes.txt/run must be a folder; "),
+        ("train-text --root pics --out notes.txt", "--out notes.txt must be a folder"),
+        ("train --config missing.json --out run", "--config missing.json cannot be read: No such file or directory"),
+        ("train --dataset digits --root pics --out run", "--dataset digits reads no --root; --dataset folder reads pictures"),
+    ],
+)
+def test_places_are_looked_at_before_anything_is_timed(words, told, tmp_path, monkeypatch, capsys):
+    """Steps were timed, for a minute on a slow machine, before a file as --out was refused; and --root was ignored with the digits."""
+    monkeypatch.chdir(tmp_path)
+    save_noise("pics", range(2))
+    Path("notes.txt").write_text("a file")
+    try:
+        assert told in failed(words, capsys)
+    except SystemExit:  # as the parser ends
+        assert told in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_a_column_of_captions_that_have_none(tmp_path, monkeypatch, capsys):
+    """Before, the option was ignored, and a folder with a misspelt metadata file trained on other captions."""
+    monkeypatch.chdir(tmp_path)
+    Path("pics").mkdir()
+    for i in range(2):
+        Image.new("RGB", (16, 16), "red").save(f"pics/{i}.png")
+        Path(f"pics/{i}.txt").write_text("a red square")
+    told = failed("train-text --root pics --out run --column caption", capsys)
+    assert "--column caption needs metadata.jsonl or metadata.csv: pics has none, and captions in .txt have no columns" in told
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize("verb", ["train --dataset digits --out=", "train --config o.json", "train-text --out run --root=", "info --run=", "evaluate --run="])
 def test_an_empty_path_is_not_the_folder_where_one_is(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

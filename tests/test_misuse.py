@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from conftest import refuses
 from ddpm_nb import bound
 from ddpm_nb.bound import optimal_denoiser, rate_distortion, vlb_terms
-from ddpm_nb.data import ImageDataset, load_images
+from ddpm_nb.data import ImageDataset, batch_order, load_images, train_batches
 from ddpm_nb.elbo import (
     normal_log_prob,
     objective_target,
@@ -54,7 +55,9 @@ from ddpm_nb.latent import (
     to_latents,
     train_autoencoder,
 )
+from ddpm_nb.pictures import find_parts, load_torchvision, read_picture
 from ddpm_nb.pipeline import TextToImage
+from ddpm_nb.processes import Processes
 from ddpm_nb.results import Yardstick
 from ddpm_nb.runs import train
 from ddpm_nb.sampling import (
@@ -70,7 +73,7 @@ from ddpm_nb.sampling import (
 )
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.scores import flow_log_likelihood, langevin, sample_sde, score
-from ddpm_nb.training import TrainConfig, descend, fit
+from ddpm_nb.training import TrainConfig, Watcher, descend, fit
 from ddpm_nb.unet import make_unet
 
 SCHEDULE = make_schedule("cosine", 100)
@@ -94,6 +97,7 @@ ATTRIBUTES = torch.zeros(16, 3, dtype=torch.long)
         ((X * 127.5 + 127.5).byte(), ("floating-point dtype, in [-1, 1]", "uint8")),
         (X * 127.5 + 127.5, ("must be scaled to [-1, 1]",)),
         (X[:, 0], ("must have shape (",)),
+        (X.to_sparse(), ("data must be a dense tensor, as x.to_dense() is; got torch.sparse_coo",)),
     ],
 )
 def test_data_of_another_kind(data, words, held_out, tmp_path):
@@ -591,3 +595,46 @@ def test_a_card_a_choice_and_classes_of_another_kind(tmp_path):
     assert not (tmp_path / "it").exists()
     digits = ImageDataset((X * 0).byte(), STEPS % 2, n_levels=17, classes=(3, 8))
     assert digits.classes == ("3", "8") and "2 classes: 3, 8" in repr(digits)
+
+
+LEVELS = (X * 0).byte()
+OTHER_KINDS = {
+    "a loss": (lambda: fit(MODEL, SCHEDULE, X, QUICK, loss=5), "loss must be callable as loss(model, schedule, x_0, ...)", "got int"),
+    "watchers": (lambda: fit(MODEL, SCHEDULE, X, QUICK, watchers=5), "watchers must be a list of objects with the methods of `Watcher`", "got 5 of type int"),
+    "a watcher": (lambda: fit(MODEL, SCHEDULE, X, QUICK, watchers=Watcher()), "watchers must be a list of objects", "of type Watcher"),
+    "a watcher in a list": (lambda: fit(MODEL, SCHEDULE, X, QUICK, watchers=[5]), "watchers[0] is of type int, which lacks start, step, line"),
+    "a watcher's class": (lambda: fit(MODEL, SCHEDULE, X, QUICK, watchers=[Watcher(), Watcher]), "watchers[1] is a class: Watcher() is one"),
+    "processes": (lambda: fit(MODEL, SCHEDULE, X, QUICK, processes=2), "processes must be Processes(device)", "got 2 of type int"),
+    "processes of a run": (lambda: train(MODEL, SCHEDULE, X, QUICK, processes=2), "processes must be Processes(device)", "got 2 of type int"),
+    "sparse images": (lambda: simple_loss(MODEL, SCHEDULE, X.to_sparse()), "x_0 must be a dense tensor", "got torch.sparse_coo"),
+    "sparse images, held out": (lambda: train(MODEL, SCHEDULE, X, QUICK, held_out=X.to_sparse()), "held_out must be a dense tensor", "got torch.sparse_coo"),
+    "sparse levels": (lambda: ImageDataset(LEVELS.to_sparse(), n_levels=17), "levels must be a dense tensor", "got torch.sparse_coo"),
+    "levels": (lambda: ImageDataset(5, n_levels=17), "levels must be whole numbers, a tensor of shape (N, C, H, W); got int"),
+    "levels of NumPy": (lambda: ImageDataset(LEVELS.numpy(), n_levels=17), "levels must be whole numbers, a tensor of shape (N, C, H, W); got ndarray"),
+    "labels": (lambda: ImageDataset(LEVELS, "abc", n_levels=17), "labels must be whole numbers of shape (N,); got 'abc' of type str"),
+    "classes": (lambda: ImageDataset(LEVELS, n_levels=17, classes=3), "classes must be a list with the name of each class; got 3 of type int"),
+    "files": (lambda: find_parts("text"), "files must be a list of relative paths", "got 'text' of type str"),
+    "a file": (lambda: find_parts(["train/a.png", 5]), "files must be a list of relative paths", "files[1] is 5 of type int"),
+    "a picture": (lambda: read_picture(None, 8), "path must be a path that is not empty", "got None"),
+    "a device of batches": (lambda: train_batches(X, 4, device="gpu"), "device must be a device of this machine", "got 'gpu'"),
+    "a device of an order": (lambda: batch_order(16, 4, device="gpu"), "device must be a device of this machine", "got 'gpu'"),
+    "a device of a flow": (lambda: sample_flow(half, X.shape, n_steps=1, device="gpu"), "device must be a device of this machine", "got 'gpu'"),
+    "a device of processes": (lambda: Processes("gpu"), "device must be 'cpu' or 'cuda'; got 'gpu'"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_KINDS)
+def test_arguments_of_another_kind(what):
+    """Told before any work: no network is changed, no bar is shown."""
+    call, *words = OTHER_KINDS[what]
+    before = [weights.clone() for weights in MODEL.parameters()]
+    refuses(call, *words, error=(TypeError, ValueError))
+    assert all(map(torch.equal, before, MODEL.parameters()))
+
+
+def test_a_torchvision_of_another_torch(monkeypatch, tmp_path):
+    """As when torch alone was upgraded: its operators are missing, and importing it fails."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    words = ("the set needs a torchvision that can be imported with torch", "pip install --upgrade torch torchvision")
+    refuses(lambda: load_torchvision("mnist", root=tmp_path), *words, error=RuntimeError)

@@ -17,6 +17,8 @@ from docutils.core import publish_doctree
 from fontTools.ttLib import TTFont
 from PIL import Image
 
+from ddpm_nb import plots
+
 sys.path.append(str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
 
 import figures
@@ -381,6 +383,88 @@ def test_heat_maps_stay_and_fills_turn():
     pixels[20:80, 120:180] = (0, 158, 115)
     found = figures.find_pictures(pixels)
     assert found[20:80, 20:80].all() and not found[:, 100:].any()
+
+
+def test_maps_that_begin_at_white_turn_as_their_colour_bar_does():
+    """Else a map stays light beside a bar on which white has become black."""
+    value = np.linspace(-1, 1, 90)[None] * np.linspace(0.2, 1, 90)[:, None]
+    red, blue = 1 - np.maximum(-value, 0), 1 - np.maximum(value, 0)
+    pixels = np.full((110, 200, 3), 255, np.uint8)
+    pixels[10:100, 10:100] = 255 * np.stack([red, np.minimum(red, blue), blue], 2)
+    pixels[10:100, 150:165] = pixels[10:100, 99:100]  # the bar
+    assert not figures.find_pictures(pixels).any()
+    grey = pixels[:, :, 1:2].repeat(3, 2)  # a photograph may be pale
+    grey[10:100, 10:60] //= 2
+    assert figures.find_pictures(grey)[10:100, 10:100].all()
+
+
+def test_bars_of_several_colours_turn_as_their_legend_does():
+    """With the lines of a grid over them they have more colours than a fill, and kept those of the light page."""
+    pixels = np.full((120, 300, 3), 255, np.uint8)
+    for i, colour in enumerate(plots.COLORS):
+        pixels[20:100, 20 + 36 * i : 56 + 36 * i] = [int(colour[j : j + 2], 16) for j in (1, 3, 5)]
+    for line in (60, 90):
+        pixels[line] = (pixels[line] * 0.8 + 30).astype(np.uint8)
+        pixels[:, 2 * line] = (pixels[:, 2 * line] * 0.6 + 80).astype(np.uint8)
+    assert len(np.unique(pixels[20:100, 20:272].reshape(-1, 3) // 16, axis=0)) > figures.COLOURS
+    assert not figures.find_pictures(pixels)[25:95, 25:260].any()
+
+
+def test_grey_lines_and_bars_are_no_sheets():
+    """The grey of lines, 91, is near that of the frames of a sheet, 96: a box drawn with it stayed white."""
+    pixels = np.full((120, 200, 3), 255, np.uint8)
+    pixels[10:100, 10:90] = figures.LINE
+    pixels[14:96, 14:86] = 233
+    pixels[10:100, 120:170] = figures.LINE
+    assert not figures.find_pictures(pixels).any()
+    assert plots.COLORS[-1] == f"#{figures.LINE:02X}" + 2 * f"{figures.LINE:02X}"
+
+
+def test_sheets_without_paper_between_them_stay(tmp_path):
+    """A black gap between two sheets would become a white one."""
+    pixels = draw_figure(tmp_path / "a.png")[10:75, 160:285]
+    gap = np.zeros((65, 30, 3), np.uint8)
+    two = np.concatenate([pixels, gap, pixels], 1)
+    assert figures.turn_dark(Image.fromarray(two)) is None
+    assert figures.turn_dark(Image.fromarray(np.concatenate([pixels, gap + 255, pixels], 1))) is not None
+
+
+@browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_pictures_show_the_mode_that_was_asked_for(tmp_path, dark):
+    """A page takes its mode from what its reader chose earlier, before it is drawn; and a phone is no narrow window."""
+    site = tmp_path / "site"
+    site.mkdir()
+    mode = "<script>document.documentElement.dataset.theme = localStorage.getItem('theme')</script>"
+    style = "<style>html[data-theme=dark] { background: #121212 } @media (max-width: 400px) { body { border-top: 90px solid red } }</style>"
+    (site / "page.html").write_text(f"<!doctype html><html><head>{mode}{style}</head><body style='margin: 0'>words</body></html>")
+    (site / "missing.html").write_text(finish.PAGE.format(title="Not found", head="", text="words"))
+    for name, width in (("page", 800), ("page", 390), ("missing", 800)):
+        look.picture(site, f"{name}.html", width, 300, tmp_path / "seen.png", dark)
+        seen = np.asarray(Image.open(tmp_path / "seen.png").convert("RGB"))
+        assert seen[250, 300].max() < 60 if dark else seen[250, 300].min() > 240
+        assert (seen[40, 300].tolist() == [255, 0, 0]) == (width == 390)
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        ({"soon": False}, "no picture in the first screen"),
+        ({"pictures": 3}, "4.0 screens a picture, 3.0 allowed"),
+        ({"code": [1.26, "One"]}, "1.3 screens of code in 'One', 1.0 allowed"),
+    ],
+)
+def test_too_little_to_see_is_a_fault(seen, words, monkeypatch):
+    usual = {"screens": 12, "soon": True, "pictures": 6, "code": [0.9, "One"]}
+    row = {"page": "nbs/a.html", "width": 1280, "page_too_wide": 0, "scrolled": usual} | {kind: [0, 1] for kind in look.KINDS}
+    assert look.rhythm_faults("nbs/a.html", usual) == [] and not look.is_bad(row)
+    assert look.rhythm_faults("nbs/a.html", usual | seen) == [words] and look.is_bad(row | {"scrolled": usual | seen})
+    assert look.rhythm_faults("book/a.html", usual | seen) == []  # a page of words
+    assert not look.is_bad(row | {"width": 390, "scrolled": usual | seen})
+    assert all((ROOT / page).with_suffix(".ipynb").is_file() for page in look.EXCEPTIONS)
+    known = {"late": True, "screens a picture": 4.0, "screens of code": 1.3}
+    monkeypatch.setattr(look, "EXCEPTIONS", {"nbs/a.html": known})
+    assert look.rhythm_faults("nbs/a.html", usual | seen) == []
 
 
 def test_figures_of_a_page_get_twin_size_and_loading(tmp_path):

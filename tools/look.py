@@ -4,9 +4,11 @@ Usage: python tools/look.py [_build/html] [--pages 09 notation] [--widths 1280 8
 
 A page is shown in a frame of each width. Reported: code, formulas, tables and outputs that are wider than their place, pages that
 are wider than the screen, and figures whose letters are too small (11 pixels, on a phone 9) and that cannot be enlarged. With --access,
-axe-core judges each page: `make axe` fetches it, or AXE_CORE names its file. With --pictures the first screens of each page are written as PNG files.
+axe-core judges each page: `make axe` fetches it, or AXE_CORE names its file. With --pictures the first screens of each page are written as PNG files,
+of each width, and with --dark as a reader sees them who has chosen the dark mode.
 A second table says of the widest view how a page looks to who scrolls, in screens of 800 pixels: whether a picture is in the first one, how
-many there are to a picture, and how long the longest run of code is, without words, outputs or pictures between. These are no faults.
+many there are to a picture, and how long the longest run of code is, without words, outputs or pictures between. A chapter with less
+to see than RHYTHM allows is a fault; those in EXCEPTIONS are known, and their limits may only come nearer to the others'.
 Chromium must be on the path; nothing else is needed: the pages are served by Python, and the frame sends back what it measured.
 """
 
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +29,42 @@ from pathlib import Path
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 KINDS = ("code", "formulas", "tables", "outputs", "figures")
 GRAVE = ("serious", "critical")
+WIDEST = 1280  # pixels: the view whose rhythm is judged
+RHYTHM = {"screens a picture": 3.0, "screens of code": 1.0}  # the most that a chapter may have
+EXCEPTIONS = {  # as they are, rounded up; "late": no picture in the first screen
+    "nbs/02_forward_process.html": {"screens a picture": 4.0, "screens of code": 1.5},
+    "nbs/03_elbo.html": {"screens a picture": 6.0},
+    "nbs/04_schedules.html": {"screens a picture": 4.0},
+    "nbs/06_time_embedding.html": {"screens a picture": 4.0},
+    "nbs/07_unet.html": {"screens a picture": 4.5, "screens of code": 1.2},
+    "nbs/08_data.html": {"screens a picture": 4.5, "screens of code": 1.1},
+    "nbs/09_training.html": {"screens a picture": 4.0, "screens of code": 1.5},
+    "nbs/11_evaluation.html": {"screens a picture": 5.5, "screens of code": 1.1},
+    "nbs/13_improved.html": {"screens a picture": 5.5, "screens of code": 1.1},
+    "nbs/14_score.html": {"screens a picture": 5.5},
+    "nbs/15_flow_matching.html": {"screens a picture": 5.0},
+    "nbs/16_vae.html": {"screens a picture": 4.0},
+    "nbs/17_gan.html": {"screens of code": 1.3},
+    "nbs/18_captions.html": {"screens a picture": 6.0, "screens of code": 1.5},
+    "nbs/19_clip.html": {"screens a picture": 4.0, "screens of code": 1.2},
+    "nbs/20_text_conditioning.html": {"screens a picture": 4.0, "screens of code": 1.8},
+    "nbs/21_latent_diffusion.html": {"screens a picture": 4.5, "screens of code": 1.4},
+    "nbs/22_stable_diffusion.html": {"screens of code": 1.2},
+    "nbs/23_pictures.html": {"screens a picture": 4.0, "screens of code": 1.2},
+    "nbs/24_runs.html": {"screens a picture": 10.5},
+    "nbs/25_sharing.html": {"screens a picture": 4.0, "screens of code": 1.3},
+    "nbs/26_scaling.html": {"screens a picture": 4.5},
+    "nbs/27_performance.html": {"screens a picture": 4.5},
+    "nbs/28_diffusers.html": {"screens a picture": 4.0},
+    "nbs/29_own_captions.html": {"screens a picture": 7.0, "screens of code": 2.0},
+    "nbs/30_command_line.html": {"screens a picture": 4.5},
+    "nbs/90_errata.html": {"screens a picture": 3.5},
+    "nbs/91_checks.html": {"late": True, "screens a picture": 23.5, "screens of code": 1.9},
+    "nbs/92_figures.html": {"screens of code": 1.7},
+    "nbs/93_files.html": {"late": True, "screens a picture": 16.5, "screens of code": 1.5},
+    "nbs/94_names.html": {"late": True},
+    "nbs/95_progress.html": {"late": True},
+}
 AXE = Path(__file__).resolve().parent / "node_modules" / "axe-core" / "axe.min.js"
 HARNESS = """<!doctype html><meta charset="utf-8"><body style="margin:0">
 <script>
@@ -124,6 +163,18 @@ addEventListener("load", async () => {
 </script>"""
 
 
+# a page in a frame: a window cannot be as narrow as a phone, and what the reader chose is set before the page is there
+FRAME = """<!doctype html><meta charset="utf-8"><body style="margin:0">
+<script>
+localStorage.setItem("mode", MODE);
+localStorage.setItem("theme", MODE);
+const frame = document.createElement("iframe");
+frame.style.cssText = "border:0; width:WIDTHpx; height:HEIGHTpx";
+frame.src = PAGE;
+document.body.append(frame);
+</script>"""
+
+
 class Pages(SimpleHTTPRequestHandler):
     """Serve the site, the measuring page, and take what it found."""
 
@@ -185,14 +236,25 @@ def chromium(*options, profile):
     return [find_browser(), *common, f"--user-data-dir={profile}", *options]
 
 
-def ask(folder, page, *options, harness="", timeout=1200):
-    """Open a page of a folder in Chromium and return the JSON that it sends to /found, however slow the machine is."""
+@contextmanager
+def served(folder, harness=""):
+    """Serve a folder, and a text as look.html beside it, while the context lasts; give who answers, and the address."""
     asked = type("Asked", (Pages,), {"harness": harness, "done": threading.Event()})
     server = Quiet(("127.0.0.1", 0), partial(asked, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/{page}"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = chromium(*options, "--remote-debugging-port=0", address, profile=profile)
+    try:
+        yield asked, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def ask(folder, page, *options, harness="", timeout=1200):
+    """Open a page of a folder in Chromium and return the JSON that it sends to /found, however slow the machine is."""
+    with ExitStack() as stack:
+        asked, address = stack.enter_context(served(folder, harness))
+        profile = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        command = chromium(*options, "--remote-debugging-port=0", f"{address}/{page}", profile=profile)
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             ends = time.monotonic() + timeout
@@ -204,8 +266,6 @@ def ask(folder, page, *options, harness="", timeout=1200):
         finally:
             browser.terminate()
             browser.wait()
-            server.shutdown()
-            server.server_close()
     return asked.found
 
 
@@ -225,13 +285,30 @@ def measure(site, pages, widths, dark=False, access=False, timeout=3600):
     return ask(site, "look.html", f"--window-size={max(widths) + 20},1000", harness=text, timeout=timeout)
 
 
-def picture(site, page, width, height, out):
-    """Write the first screens of a page as a PNG file."""
-    with tempfile.TemporaryDirectory() as profile:
-        options = [f"--window-size={max(width, 500)},{height}", f"--screenshot={out}"]
-        url = (Path(site).resolve() / page).as_uri()
-        command = chromium(*options, "--virtual-time-budget=20000", url, profile=profile)
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+def picture(site, page, width, height, out, dark=False):
+    """Write the first screens of a page as a PNG file, in the mode that a reader has chosen."""
+    mode = json.dumps("dark" if dark else "light")
+    text = FRAME.replace("MODE", mode).replace("PAGE", json.dumps(f"/{page}"))
+    text = text.replace("WIDTH", str(width)).replace("HEIGHT", str(height))
+    with served(site, text) as (_, address), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = [f"--window-size={max(width, 500)},{height}", f"--screenshot={Path(out).resolve()}"]
+        command = chromium(*options, "--virtual-time-budget=20000", f"{address}/look.html", profile=profile)
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+
+def rhythm_faults(page, seen):
+    """List what a chapter shows too little of to who scrolls, beyond what is known of it."""
+    if not page.startswith("nbs/"):
+        return []
+    allowed = RHYTHM | EXCEPTIONS.get(page, {})
+    ratio = seen["screens"] / max(1, seen["pictures"])
+    faults = [] if seen["soon"] or allowed.get("late") else ["no picture in the first screen"]
+    if round(ratio, 1) > allowed["screens a picture"]:
+        faults.append(f"{ratio:.1f} screens a picture, {allowed['screens a picture']} allowed")
+    length, place = seen["code"]
+    if round(length, 1) > allowed["screens of code"]:
+        faults.append(f"{length:.1f} screens of code in {place!r}, {allowed['screens of code']} allowed")
+    return faults
 
 
 def tell_scrolling(rows):
@@ -254,6 +331,8 @@ def tell_scrolling(rows):
 def is_bad(row):
     """Tell whether a view has a fault of any kind."""
     if "error" in row or row["page_too_wide"] or any(row[kind][0] for kind in KINDS):
+        return True
+    if row["width"] == WIDEST and row["scrolled"] and rhythm_faults(row["page"], row["scrolled"]):
         return True
     return "access" in row and bool(grave_faults(row))
 
@@ -286,21 +365,27 @@ def main(arguments=None):
         )
     rows = measure(options.site, pages, options.widths, options.dark, options.access)
     print(
-        f"{'page':34} {'width':>6}   code cut   formulas    tables   outputs   figures  page over by"
+        f"{'page':34} {'width':>6}   code cut   formulas    tables   outputs   figures  page over by  least letters"
     )
     for row in rows:
         if "error" in row:
             print(f"{row['page']:34} {row['width']:6}   {row['error']}")
             continue
         cut = "".join(f"{row[kind][0]:6}/{row[kind][1]:<4}" for kind in KINDS)
-        print(f"{row['page']:34} {row['width']:6} {cut} {row['page_too_wide']:6} px")
+        least = f"{min(row['letters']):8.1f} px" if row["letters"] else ""
+        print(f"{row['page']:34} {row['width']:6} {cut} {row['page_too_wide']:6} px {least}".rstrip())
         for fault in grave_faults(row) if options.access else ():
             print(f"    {fault}")
     print("", *tell_scrolling([row for row in rows if row["width"] == max(options.widths)]), sep="\n")
+    for row in rows:
+        if row["width"] == WIDEST and row.get("scrolled"):
+            for fault in rhythm_faults(row["page"], row["scrolled"]):
+                print(f"{row['page']}: {fault}")
     for page in pages if options.pictures else ():
         Path(options.pictures).mkdir(parents=True, exist_ok=True)
-        out = Path(options.pictures, Path(page).stem + ".png").resolve()
-        picture(options.site, page, max(options.widths), 2000, out)
+        for width in options.widths:
+            name = f"{Path(page).stem}-{width}{'-dark' * options.dark}.png"
+            picture(options.site, page, width, 2000, Path(options.pictures, name), options.dark)
     bad = [row for row in rows if is_bad(row)]
     print(f"\n{len(bad)} of {len(rows)} views have faults")
     return int(bool(bad))

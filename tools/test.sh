@@ -76,6 +76,6 @@ step "the book, from the committed outputs" committed_book
 step "the site, and that its code would run" python tools/check_site.py _build/committed/_build/html
 # Two processes with one thread each do more than one process with two.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-step "tests" pytest -q -n 2 --dist loadfile --durations=10 tests
+step "tests" pytest -q -rs -n 2 --dist loadfile --durations=10 tests  # and what was skipped, and why
 step "the wheel" build_wheel
 step "notebooks, in an empty folder with the wheel alone" notebooks_from_the_wheel

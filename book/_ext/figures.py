@@ -15,9 +15,13 @@ from scipy import ndimage
 DPI = 110  # of `ddpm_nb.plots`: pixels of a screen in an inch of a figure
 FRAME = 96  # grey between the images of a sheet (`ddpm_nb.plots.tile`)
 NEAR = 8  # what a file with few greys makes of it is so near
+LINE = 91  # the grey of lines and fills (`ddpm_nb.plots.COLORS`), which is near it, too
+INKED = 250  # what is lighter is paper
 SMALLEST = 21  # pixels: what is smaller is a mark, not a sheet
 SMALLEST_MAP = 31  # and not a heat map
+PALE = 225  # nearly paper
 COLOURS = 12  # a fill has fewer, a picture more
+FILLS = 8  # that lie side by side make up nearly all of a box; of a picture they are less
 LETTERS = 0.92  # how light black becomes
 # what a notebook says of a picture with two pixels for each of the page; a page that is narrower must be free to shrink it
 STATED = re.compile(r' ?style="\s*width: (\d+)px;\s*height: (\d+)px;?\s*"')
@@ -40,13 +44,25 @@ def is_sheet(frame):
     return edge.mean() > 0.6
 
 
+def is_colourful(colours):
+    """Tell whether some of a box is more than grey."""
+    return (colours.max(2) - colours.min(2) > 60).mean() > 0.05
+
+
+def is_on_paper(colours):
+    """Tell whether the colours of a map begin at white, as RdBu and Blues: dark pages turn it as they turn its colour bar."""
+    return is_colourful(colours) and (colours.min(2) >= PALE).mean() > 0.15
+
+
 def is_heat_map(inked, colours):
     """Tell whether nearly all of a box has ink, in many colours, none of which is most of it."""
-    if inked.mean() <= 0.9:
+    if inked.mean() <= 0.9 or is_on_paper(colours):
         return False
     red, green, blue = (colours // 16).astype(np.uint16).transpose(2, 0, 1)
-    counts = np.bincount((256 * red + 16 * green + blue).ravel())
-    return (counts > 0).sum() > COLOURS and counts.max() < 0.7 * inked.size
+    counts = np.sort(np.bincount((256 * red + 16 * green + blue).ravel()))
+    if is_colourful(colours) and counts[-FILLS:].sum() > 0.97 * inked.size:
+        return False  # bars of several colours, crossed by the lines of a grid
+    return (counts > 0).sum() > COLOURS and counts[-1] < 0.7 * inked.size
 
 
 def boxes(mask, smallest):
@@ -62,7 +78,8 @@ def find_pictures(pixels):
     darkest = np.minimum(np.minimum(red, green), blue)
     lightest = np.maximum(np.maximum(red, green), blue)
     frames = (darkest >= FRAME - NEAR) & (lightest <= FRAME + NEAR)
-    inked = darkest < 250
+    frames &= (darkest != LINE) | (lightest != LINE)
+    inked = darkest < INKED
     for box in boxes(frames, SMALLEST):
         found[box] |= is_sheet(frames[box])
     for box in boxes(opened(closed(inked, 5), SMALLEST), SMALLEST_MAP):
@@ -84,10 +101,11 @@ def redraw(colours):
 
 
 def turn_dark(image):
-    """Return the twin of a figure for dark pages, or None if all of it is a picture."""
+    """Return the twin of a figure for dark pages, or None if all of it is pictures, without paper beside them."""
     whole = np.asarray(image.convert("RGBA"))
     pictures = find_pictures(whole[:, :, :3])
-    if pictures.all():
+    paper = whole[:, :, :3].min(2) >= INKED
+    if not (paper & ~pictures).any():
         return None
     # a figure has millions of pixels and few colours: each colour is computed once
     numbers = whole.view("<u4")[:, :, 0] & 0xFFFFFF

@@ -7,7 +7,8 @@
 - Each line of code is a block, so that one which is longer than its column goes on further in.
 - A line does not end between a formula and the full stop behind it.
 - The fonts of a page's first screen are asked for at once.
-- Each page has a description, a canonical address and a picture for previews; there is a page for addresses that do not exist.
+- Each page has a description, a canonical address and a picture for previews; there is a page for addresses that do not exist,
+  light or dark as the reader has chosen.
 """
 
 import html
@@ -58,7 +59,8 @@ LONGEST = 200  # characters of a description
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>{head}
-<style>body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 34rem; margin: 15vh auto; padding: 0 1rem }}</style></head>
+<style>:root {{ color-scheme: light dark }} body {{ font: 1.1rem/1.6 system-ui, sans-serif; max-width: 34rem; margin: 15vh auto; padding: 0 1rem }}</style>
+<script>document.documentElement.style.colorScheme = {{ light: "light", dark: "dark" }}[localStorage.getItem("mode")] || ""</script></head>
 <body><main><h1>{title}</h1><p>{text}</p></main></body></html>
 """
 
