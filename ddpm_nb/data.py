@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .checks import check_alike, check_bool, check_choice, check_class
 from .checks import check_floating, check_images, check_int, check_labels
-from .checks import check_levels, check_range, fact_of, spared_streams
-from .files import _check_place
+from .checks import check_levels, check_place, check_range, fact_of, spared_streams
 
 # %% ../nbs/08_data.ipynb #scale-levels
 def scale_levels(
@@ -304,7 +303,7 @@ def batch_order(
     device="cpu",  # where the indices are wanted
 ):
     """Yield for ever this process's share of each batch, and which images in it are mirrored."""
-    _check_place(device)
+    check_place(device)
     check_bool("flip", flip)
     check_int("seed", seed, 0)
     check_int("start", start, 0)

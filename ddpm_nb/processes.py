@@ -23,6 +23,14 @@ with warnings.catch_warnings():  # of missing widgets for progress bars, which a
 from .checks import check_device
 
 # %% ../nbs/26_scaling.ipynb #refuse-shards
+def _as_device(device):
+    """Return a device; refuse what names none."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be 'cpu' or 'cuda'; got {device!r}") from None
+
+
 def _refuse_shards(kind=None):
     """Refuse ways of running in which a process does not hold the whole network."""
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # Accelerate's names, and its variables
