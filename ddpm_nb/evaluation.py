@@ -453,7 +453,7 @@ def nearest_neighbors(
     if samples.shape[1:] != images.shape[1:]:
         needed = f"the shape of samples, (M, {', '.join(map(str, samples.shape[1:]))})"
         raise ValueError(f"images must have {needed}; got {tuple(images.shape)}")
-    known = images.flatten(1).double()
+    known = images.to(samples.device).flatten(1).double()
     parts = samples.flatten(1).split(500)
     nearest = [torch.cdist(part.double(), known).min(1) for part in parts]
     distance, index = (torch.cat(both) for both in zip(*nearest, strict=True))

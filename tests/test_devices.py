@@ -496,6 +496,7 @@ WALKS = {
         evaluation.kernel_distance, p.features(1), p.features(2), p.features(3), generator=p.g
     ),
     "evaluation.nearest_neighbors": lambda p: evaluation.nearest_neighbors(p.x, p.eps),
+    "evaluation.nearest_neighbors, images on the CPU": lambda p: evaluation.nearest_neighbors(p.x, p.eps.cpu()),
     "results.train_variant": lambda p: results.train_variant("mu, L", copy.deepcopy(p.net), p.x, p.config(), n_steps=T)[0](p.x, p.t),
     "results.measure_bound": lambda p: results.measure_bound(p.net, p.schedule, yardstick(p), 4)[0],
     "results.measure_samples": lambda p: results.measure_samples(p.net, p.schedule, yardstick(p), 10, 3),
