@@ -341,7 +341,7 @@ def read(self: Listing, files: list, how: dict) -> tuple:
 
 # %% ../nbs/23_pictures.ipynb #report
 @patch
-def report(self: Listing, n_files: int, problems: dict, others: Counter, deep: list, skip: bool):
+def report(self: Listing, n_files: int, problems, others, deep, unreadable: str):
     """Raise an error, or warn, about what cannot be used, with names or counts."""
     root = self.root
     if others:
@@ -354,7 +354,7 @@ def report(self: Listing, n_files: int, problems: dict, others: Counter, deep: l
         named = [f"{file!r} ({reason})" for file, reason in islice(problems.items(), 10)]
         text = f"{len(problems)} of {n_files} files in {root}: {'; '.join(named)}"
         text += "; ..." if len(problems) > 10 else ""
-        if not skip:
+        if unreadable != "skip":
             remedy = "Repair or remove them, or pass unreadable='skip' to leave them out"
             raise ValueError(f"cannot read {text}. {remedy}")
         warnings.warn(f"left out {text}", stacklevel=4)
@@ -385,7 +385,7 @@ def _scan(listing, how, unreadable) -> tuple:
         sound = [file for file in files if file not in problems]
         damaged, deep, levels = listing.read(sound, how)
     problems |= damaged
-    listing.report(len({*files, *problems}), problems, others, deep, unreadable == "skip")
+    listing.report(len({*files, *problems}), problems, others, deep, unreadable)
     keep = [i for i, file in enumerate(files) if file not in problems]
     if not keep:
         endings = ", ".join(SUFFIXES)

@@ -32,7 +32,7 @@ from torch.utils.data import TensorDataset
 
 # %% ../nbs/24_runs.ipynb #imports-2
 from .checks import check_bool, check_classes, check_floating, check_images
-from .checks import check_model, fact_of, spared_streams
+from .checks import check_model, check_schedule, fact_of, spared_streams
 from .conditioning import ClassUNet
 from .data import image_of, is_mirrored, mix_seeds
 from .files import CARD_FILE, CONFIG_FILE, MAX_FACTS, WEIGHTS_FILE
@@ -73,7 +73,7 @@ def schedule_name(
     schedule: NoiseSchedule,  # the noise schedule
 ) -> str | None:
     """Return the name by which `make_schedule` makes this schedule, or None."""
-    betas = schedule.exact_betas.cpu()
+    betas = check_schedule(schedule).exact_betas.cpu()
     made = ((name, make_schedule(name, len(betas)).exact_betas) for name in SCHEDULES)
     return next((name for name, own in made if same_betas(own, betas)), None)
 

@@ -487,7 +487,7 @@ def _match(listing, how, column):
 
     damaged, deep, levels = listing.read([file for file in wanted if file not in links], how)
     unreadable |= damaged
-    listing.report(len(listed), {}, others, deep, True)
+    listing.report(len(listed), {}, others, deep, "skip")
     if unreadable:
         named = [f"{file} ({reason})" for file, reason in unreadable.items()]
         problems["pictures that cannot be read"] = named

@@ -146,7 +146,8 @@ TAKES_MODEL_ALONE = [
 def call_with(name, **changed):
     """Call a public function with what its arguments should be, but for those that are changed."""
     function = FUNCTIONS[name]
-    needed = [p for p, found in inspect.signature(function).parameters.items() if found.default is found.empty]
+    parameters = inspect.signature(function).parameters.items()
+    needed = [p for p, found in parameters if found.default is found.empty and found.kind is not found.VAR_POSITIONAL]
     return function(**{p: changed[p] if p in changed else GIVEN[p] for p in needed})
 
 
