@@ -430,6 +430,21 @@ def test_sheets_without_paper_between_them_stay(tmp_path):
 
 
 @browser
+@pytest.mark.parametrize("width", ["60.3px", "60.7px", "61px"])
+def test_a_formula_that_makes_its_column_as_wide_as_it_is_stays(width, tmp_path):
+    """Widths of boxes are told in whole pixels: the formula was set smaller, its column followed, and its edge faded."""
+    formula = f"<span class='math'><mjx-container style='display: inline-block; width: {width}; font-size: 110%'>x</mjx-container></span>"
+    page = f"<script>{(STATIC / 'fit.js').read_text()}</script><style>{(STATIC / 'book.css').read_text()}</style>"
+    page += f"<article class='bd-article'><div style='width: 300px'><table><tr><td><p>{formula}</p></td><td>{'words ' * 40}</td></tr></table></div></article>"
+    script = """
+    const formula = document.querySelector("mjx-container");
+    fitInline(formula);
+    return [formula.style.fontSize, formula.parentElement.className];
+    """
+    assert look.run_script(tmp_path, page, script) == ["110%", "math"]
+
+
+@browser
 @pytest.mark.parametrize("dark", [False, True])
 def test_pictures_show_the_mode_that_was_asked_for(tmp_path, dark):
     """A page takes its mode from what its reader chose earlier, before it is drawn; and a phone is no narrow window."""

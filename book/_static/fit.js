@@ -63,10 +63,11 @@ function fitInline(formula) {
   const size = sizeOf(formula), box = formula.parentElement;
   formula.style.fontSize = `${size}%`;
   box.classList.remove("scrolls");
+  const isWide = () => formula.getBoundingClientRect().width > line.clientWidth + 1; // a column is as wide as its formula, rounded
+  if (!isWide()) return;
   const ratio = line.clientWidth / formula.getBoundingClientRect().width;
-  if (ratio >= 1) return;
   formula.style.fontSize = `${size * Math.max(SMALLEST, 0.96 * ratio)}%`;
-  markScrolls(box, formula.getBoundingClientRect().width > line.clientWidth);
+  markScrolls(box, isWide());
 }
 
 // a formula in a line can be wider than a phone; all of them are looked at again when the screen turns
