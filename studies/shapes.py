@@ -4,6 +4,7 @@ Usage: python studies/shapes.py train --out runs/shapes          train, or go on
        python studies/shapes.py measure --out runs/shapes        measure what the run's folder holds now, with a few prompts
        python studies/shapes.py ship --out runs/shapes --hardware "what it runs on"
        python studies/shapes.py again --hardware "what it runs on"        measure the pipeline that ships; what is known of its training stays
+       python studies/shapes.py words --out runs/words --hardware "what it runs on"        train on words that are not mixed, or go on, and measure their maps
 
 `ship` chooses the least guidance that is as good as any by prompts that were trained on, measures with held-out ones, and writes the pipeline with its card and
 ddpm_nb/measured/shapes.json: shares with their errors. The steps have as much noise as the posterior (eta 1, the default of `generate`); the same held-out
@@ -15,16 +16,27 @@ import inspect
 import json
 import platform
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from common import MEASURED, Clock, checksums, setting, write
 
+from ddpm_nb.clip import TextEncoder
+from ddpm_nb.conditioning import TextUNet
 from ddpm_nb.files import read_json
-from ddpm_nb.gaussian import seeded
+from ddpm_nb.gaussian import seeded, seeded_init
+from ddpm_nb.latent import to_latents
 from ddpm_nb.pipeline import PIPELINES, TextToImage
+from ddpm_nb.runs import LOG_FILE, StopSignals, TrainLog
+from ddpm_nb.schedules import make_schedule
 from ddpm_nb.texts import (
+    CaptionLoss,
+    Pairs,
+    StageCheckpoints,
     TextConfig,
+    TextDenoiser,
     describe_scenes,
     draw_shapes,
     score_shapes,
@@ -32,9 +44,10 @@ from ddpm_nb.texts import (
     train_text,
     turn_round,
 )
-from ddpm_nb.training import TrainConfig
+from ddpm_nb.training import TrainConfig, fit
 
 N_PICTURES, N_TRIED, ROUNDS, N_RULE = 24000, 90, 6, 5000
+N_UNMIXED = 8000  # steps
 PATH = MEASURED / "shapes.json"
 RECIPE = TextConfig(
     dim=48,
@@ -130,13 +143,57 @@ def card_of(facts):
     return card
 
 
+# Words that are not mixed
+
+
+def unmixed_encoder(config):
+    """Build an encoder without layers: the context of a token is its embedding plus that of its position."""
+    encoder = TextEncoder(**config | {"n_layers": 1})
+    encoder.blocks = torch.nn.ModuleList()
+    return encoder
+
+
+class LearningDenoiser(TextDenoiser):
+    """Hold a U-Net and the words that it hears, which learn with it."""
+
+    def forward(self, x, t, tokens):
+        """Return the noise in `x` at steps `t`, given captions."""
+        return self.unet(x, t, self.text_encoder(tokens))
+
+
+def unmixed_network(shipped):
+    """Build the shipped U-Net anew, with words that are not mixed."""
+    with seeded_init(RECIPE.unet.seed):
+        words = unmixed_encoder(shipped.text_encoder.config)
+        return LearningDenoiser(TextUNet(**shipped.unet.config), words)
+
+
+def train_unmixed(shipped, data, out, n_iterations):
+    """Train the U-Net's stage alone, on the latents of the shipped autoencoder; return its pipeline."""
+    pairs = Pairs(data.images, shipped.tokenizer.encode(data.captions)[:, None])
+    loss = CaptionLoss(pairs, to_latents(shipped.autoencoder, data.images), RECIPE.drop, RECIPE.max_weight)
+    settings = replace(RECIPE.unet, n_iterations=n_iterations, checkpoint_every=500)
+    numbers = torch.arange(len(pairs), dtype=torch.float64)
+    stop = StopSignals()
+    watchers = [TrainLog(out / LOG_FILE), StageCheckpoints(out, pairs.to_bytes(), resume=True), loss, stop]
+    clock = partial(Clock(out / "minutes.json"), "unet")
+    options = {"callback": clock, "progress": False, "range_check": False, "watchers": watchers, "loss": loss}
+    found = fit(unmixed_network(shipped), make_schedule("cosine", RECIPE.n_steps), numbers, settings, **options)
+    if stop.number:
+        raise SystemExit("stopped: saved; the same command goes on")
+    network = found.ema
+    parts = {"text_encoder": network.text_encoder, "unet": network.unet, "autoencoder": shipped.autoencoder}
+    return TextToImage(shipped.tokenizer, **parts, schedule=shipped.schedule)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "measure", "ship", "again"))
+    parser.add_argument("what", choices=("train", "measure", "ship", "again", "words"))
     parser.add_argument("--out", default="runs/shapes", help="folder of the run")
     parser.add_argument("--hardware", default="", help="what it runs on, in words")
+    parser.add_argument("--steps", type=int, default=N_UNMIXED, help="of the training on words that are not mixed")
     args = parser.parse_args()
-    if args.what in ("ship", "again") and not args.hardware:
+    if args.what in ("ship", "again", "words") and not args.hardware:
         parser.error("--hardware is needed: what it runs on, in words")
     out = Path(args.out)
     seen, held_out = split_scenes()
@@ -147,6 +204,11 @@ def main():
         card = {"name": "text to image, shapes", "data": f"{N_PICTURES} drawings of {len(seen)} scenes", "image size": 32}
         options = {"resume": True, "prompts": prompts, "card": card, "callback": Clock(out / "minutes.json")}
         train_text((data.images, data.captions), out, RECIPE, **options)
+        return
+    if args.what == "words":
+        out.mkdir(parents=True, exist_ok=True)
+        shipped = TextToImage.from_pretrained(PIPELINES / "shapes")
+        train_unmixed(shipped, draw_shapes(N_PICTURES, scenes=seen, generator=seeded(0)), out, args.steps)
         return
     pipeline = TextToImage.from_pretrained(PIPELINES / "shapes" if args.what == "again" else out)
     if args.what == "measure":
