@@ -21,14 +21,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import MEASURED, Clock, checksums, setting, write
+from common import MEASURED, PICTURES, Clock, checksums, setting, write
+from PIL import Image
+from torch.nn import functional as F
 
 from ddpm_nb.clip import TextEncoder
 from ddpm_nb.conditioning import TextUNet
-from ddpm_nb.files import read_json
+from ddpm_nb.files import read_json, replaced_file
 from ddpm_nb.gaussian import seeded, seeded_init
 from ddpm_nb.latent import to_latents
 from ddpm_nb.pipeline import PIPELINES, TextToImage
+from ddpm_nb.plots import tile
 from ddpm_nb.runs import LOG_FILE, StopSignals, TrainLog
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.texts import (
@@ -37,18 +40,23 @@ from ddpm_nb.texts import (
     StageCheckpoints,
     TextConfig,
     TextDenoiser,
+    _masks_of_colours,
     describe_scenes,
     draw_shapes,
+    exchange_words,
+    map_scores,
     score_shapes,
     split_scenes,
     train_text,
     turn_round,
+    word_maps,
 )
 from ddpm_nb.training import TrainConfig, fit
 
 N_PICTURES, N_TRIED, ROUNDS, N_RULE = 24000, 90, 6, 5000
-N_UNMIXED = 8000  # steps
-PATH = MEASURED / "shapes.json"
+N_UNMIXED, N_EDITED, N_SEEDS, N_SHOWN = 6000, 24, 2, 4  # steps; scenes with an exchanged word, noises of each; rows of the sheet
+WORDS, AGAINST, SIDES = ("first colour", "first kind", "second colour", "second kind"), ("the rest", "the other shape"), (8, 4)
+PATH, MAPS_PATH = MEASURED / "shapes.json", MEASURED / "words.json"
 RECIPE = TextConfig(
     dim=48,
     autoencoder_channels=12,
@@ -186,6 +194,137 @@ def train_unmixed(shipped, data, out, n_iterations):
     return TextToImage(shipped.tokenizer, **parts, schedule=shipped.schedule)
 
 
+def by_scenes(values, numbers, n_scenes):
+    """Return means of values (..., N) and their standard errors over scenes, each rounded; `numbers` (N,) tell the scene."""
+    shape = (*values.shape[:-1], n_scenes)
+    counts = torch.bincount(numbers, minlength=n_scenes)
+    sums = torch.zeros(shape, dtype=torch.float64).index_add(-1, numbers, values.double())
+    each = (sums / counts)[..., counts > 0]
+    errors = each.std(-1) / each.shape[-1] ** 0.5
+    return {"mean": rounded(each.mean(-1)), "error": rounded(errors)}
+
+
+def rounded(values):
+    """Return a tensor as plain numbers of four digits."""
+    return json.loads(json.dumps(values.tolist()), parse_float=lambda text: round(float(text), 4))
+
+
+def places_of_words(prompts):
+    """Return for the first colour and kind and the second colour and kind their tokens, (4, N): a word is one piece."""
+    lengths = torch.tensor([len(prompt.split()) for prompt in prompts])
+    first = torch.ones_like(lengths)  # "a" is token 1, after <begin>
+    return torch.stack([first + 1, first + 2, lengths - 1, lengths])
+
+
+def follow(pipeline, rows, n_scenes, guidance, seed, side):
+    """Score the maps of colours and kinds against the shapes in the pictures that are right; return the facts, pictures and maps."""
+    prompts = describe_scenes(rows)
+    parts = []
+    for i in range(0, len(rows), 90):
+        options = {"guidance": guidance, "side": side, "generator": seeded(seed + i)}
+        parts.append(word_maps(pipeline, prompts[i : i + 90], **options))
+    pictures = torch.cat([part[0] for part in parts])
+    maps = torch.cat([part[1] for part in parts], 1)  # (3, N, L, h, w)
+    right = score_shapes(pictures, rows).all(1)
+    shown = right.nonzero()[:, 0]
+    numbers = shown % n_scenes  # both wordings and all rounds of a scene count as one
+    found = _masks_of_colours(pictures) > 0.5  # (N, 6, H, W)
+    on = [found[shown, rows[shown, column]] for column in (0, 3)]
+    scores = {what: [] for what in AGAINST}
+    for place, own in zip(places_of_words(prompts), (0, 0, 1, 1), strict=True):
+        large = F.interpolate(maps[:, shown, place[shown]], pictures.shape[-2:], mode="bilinear")
+        for what, off in zip(AGAINST, (None, on[1 - own]), strict=True):
+            scores[what].append(torch.stack([map_scores(third, on[own], off) for third in large]))
+    facts = {}
+    for what, each in scores.items():
+        every = torch.stack(each)  # (4 words, 3 thirds, n)
+        facts[what] = dict(zip(WORDS, (by_scenes(word, numbers, n_scenes) for word in every), strict=True))
+        facts[what]["all four"] = by_scenes(every.mean(0), numbers, n_scenes)
+    share = by_scenes(right[None].double(), torch.arange(len(rows)) % n_scenes, n_scenes)
+    told = {"prompts": len(rows), "right": share, "pictures scored": len(shown), "scenes scored": len(numbers.unique())}
+    return told | facts, pictures, maps
+
+
+def other_colour(c_1, k_1, r, c_2, k_2):
+    """Exchange the first colour."""
+    other = (c_1 + 1) % 6 if (c_1 + 1) % 6 != c_2 else (c_1 + 2) % 6
+    return other, k_1, r, c_2, k_2
+
+
+def other_kind(c_1, k_1, r, c_2, k_2):
+    """Exchange the first kind."""
+    return c_1, (k_1 + 1) % 3, r, c_2, k_2
+
+
+def moved_share(one, other):
+    """Return which share of two masks (N, H, W) does not overlap, (N,)."""
+    union = torch.maximum(one, other).sum((1, 2)).clamp(min=1)
+    return 1 - torch.minimum(one, other).sum((1, 2)) / union
+
+
+def edit(pipeline, scenes, guidance):
+    """Exchange a word with the maps kept and with free ones: what moved, which pictures are right, and the differences."""
+    facts = {"scenes": len(scenes), "pictures of each": N_SEEDS}
+    for name, change in (("colour", other_colour), ("kind", other_kind)):
+        found = {"kept": [], "free": []}
+        for row in scenes.tolist():
+            wanted = torch.tensor([row, change(*row)])
+            prompts = describe_scenes(wanted)
+            for how, share in (("kept", 0.6), ("free", 0.0)):
+                first, edited = exchange_words(pipeline, *prompts, list(range(N_SEEDS)), share=share, guidance=guidance)
+                before, after = _masks_of_colours(first), _masks_of_colours(edited)
+                changed = moved_share(before[:, wanted[0, 0]], after[:, wanted[1, 0]])
+                other = moved_share(before[:, row[3]], after[:, row[3]])
+                right = score_shapes(edited, wanted[1:].expand(N_SEEDS, -1)).all(1).double()
+                found[how].append(torch.stack([changed, other, right]).mean(1))
+        values = {how: torch.stack(each, -1) for how, each in found.items()}  # (3, scenes)
+        values["free - kept"] = values["free"] - values["kept"]
+        numbers = torch.arange(len(scenes))
+        by_how = {how: by_scenes(each, numbers, len(scenes)) for how, each in values.items()}
+        facts[name] = {"of": ["changed shape moved", "other shape moved", "edited picture right"]} | by_how
+    return facts
+
+
+def sheet_of_maps(pictures, maps, prompts, chosen):
+    """Return pictures and, beside each, the late maps of its colours and kinds, in [-1, 1]: five columns."""
+    rows = []
+    for i in chosen:
+        places = places_of_words(prompts)[:, i]
+        large = F.interpolate(maps[2, i, places][:, None], pictures.shape[-2:], mode="bilinear")
+        least, most = large.amin((2, 3), True), large.amax((2, 3), True)
+        grey = (large - least) / (most - least) * 2 - 1
+        rows.append(torch.cat([pictures[i : i + 1], grey.expand(-1, 3, -1, -1)]))
+    return torch.cat(rows)
+
+
+def judge_words(pipelines, held_out, seen, guidance, draw_sheet):
+    """Measure maps and edits of each pipeline, by name; hand the sheets of maps to `draw_sheet`."""
+    rows = both_ways(held_out)
+    facts, drawn = {}, {}
+    for name, pipeline in pipelines.items():
+        facts[name] = {}
+        for side in SIDES:
+            facts[name][f"side {side}"], pictures, maps = follow(pipeline, rows, len(held_out), guidance, 5, side)
+            drawn.setdefault(name, (pictures, maps))
+        facts[name]["edits"] = edit(pipeline, seen[:N_EDITED], guidance)
+        print(name, json.dumps(facts[name]), flush=True)
+    right = torch.stack([score_shapes(pictures, rows).all(1) for pictures, _ in drawn.values()]).all(0)
+    chosen = right.nonzero()[:N_SHOWN, 0].tolist()
+    prompts = describe_scenes(rows)
+    for name, (pictures, maps) in drawn.items():
+        draw_sheet(name, sheet_of_maps(pictures, maps, prompts, chosen))
+    return facts | {"prompts shown": [prompts[i] for i in chosen]}
+
+
+def save_sheet(name, sheet):
+    """Write a sheet of maps, five columns, as a PNG of the book."""
+    path = PICTURES / f"words-{name}.png"
+    pixels = tile(sheet, 5)
+    pixels = pixels.repeat(2, 0).repeat(2, 1)
+    with replaced_file(path) as file:
+        Image.fromarray(pixels).quantize(64).save(file, format="png", optimize=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "measure", "ship", "again", "words"))
@@ -208,7 +347,13 @@ def main():
     if args.what == "words":
         out.mkdir(parents=True, exist_ok=True)
         shipped = TextToImage.from_pretrained(PIPELINES / "shapes")
-        train_unmixed(shipped, draw_shapes(N_PICTURES, scenes=seen, generator=seeded(0)), out, args.steps)
+        data = draw_shapes(N_PICTURES, scenes=seen, generator=seeded(0))
+        pipelines = {"mixed": shipped, "unmixed": train_unmixed(shipped, data, out, args.steps)}
+        guidance = read_json(PATH)["held out"]["guidance"]
+        facts = {"steps": {"mixed": RECIPE.unet.n_iterations, "unmixed": args.steps}, "guidance": guidance}
+        facts["CPU minutes"] = {"mixed": read_json(PATH)["CPU minutes"]["unet"], "unmixed": round(read_json(out / "minutes.json")["unet"], 1)}
+        facts |= judge_words(pipelines, held_out, seen, guidance, save_sheet)
+        write(MAPS_PATH, facts | {"sha256": checksums("pipelines/shapes")} | setting(args.hardware))
         return
     pipeline = TextToImage.from_pretrained(PIPELINES / "shapes" if args.what == "again" else out)
     if args.what == "measure":
