@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from common import MEASURED, PICTURES, Clock, checksums, setting, write
 from PIL import Image
@@ -32,7 +33,7 @@ from ddpm_nb.gaussian import seeded, seeded_init
 from ddpm_nb.latent import to_latents
 from ddpm_nb.pipeline import PIPELINES, TextToImage
 from ddpm_nb.plots import tile
-from ddpm_nb.runs import LOG_FILE, StopSignals, TrainLog
+from ddpm_nb.runs import LOG_FILE, StopSignals, TrainLog, read_log
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.texts import (
     CaptionLoss,
@@ -54,8 +55,9 @@ from ddpm_nb.texts import (
 from ddpm_nb.training import TrainConfig, fit
 
 N_PICTURES, N_TRIED, ROUNDS, N_RULE = 24000, 90, 6, 5000
-N_UNMIXED, N_EDITED, N_SEEDS, N_SHOWN = 6000, 24, 2, 4  # steps; scenes with an exchanged word, noises of each; rows of the sheet
-WORDS, AGAINST, SIDES = ("first colour", "first kind", "second colour", "second kind"), ("the rest", "the other shape"), (8, 4)
+N_UNMIXED, N_EDITED, N_SEEDS, N_SHOWN = 12000, 12, 2, 4  # steps; scenes with an exchanged word, noises of each; rows of the sheet
+WORDS, AGAINST, SIDES = ("first colour", "first kind", "second colour", "second kind"), ("the rest", "the other shape"), {8: 90, 4: 45}  # scenes
+N_TRIED_SHEET = 16
 PATH, MAPS_PATH = MEASURED / "shapes.json", MEASURED / "words.json"
 RECIPE = TextConfig(
     dim=48,
@@ -179,6 +181,10 @@ def unmixed_network(shipped):
 def train_unmixed(shipped, data, out, n_iterations):
     """Train the U-Net's stage alone, on the latents of the shipped autoencoder; return its pipeline."""
     pairs = Pairs(data.images, shipped.tokenizer.encode(data.captions)[:, None])
+    starts = read_json(out / "starts.json") if (out / "starts.json").exists() else []
+    done = len([loss for line in read_log(out / LOG_FILE) for loss in line["losses"]]) if starts else 0
+    if done < n_iterations:
+        write(out / "starts.json", [*starts, {"at step": done, "steps planned": n_iterations}])
     loss = CaptionLoss(pairs, to_latents(shipped.autoencoder, data.images), RECIPE.drop, RECIPE.max_weight)
     settings = replace(RECIPE.unet, n_iterations=n_iterations, checkpoint_every=500)
     numbers = torch.arange(len(pairs), dtype=torch.float64)
@@ -297,31 +303,32 @@ def sheet_of_maps(pictures, maps, prompts, chosen):
     return torch.cat(rows)
 
 
-def judge_words(pipelines, held_out, seen, guidance, draw_sheet):
-    """Measure maps and edits of each pipeline, by name; hand the sheets of maps to `draw_sheet`."""
-    rows = both_ways(held_out)
-    facts, drawn = {}, {}
-    for name, pipeline in pipelines.items():
-        facts[name] = {}
-        for side in SIDES:
-            facts[name][f"side {side}"], pictures, maps = follow(pipeline, rows, len(held_out), guidance, 5, side)
-            drawn.setdefault(name, (pictures, maps))
-        facts[name]["edits"] = edit(pipeline, seen[:N_EDITED], guidance)
-        print(name, json.dumps(facts[name]), flush=True)
-    right = torch.stack([score_shapes(pictures, rows).all(1) for pictures, _ in drawn.values()]).all(0)
+def judge_words(pipeline, held_out, seen, guidance):
+    """Measure maps and edits of a pipeline."""
+    even = (torch.arange(len(held_out)) % 2 == 0)[:, None]
+    rows = torch.where(even, held_out, turn_round(held_out))  # one wording or the other
+    facts = {}
+    for side, n in SIDES.items():
+        facts[f"side {side}"] = follow(pipeline, rows[:n], len(rows[:n]), guidance, 5, side)[0]
+    return facts | {"edits": edit(pipeline, seen[:N_EDITED], guidance)}
+
+
+def sheets_of_maps(pipelines, held_out, guidance):
+    """Return the first prompts whose pictures are right by all pipelines, and the sheet of maps of each."""
+    rows = held_out[:N_TRIED_SHEET]
+    drawn = [follow(pipeline, rows, len(rows), guidance, 6, 8)[1:] for pipeline in pipelines]
+    right = torch.stack([score_shapes(pictures, rows).all(1) for pictures, _ in drawn]).all(0)
     chosen = right.nonzero()[:N_SHOWN, 0].tolist()
     prompts = describe_scenes(rows)
-    for name, (pictures, maps) in drawn.items():
-        draw_sheet(name, sheet_of_maps(pictures, maps, prompts, chosen))
-    return facts | {"prompts shown": [prompts[i] for i in chosen]}
+    return [prompts[i] for i in chosen], [sheet_of_maps(*found, prompts, chosen) for found in drawn]
 
 
-def save_sheet(name, sheet):
-    """Write a sheet of maps, five columns, as a PNG of the book."""
-    path = PICTURES / f"words-{name}.png"
-    pixels = tile(sheet, 5)
-    pixels = pixels.repeat(2, 0).repeat(2, 1)
-    with replaced_file(path) as file:
+def save_sheets(sheets):
+    """Write sheets of maps, five columns each, beside each other as a PNG of the book."""
+    tiles = [tile(sheet, 5) for sheet in sheets]
+    gap = np.full((len(tiles[0]), 6, 3), 255, np.uint8)
+    pixels = np.concatenate([tiles[0], gap, tiles[1]], 1).repeat(2, 0).repeat(2, 1)
+    with replaced_file(PICTURES / "words-maps.png") as file:
         Image.fromarray(pixels).quantize(64).save(file, format="png", optimize=True)
 
 
@@ -347,12 +354,16 @@ def main():
     if args.what == "words":
         out.mkdir(parents=True, exist_ok=True)
         shipped = TextToImage.from_pretrained(PIPELINES / "shapes")
-        data = draw_shapes(N_PICTURES, scenes=seen, generator=seeded(0))
-        pipelines = {"mixed": shipped, "unmixed": train_unmixed(shipped, data, out, args.steps)}
         guidance = read_json(PATH)["held out"]["guidance"]
-        facts = {"steps": {"mixed": RECIPE.unet.n_iterations, "unmixed": args.steps}, "guidance": guidance}
+        data = draw_shapes(N_PICTURES, scenes=seen, generator=seeded(0))
+        unmixed = train_unmixed(shipped, data, out, args.steps)
+        if not (out / "mixed.json").exists():
+            write(out / "mixed.json", judge_words(shipped, held_out, seen, guidance))
+        facts = {"steps": {"mixed": RECIPE.unet.n_iterations, "unmixed": args.steps}, "starts": read_json(out / "starts.json"), "guidance": guidance}
         facts["CPU minutes"] = {"mixed": read_json(PATH)["CPU minutes"]["unet"], "unmixed": round(read_json(out / "minutes.json")["unet"], 1)}
-        facts |= judge_words(pipelines, held_out, seen, guidance, save_sheet)
+        facts |= {"mixed": read_json(out / "mixed.json"), "unmixed": judge_words(unmixed, held_out, seen, guidance)}
+        facts["prompts shown"], sheets = sheets_of_maps((shipped, unmixed), held_out, guidance)
+        save_sheets(sheets)
         write(MAPS_PATH, facts | {"sha256": checksums("pipelines/shapes")} | setting(args.hardware))
         return
     pipeline = TextToImage.from_pretrained(PIPELINES / "shapes" if args.what == "again" else out)

@@ -406,8 +406,8 @@ def test_shapes_are_trained_measured_and_shipped(tmp_path, run, monkeypatch, cap
 def test_words_that_are_not_mixed_are_trained_and_their_maps_measured(tmp_path, run, monkeypatch):
     """The second training has no layers between the words, and goes on; two pipelines that are one have the same facts."""
     stage = TrainConfig(2, batch_size=8, checkpoint_every=2, precision="float32")
-    few = {"RECIPE": replace(shapes.RECIPE, unet=stage), "N_PICTURES": 32, "N_EDITED": 2, "N_SEEDS": 1, "N_SHOWN": 2}
-    few |= {"MAPS_PATH": tmp_path / "words.json", "PICTURES": tmp_path}
+    few = {"RECIPE": replace(shapes.RECIPE, unet=stage), "N_PICTURES": 32, "N_EDITED": 2, "N_SEEDS": 1, "N_SHOWN": 2, "SIDES": {8: 3, 4: 3}}
+    few |= {"N_TRIED_SHEET": 3, "MAPS_PATH": tmp_path / "words.json", "PICTURES": tmp_path}
     scenes = shapes.split_scenes()
     monkeypatch.setattr(shapes, "split_scenes", lambda: (scenes[0], scenes[1][:3]))
     train, trained = shapes.train_unmixed, []
@@ -428,15 +428,16 @@ def test_words_that_are_not_mixed_are_trained_and_their_maps_measured(tmp_path, 
     assert not first.words.weight.equal(encoder.words.weight)  # the words have learnt
     found = read_json(tmp_path / "words.json")
     assert found["mixed"] == found["unmixed"] and found["steps"] == {"mixed": 2, "unmixed": 3}
+    assert found["starts"] == [{"at step": 0, "steps planned": 3}]
     one = found["mixed"]["side 8"]
-    assert one["prompts"] == 6 and 0 < one["scenes scored"] <= 3 and len(one["the rest"]["first colour"]["mean"]) == 3
+    assert one["prompts"] == 3 and 0 < one["scenes scored"] <= 3 and len(one["the rest"]["first colour"]["mean"]) == 3
     four = [one["the rest"][word]["mean"] for word in shapes.WORDS]
     assert torch.tensor(four).mean(0).tolist() == pytest.approx(one["the rest"]["all four"]["mean"], abs=2e-4)
     changed = found["mixed"]["edits"]["kind"]
     gap = [free - kept for free, kept in zip(changed["free"]["mean"], changed["kept"]["mean"], strict=True)]
     assert gap == pytest.approx(changed["free - kept"]["mean"], abs=2e-4)
     n = len(found["prompts shown"])
-    assert shapes.Image.open(tmp_path / "words-mixed.png").size == (2 * (33 * 5 + 1), 2 * (33 * n + 1))
+    assert shapes.Image.open(tmp_path / "words-maps.png").size == (2 * (2 * (33 * 5 + 1) + 6), 2 * (33 * n + 1))
 
 
 def test_words_are_found_in_prompts_and_scores_averaged_over_scenes():
