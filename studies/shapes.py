@@ -55,7 +55,7 @@ from ddpm_nb.texts import (
 from ddpm_nb.training import TrainConfig, fit
 
 N_PICTURES, N_TRIED, ROUNDS, N_RULE = 24000, 90, 6, 5000
-N_UNMIXED, N_EDITED, N_SEEDS, N_SHOWN = 12000, 12, 2, 4  # steps; scenes with an exchanged word, noises of each; rows of the sheet
+N_UNMIXED, N_EDITED, N_SEEDS, N_SHOWN = 10000, 12, 2, 4  # steps; scenes with an exchanged word, noises of each; rows of the sheet
 WORDS, AGAINST, SIDES = ("first colour", "first kind", "second colour", "second kind"), ("the rest", "the other shape"), {8: 90, 4: 45}  # scenes
 N_TRIED_SHEET = 16
 PATH, MAPS_PATH = MEASURED / "shapes.json", MEASURED / "words.json"
@@ -231,7 +231,8 @@ def follow(pipeline, rows, n_scenes, guidance, seed, side):
         parts.append(word_maps(pipeline, prompts[i : i + 90], **options))
     pictures = torch.cat([part[0] for part in parts])
     maps = torch.cat([part[1] for part in parts], 1)  # (3, N, L, h, w)
-    right = score_shapes(pictures, rows).all(1)
+    parts = score_shapes(pictures, rows)  # (N, 3)
+    right = parts.all(1)
     shown = right.nonzero()[:, 0]
     numbers = shown % n_scenes  # both wordings and all rounds of a scene count as one
     found = _masks_of_colours(pictures) > 0.5  # (N, 6, H, W)
@@ -246,8 +247,9 @@ def follow(pipeline, rows, n_scenes, guidance, seed, side):
         every = torch.stack(each)  # (4 words, 3 thirds, n)
         facts[what] = dict(zip(WORDS, (by_scenes(word, numbers, n_scenes) for word in every), strict=True))
         facts[what]["all four"] = by_scenes(every.mean(0), numbers, n_scenes)
-    share = by_scenes(right[None].double(), torch.arange(len(rows)) % n_scenes, n_scenes)
-    told = {"prompts": len(rows), "right": share, "pictures scored": len(shown), "scenes scored": len(numbers.unique())}
+    shares = by_scenes(torch.cat([parts, right[:, None]], 1).T, torch.arange(len(rows)) % n_scenes, n_scenes)
+    share = {name: list(both) for name, *both in zip((*NAMES, "all three"), *shares.values(), strict=True)}
+    told = {"prompts": len(rows), "right, error": share, "pictures scored": len(shown), "scenes scored": len(numbers.unique())}
     return told | facts, pictures, maps
 
 
@@ -298,7 +300,7 @@ def sheet_of_maps(pictures, maps, prompts, chosen):
         places = places_of_words(prompts)[:, i]
         large = F.interpolate(maps[2, i, places][:, None], pictures.shape[-2:], mode="bilinear")
         least, most = large.amin((2, 3), True), large.amax((2, 3), True)
-        grey = (large - least) / (most - least) * 2 - 1
+        grey = ((large - least) / (most - least) * 15).round() / 7.5 - 1  # sixteen greys: a small file
         rows.append(torch.cat([pictures[i : i + 1], grey.expand(-1, 3, -1, -1)]))
     return torch.cat(rows)
 
@@ -329,7 +331,7 @@ def save_sheets(sheets):
     gap = np.full((len(tiles[0]), 6, 3), 255, np.uint8)
     pixels = np.concatenate([tiles[0], gap, tiles[1]], 1).repeat(2, 0).repeat(2, 1)
     with replaced_file(PICTURES / "words-maps.png") as file:
-        Image.fromarray(pixels).quantize(64).save(file, format="png", optimize=True)
+        Image.fromarray(pixels).save(file, format="png", optimize=True)
 
 
 def main():
