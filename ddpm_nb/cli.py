@@ -1264,9 +1264,11 @@ def _read_mask(flag, file, config):
     if others:
         raise ValueError(f"{wanted}; {file} has {len(others)} levels between, such as {others[0]}")
     mask = _read_square(flag, file, config | {"in_channels": 1}) > 0
+    problem = f"{file} has none of at least a pixel of the model's"
     if mask.all():
-        problem = f"{file} has none of at least a pixel of the model's"
         raise ValueError(f"{flag} must have a black place, which is drawn; {problem}")
+    if not mask.any():
+        raise ValueError(f"{flag} must have a white place, which stays; {problem}")
     return mask
 
 # %% ../nbs/30_command_line.ipynb #data-of

@@ -286,4 +286,7 @@ def _where_to_begin(pipeline, image, mask, strength, n, n_steps, eta):
     image = check_each("image", check_images("image", image), shape, n).to(pipeline.device)
     if mask is not None:
         mask = check_each("mask", check_mask("mask", mask), (1, *shape[1:]), n).to(pipeline.device)
+        for value, what in ((True, "where the image stays"), (False, "where it is drawn anew")):
+            if not bool((mask == value).flatten(1).any(1).all()):
+                raise ValueError(f"mask must be {value} in some place, {what}; got one that is not")
     return kept[-max(1, round(share * len(kept))) :], image, mask  # the last share of the chain

@@ -68,6 +68,23 @@ PALETTE = {
 KINDS = ("square", "circle", "triangle")
 RELATIONS = ("left of", "right of", "above", "below")  # an odd number undoes the even one before
 
+# %% ../nbs/29_own_captions.ipynb #check-scenes
+def _check_scenes(scenes):
+    """Refuse what is no table of scenes."""
+    wanted = "scenes must be whole numbers of shape (N, 5)"
+    shape = tuple(scenes.shape) if isinstance(scenes, Tensor) else type(scenes).__name__
+    if not isinstance(scenes, Tensor) or scenes.is_floating_point() or shape[1:] != (5,):
+        raise ValueError(f"{wanted}; got {shape}")
+    names = ("first colour", "first kind", "relation", "second colour", "second kind")
+    tops = (len(PALETTE), len(KINDS), len(RELATIONS), len(PALETTE), len(KINDS))
+    for name, column, top in zip(names, scenes.T, tops, strict=True):
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < top:
+            got = f"{int(column.min())} to {int(column.max())}"
+            raise ValueError(f"scenes must have the {name} in 0..{top - 1}; got values from {got}")
+    if bool((scenes[:, 0] == scenes[:, 3]).any()):
+        raise ValueError("scenes must have two different colours; got one that has the same twice")
+    return scenes
+
 # %% ../nbs/29_own_captions.ipynb #all-scenes
 def all_scenes() -> Tensor:
     """List every scene once, (540, 5): the shape named first lies on the left, or above."""
@@ -95,23 +112,6 @@ def describe_scenes(
         first, second = f"{colours[c_1]} {KINDS[k_1]}", f"{colours[c_2]} {KINDS[k_2]}"
         captions.append(f"a {first} {RELATIONS[r]} a {second}")
     return captions
-
-# %% ../nbs/29_own_captions.ipynb #check-scenes
-def _check_scenes(scenes):
-    """Refuse what is no table of scenes."""
-    wanted = "scenes must be whole numbers of shape (N, 5)"
-    shape = tuple(scenes.shape) if isinstance(scenes, Tensor) else type(scenes).__name__
-    if not isinstance(scenes, Tensor) or scenes.is_floating_point() or shape[1:] != (5,):
-        raise ValueError(f"{wanted}; got {shape}")
-    names = ("first colour", "first kind", "relation", "second colour", "second kind")
-    tops = (len(PALETTE), len(KINDS), len(RELATIONS), len(PALETTE), len(KINDS))
-    for name, column, top in zip(names, scenes.T, tops, strict=True):
-        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < top:
-            got = f"{int(column.min())} to {int(column.max())}"
-            raise ValueError(f"scenes must have the {name} in 0..{top - 1}; got values from {got}")
-    if bool((scenes[:, 0] == scenes[:, 3]).any()):
-        raise ValueError("scenes must have two different colours; got one that has the same twice")
-    return scenes
 
 # %% ../nbs/29_own_captions.ipynb #shape-cover
 def shape_cover(
@@ -301,40 +301,13 @@ def score_shapes(
     right = torch.stack([(present == needed).all(1), right_kinds, relation == wanted[:, 2]], 1)
     return right & both[:, None]
 
-# %% ../nbs/29_own_captions.ipynb #read-metadata
-def read_metadata(
-    root,  # the folder
-    files: list,  # relative paths of its pictures
-    *,
-    column: str = "text",  # the key or the column that holds the caption
-) -> tuple[list, dict]:
-    """Read pairs (file, caption) in their order; return them, and problems: kind -> names."""
-    root = Path(os.path.realpath(Path(check_path("root", root)).expanduser()))
-    check_kind("column", column, str)
-    problems = defaultdict(list)
-    found = [name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{root} must hold one file of captions; got {' and '.join(found)}")
-    texts = _list_texts(root)
-    if found:
-        _refuse_texts(root, found[0], files, texts)
-        read = _read_jsonl if found[0].endswith("jsonl") else _read_csv
-        rows = read(root / found[0], column, problems)
-    else:
-        rows = _read_texts(root, files, texts)
-    pairs = []
-    known = {*files}
-    for file, caption in rows:
-        path = PurePosixPath(file.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts:
-            problems["paths that lead out of the folder"].append(file)
-        elif path.as_posix() not in known:
-            problems["captions without a picture"].append(file)
-        elif not split_words(caption):
-            problems["empty captions"].append(file)
-        else:
-            pairs.append((path.as_posix(), " ".join(caption.split())))
-    return pairs, dict(problems)
+# %% ../nbs/29_own_captions.ipynb #lines
+def _lines(path):
+    """Return the lines of a text file in UTF-8, with or without a mark at its beginning."""
+    try:
+        return path.read_text("utf-8-sig").split("\n")  # a caption may hold other breaks
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8: {error.reason}") from None
 
 # %% ../nbs/29_own_captions.ipynb #read-jsonl
 def _read_jsonl(path, column, problems):
@@ -363,6 +336,18 @@ def _read_jsonl(path, column, problems):
             problems[f"lines without texts for 'file_name' and {column!r}"].append(f"line {i}")
     return rows
 
+# %% ../nbs/29_own_captions.ipynb #check-header
+def _check_header(path, names, column):
+    """Refuse a header that lacks a column, or has it twice."""
+    wanted = ("file_name", column)
+    needed = f"{path} must have the columns 'file_name' and {column!r}"
+    missing = sorted({*wanted} - {*names})
+    if missing:
+        raise ValueError(f"{needed}; it lacks {', '.join(missing)}")
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{needed} once each; {twice[0]!r} is there {names.count(twice[0])} times")
+
 # %% ../nbs/29_own_captions.ipynb #read-csv
 def _read_csv(path, column, problems):
     """Read a row of a table for each caption."""
@@ -384,18 +369,6 @@ def _read_csv(path, column, problems):
         problem = f"after line {table.line_num} ({error}): is a quote never closed?"
         raise ValueError(f"{path} cannot be read {problem}") from None
     return rows
-
-# %% ../nbs/29_own_captions.ipynb #check-header
-def _check_header(path, names, column):
-    """Refuse a header that lacks a column, or has it twice."""
-    wanted = ("file_name", column)
-    needed = f"{path} must have the columns 'file_name' and {column!r}"
-    missing = sorted({*wanted} - {*names})
-    if missing:
-        raise ValueError(f"{needed}; it lacks {', '.join(missing)}")
-    twice = [name for name in wanted if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"{needed} once each; {twice[0]!r} is there {names.count(twice[0])} times")
 
 # %% ../nbs/29_own_captions.ipynb #list-texts
 def _list_texts(root):
@@ -433,42 +406,41 @@ def _read_texts(root, files, texts):
     return rows
 
 
-def _lines(path):
-    """Return the lines of a text file in UTF-8, with or without a mark at its beginning."""
-    try:
-        return path.read_text("utf-8-sig").split("\n")  # a caption may hold other breaks
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8: {error.reason}") from None
 
-# %% ../nbs/29_own_captions.ipynb #captionedfolder
-class CaptionedFolder(FolderDataset):
-    """Read the pictures of a folder when asked for, with the captions that lie beside them."""
-
-    def __init__(
-        self,
-        root,  # the folder
-        image_size: int,  # pixels a side of the images that come out
-        *,
-        grey: bool = False,  # one channel instead of three
-        column: str = "text",  # of a metadata file: what holds the caption
-        problems: str = "refuse",  # "refuse", or "skip" what does not fit together, with a warning
-        white_level: int | None = None,  # level of white in grey pictures of 16 bits
-    ):
-        check_choice("problems", problems, ("refuse", "skip"))
-        size = check_int("image_size", image_size)
-        grey = check_bool("grey", grey)
-        self.how = {"image_size": size, "grey": grey, "white_level": white_level}
-        check_white(white_level)
-        listing = list_folder(root)
-        self.root = listing.root
-        files, self.captions, self.problems, self._kept = _match(listing, self.how, column)
-        _tell(self.root, self.problems, problems == "skip")
-        if not files:
-            raise ValueError(f"{self.root} holds no picture with a caption")
-        self.files = files
-        self.classes = ("all",)
-        self.flip = False
-        self.labels = torch.zeros(len(files), dtype=torch.long)
+# %% ../nbs/29_own_captions.ipynb #read-metadata
+def read_metadata(
+    root,  # the folder
+    files: list,  # relative paths of its pictures
+    *,
+    column: str = "text",  # the key or the column that holds the caption
+) -> tuple[list, dict]:
+    """Read pairs (file, caption) in their order; return them, and problems: kind -> names."""
+    root = Path(os.path.realpath(Path(check_path("root", root)).expanduser()))
+    check_kind("column", column, str)
+    problems = defaultdict(list)
+    found = [name for name in ("metadata.jsonl", "metadata.csv") if (root / name).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{root} must hold one file of captions; got {' and '.join(found)}")
+    texts = _list_texts(root)
+    if found:
+        _refuse_texts(root, found[0], files, texts)
+        read = _read_jsonl if found[0].endswith("jsonl") else _read_csv
+        rows = read(root / found[0], column, problems)
+    else:
+        rows = _read_texts(root, files, texts)
+    pairs = []
+    known = {*files}
+    for file, caption in rows:
+        path = PurePosixPath(file.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            problems["paths that lead out of the folder"].append(file)
+        elif path.as_posix() not in known:
+            problems["captions without a picture"].append(file)
+        elif not split_words(caption):
+            problems["empty captions"].append(file)
+        else:
+            pairs.append((path.as_posix(), " ".join(caption.split())))
+    return pairs, dict(problems)
 
 # %% ../nbs/29_own_captions.ipynb #match
 def _match(listing, how, column):
@@ -507,6 +479,36 @@ def _tell(root, problems, skip):
     if not skip:
         raise ValueError(f"{text}. Repair this, or pass problems='skip' to leave it out")
     warnings.warn(f"left out: {text}", stacklevel=3)
+
+# %% ../nbs/29_own_captions.ipynb #captionedfolder
+class CaptionedFolder(FolderDataset):
+    """Read the pictures of a folder when asked for, with the captions that lie beside them."""
+
+    def __init__(
+        self,
+        root,  # the folder
+        image_size: int,  # pixels a side of the images that come out
+        *,
+        grey: bool = False,  # one channel instead of three
+        column: str = "text",  # of a metadata file: what holds the caption
+        problems: str = "refuse",  # "refuse", or "skip" what does not fit together, with a warning
+        white_level: int | None = None,  # level of white in grey pictures of 16 bits
+    ):
+        check_choice("problems", problems, ("refuse", "skip"))
+        size = check_int("image_size", image_size)
+        grey = check_bool("grey", grey)
+        self.how = {"image_size": size, "grey": grey, "white_level": white_level}
+        check_white(white_level)
+        listing = list_folder(root)
+        self.root = listing.root
+        files, self.captions, self.problems, self._kept = _match(listing, self.how, column)
+        _tell(self.root, self.problems, problems == "skip")
+        if not files:
+            raise ValueError(f"{self.root} holds no picture with a caption")
+        self.files = files
+        self.classes = ("all",)
+        self.flip = False
+        self.labels = torch.zeros(len(files), dtype=torch.long)
 
 # %% ../nbs/29_own_captions.ipynb #merge-pair
 WORD_START = "\u2581"  # a low line, as in SentencePiece
@@ -667,6 +669,71 @@ _CLIP = TrainConfig(1000, batch_size=128, lr=1e-3)
 _AUTOENCODER = TrainConfig(3000, batch_size=64, lr=2e-3, ema_decay=0.99)
 _UNET = TrainConfig(10000, batch_size=64, lr=1e-3, ema_decay=0.999)
 
+# %% ../nbs/29_own_captions.ipynb #check-counts
+STAGES = ("clip", "autoencoder", "unet")  # names of their settings and of their folders
+
+
+def _check_counts(name, values, least):
+    """Return whole numbers above 0 as a tuple; JSON has lists."""
+    if not isinstance(values, list | tuple) or len(values) < least:
+        allowed = "a list of whole numbers" + ", at least one" * least
+        raise TypeError(f"{name} must be {allowed}; got {values!r}")
+    return tuple(check_int(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+_ALLOWED = {
+    "length": lambda name, value: None if value is None else check_int(name, value, 2),
+    "too_long": partial(check_choice, choices=("refuse", "cut")),
+    "n_merges": partial(check_int, low=0),
+    "n_downs": partial(check_int, low=0),
+    "n_steps": partial(check_int, low=2),
+    "kl_weight": partial(check_number, low=0),
+    "max_weight": partial(check_number, low=1),
+    "drop": partial(check_number, low=0, high=1, open_high=True),
+    "channel_mults": partial(_check_counts, least=1),
+    "attn_resolutions": partial(_check_counts, least=0),
+}
+_NUMBERS = ("dim", "latent_channels", "autoencoder_channels", "unet_channels", "n_alike")
+_ALLOWED |= dict.fromkeys(_NUMBERS, check_int)
+
+# %% ../nbs/29_own_captions.ipynb #check-stage
+def _check_stage(name, settings):
+    """Refuse settings that would do nothing, or that no stage can use."""
+    check_kind(name, settings, TrainConfig)
+    needed = {"objective": "eps", "weighting": "simple", "variance": "fixed"}
+    needed |= {"conditional": "none", "n_accumulate": 1}
+    if any(getattr(settings, key) != value for key, value in needed.items()):
+        told = ", ".join(f"{key}={value!r}" for key, value in needed.items())
+        raise ValueError(f"{name} must have {told}")
+    kinds = ("auto", "float32", *(["bfloat16"] if name == "unet" else []))
+    check_choice(f"{name}.precision", settings.precision, kinds)
+
+# %% ../nbs/29_own_captions.ipynb #check-config
+def _check_config(config):
+    """Refuse settings that no stage can use."""
+    check_fields(config, _ALLOWED)
+    for name, factor in (("dim", 4), ("unet_channels", 8), ("autoencoder_channels", 4)):
+        if getattr(config, name) % factor:
+            given = getattr(config, name)
+            raise ValueError(f"{name} must be a multiple of {factor}; got {given}")
+    for stage in STAGES:
+        _check_stage(stage, getattr(config, stage))
+    check_int("clip.batch_size", config.clip.batch_size, 2)
+
+
+def _read_stage(stage, values):
+    """Rebuild the settings of a stage; refuse them under its name."""
+    known = {field.name for field in fields(TrainConfig)}
+    unknown = sorted(check_kind(stage, values, dict).keys() - known)
+    if unknown:
+        told = f"{unknown[0]!r}; it has {', '.join(sorted(known))}"
+        raise ValueError(f"{stage} has no setting {told}")
+    no_limit = values.get("grad_clip", 1) is None  # JSON has no infinity
+    try:
+        return TrainConfig(**values | ({"grad_clip": math.inf} if no_limit else {}))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{stage}.{error}") from None
+
 # %% ../nbs/29_own_captions.ipynb #textconfig
 @dataclass(frozen=True)
 class TextConfig:
@@ -709,71 +776,6 @@ class TextConfig:
         for stage in STAGES:
             rest[stage] = _read_stage(stage, values[stage])
         return cls(**{"n_alike": 1} | rest)  # runs before there was this setting had none
-
-# %% ../nbs/29_own_captions.ipynb #check-counts
-STAGES = ("clip", "autoencoder", "unet")  # names of their settings and of their folders
-
-
-def _check_counts(name, values, least):
-    """Return whole numbers above 0 as a tuple; JSON has lists."""
-    if not isinstance(values, list | tuple) or len(values) < least:
-        allowed = "a list of whole numbers" + ", at least one" * least
-        raise TypeError(f"{name} must be {allowed}; got {values!r}")
-    return tuple(check_int(f"{name}[{i}]", value) for i, value in enumerate(values))
-
-
-_ALLOWED = {
-    "length": lambda name, value: None if value is None else check_int(name, value, 2),
-    "too_long": partial(check_choice, choices=("refuse", "cut")),
-    "n_merges": partial(check_int, low=0),
-    "n_downs": partial(check_int, low=0),
-    "n_steps": partial(check_int, low=2),
-    "kl_weight": partial(check_number, low=0),
-    "max_weight": partial(check_number, low=1),
-    "drop": partial(check_number, low=0, high=1, open_high=True),
-    "channel_mults": partial(_check_counts, least=1),
-    "attn_resolutions": partial(_check_counts, least=0),
-}
-_NUMBERS = ("dim", "latent_channels", "autoencoder_channels", "unet_channels", "n_alike")
-_ALLOWED |= dict.fromkeys(_NUMBERS, check_int)
-
-# %% ../nbs/29_own_captions.ipynb #check-config
-def _check_config(config):
-    """Refuse settings that no stage can use."""
-    check_fields(config, _ALLOWED)
-    for name, factor in (("dim", 4), ("unet_channels", 8), ("autoencoder_channels", 4)):
-        if getattr(config, name) % factor:
-            given = getattr(config, name)
-            raise ValueError(f"{name} must be a multiple of {factor}; got {given}")
-    for stage in STAGES:
-        _check_stage(stage, getattr(config, stage))
-    check_int("clip.batch_size", config.clip.batch_size, 2)
-
-
-def _read_stage(stage, values):
-    """Rebuild the settings of a stage; refuse them under its name."""
-    known = {field.name for field in fields(TrainConfig)}
-    unknown = sorted(check_kind(stage, values, dict).keys() - known)
-    if unknown:
-        told = f"{unknown[0]!r}; it has {', '.join(sorted(known))}"
-        raise ValueError(f"{stage} has no setting {told}")
-    no_limit = values.get("grad_clip", 1) is None  # JSON has no infinity
-    try:
-        return TrainConfig(**values | ({"grad_clip": math.inf} if no_limit else {}))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{stage}.{error}") from None
-
-# %% ../nbs/29_own_captions.ipynb #check-stage
-def _check_stage(name, settings):
-    """Refuse settings that would do nothing, or that no stage can use."""
-    check_kind(name, settings, TrainConfig)
-    needed = {"objective": "eps", "weighting": "simple", "variance": "fixed"}
-    needed |= {"conditional": "none", "n_accumulate": 1}
-    if any(getattr(settings, key) != value for key, value in needed.items()):
-        told = ", ".join(f"{key}={value!r}" for key, value in needed.items())
-        raise ValueError(f"{name} must have {told}")
-    kinds = ("auto", "float32", *(["bfloat16"] if name == "unet" else []))
-    check_choice(f"{name}.precision", settings.precision, kinds)
 
 # %% ../nbs/29_own_captions.ipynb #pairs
 @dataclass(frozen=True, eq=False)
@@ -821,6 +823,11 @@ class StageLoss(Watcher):
     def __call__(self, predict, schedule, numbers, *, t, eps, reduction="none"):
         """Return the loss of each pair (B,) whose number is given; `eps` is not used."""
         raise NotImplementedError
+
+# %% ../nbs/29_own_captions.ipynb #reduce
+def _reduce(images, side=32):
+    """Average pictures (B, C, H, H) down to a side; smaller ones stay as they are."""
+    return F.adaptive_avg_pool2d(images, side) if images.shape[-1] > side else images
 
 # %% ../nbs/29_own_captions.ipynb #pairloss
 class PairLoss(StageLoss):
@@ -907,12 +914,8 @@ class CaptionLoss(StageLoss):
         rows[unseen, 1:] = PADDING  # the empty sentence: <begin> stays
         eps = randn(x_0.shape, generator=trainer.noise, device=x_0.device)
 
-        def predict_noise(x_t, t):
-            low = trainer.precision != torch.float32
-            with torch.autocast(x_t.device.type, trainer.precision, enabled=low):
-                return trainer.network(x_t, t, rows).float()
-
-        errors = simple_loss(predict_noise, schedule, x_0, t=t, eps=eps, reduction="none")
+        predict = partial(trainer.precision.predict, trainer.network, [rows])
+        errors = simple_loss(predict, schedule, x_0, t=t, eps=eps, reduction="none")
         return errors * (1 / schedule.alpha_bars[t]).clamp(max=self.max_weight)
 
 # %% ../nbs/29_own_captions.ipynb #textdenoiser
@@ -933,11 +936,6 @@ class TextDenoiser(nn.Module):
         with torch.no_grad():
             words = self.text_encoder(tokens)
         return self.unet(x, t, words)
-
-# %% ../nbs/29_own_captions.ipynb #reduce
-def _reduce(images, side=32):
-    """Average pictures (B, C, H, H) down to a side; smaller ones stay as they are."""
-    return F.adaptive_avg_pool2d(images, side) if images.shape[-1] > side else images
 
 # %% ../nbs/29_own_captions.ipynb #stagecheckpoints
 class StageCheckpoints(Checkpoints):
@@ -978,95 +976,11 @@ class SampleSheets(Watcher):
         with replaced_file(self.out / "samples" / f"step-{trainer.n_steps:08d}.png") as file:
             Image.fromarray(tile(pictures, 8).squeeze()).save(file)
 
-# %% ../nbs/29_own_captions.ipynb #train-text
-def train_text(
-    data,  # a `CaptionedFolder`, or (images (N, C, H, H) in [-1, 1], N captions or lists of them)
-    out,  # folder for the run; it becomes a pipeline that `TextToImage.from_pretrained` loads
-    config: TextConfig | None = None,  # settings; without, the defaults or those of the run
-    *,
-    resume: bool = False,  # go on with the run in `out`, if it holds one
-    prompts: list | None = None,  # sentences for the sample sheets; a few captions without
-    tokenizer=None,  # a tokenizer that knows all words of the captions; without, pieces are learnt
-    card: dict | None = None,  # facts for the card of the pipeline
-    device="cpu",  # where to train
-    callback=None,  # called as callback(name of the stage, `Trainer`) after every iteration
-    progress: bool = True,  # show progress bars on a terminal
-) -> TextToImage:
-    """Train a text-to-image pipeline on pictures and captions in three stages; keep it in `out`."""
-    _check_asked(out, config, tokenizer, card, device, callback, progress)
-    out = Path(out)
-    config = _settings(config, out, resume, progress)
-    levels, captions = _take(data)
-    facts = _facts(card, out, resume, len(levels))
-    tokenizer, tokens = _tokenize(captions, config, tokenizer)
-    pairs = Pairs(levels.to(device), tokens.to(device))
-    networks = _build(config, pairs, tokenizer)
-    prompts = _some_prompts(captions, tokenizer) if prompts is None else prompts
-    check_prompts(prompts, tokenizer)
-    _check_batches(config, pairs)
-    prepare_run(out / STAGES[0], resume)
-    write_json(out / TEXT_FILE, {"config": config.to_dict()})
-    run = _Run(out, config, pairs, callback, progress)
-    clip = run.train("clip", networks["clip"], PairLoss(pairs, config.n_alike))
-    autoencoder = None
-    if config.n_downs:
-        loss = CompressionLoss(pairs, config.kl_weight)
-        autoencoder = run.train("autoencoder", networks["autoencoder"], loss)
-    x_0 = _compress(autoencoder, pairs)
-    denoiser = TextDenoiser(networks["unet"], copy.deepcopy(clip.text_encoder))
-
-    def make(network):
-        return _put_together(config, tokenizer, network, autoencoder, facts, device)
-
-    sheets = SampleSheets(out, make, prompts)
-    loss = CaptionLoss(pairs, x_0, config.drop, config.max_weight)
-    network = run.train("unet", denoiser.requires_grad_(True), loss, sheets)
-    pipeline = make(network)
-    pipeline.save_pretrained(out, overwrite=True)
-    return pipeline
-
 # %% ../nbs/29_own_captions.ipynb #describe-captions
 def _describe_captions(tokens):
     """Return what tells captions (N, K, L) from others."""
     checksum = zlib.crc32(tokens.cpu().contiguous().numpy().tobytes())
     return {"for each": tokens.shape[1], "tokens": tokens.shape[2], "checksum": f"{checksum:08x}"}
-
-# %% ../nbs/29_own_captions.ipynb #run
-class _Run:
-    """Train one stage after the other in folders below one."""
-
-    def __init__(self, out, config, pairs, callback, progress):
-        self.out, self.config, self.pairs = out, config, pairs
-        self.callback, self.progress = callback, progress
-
-    def train(self, stage, network, loss, *watchers):
-        """Train a stage, or what is left of it; return the averaged network."""
-        settings = getattr(self.config, stage)
-        folder = self.out / stage
-        place = self.pairs.levels.device
-        numbers = torch.arange(len(self.pairs), dtype=_exact(place), device=place)  # which pairs
-        stop, schedule = StopSignals(), _schedule(self.config)
-        keeper = StageCheckpoints(folder, self.pairs.to_bytes(), resume=True)
-        keeper.pictures = list(self.pairs.levels.shape[1:])
-        keeper.captions = _describe_captions(self.pairs.tokens)
-        watching = [TrainLog(folder / LOG_FILE), keeper, loss, stop, *watchers]
-        call = None
-        if self.callback is not None:
-            call = partial(self.callback, stage)
-        options = {"callback": call, "progress": self.progress, "range_check": False}
-        options |= {"watchers": watching, "loss": loss}
-        try:
-            found = fit(network, schedule, numbers, settings, **options)
-        except (ValueError, FloatingPointError) as error:
-            kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
-            remedy = f"to begin anew, with other settings or data, delete {self.out}"
-            raise kind(f"stage {stage}: {error}; {remedy}") from error
-        number = stop.number or next(iter(stop.received), 0)  # after the last step none looked
-        if number and (stop.n_steps < settings.n_iterations or stage != STAGES[-1]):
-            done = f"stage {stage} after iteration {stop.n_steps} of {settings.n_iterations}"
-            text = f"stopped in {done}: saved; go on with resume=True"
-            raise Interrupted(text, number)
-        return found.ema
 
 # %% ../nbs/29_own_captions.ipynb #exact
 def _exact(device):
@@ -1173,24 +1087,6 @@ def _take(data):
         raise ValueError(f"captions must be texts with at least one word; {problem}")
     return images.float(), captions
 
-# %% ../nbs/29_own_captions.ipynb #tokenize
-def _tokenize(captions, config, tokenizer=None):
-    """Return the given tokenizer, or a new one, and the tokens (N, K, L) of all captions."""
-    texts = [text for each in captions for text in each]
-    if tokenizer is None:
-        tokenizer = fit_pieces(texts, config.length, n_merges=config.n_merges)
-        rows = _rows_of_pieces(tokenizer, texts, config)
-    else:
-        rows = _rows_of_words(tokenizer, texts)
-    n_captions = max(map(len, captions))
-    first = 0
-    table = []
-    for each in captions:
-        own = rows[first : first + len(each)]
-        table.append(own[torch.arange(n_captions) % len(each)])  # fewer captions are repeated
-        first += len(each)
-    return tokenizer, torch.stack(table)
-
 # %% ../nbs/29_own_captions.ipynb #some-prompts
 def _some_prompts(captions, tokenizer):
     """Return the first captions that the encoder takes whole, at most eight, for the sheets."""
@@ -1234,6 +1130,42 @@ def _rows_of_pieces(tokenizer, texts, config):
     n = tokenizer.length
     return torch.tensor([(row + [PADDING] * n)[:n] for row in _token_rows(tokenizer, texts)])
 
+# %% ../nbs/29_own_captions.ipynb #tokenize
+def _tokenize(captions, config, tokenizer=None):
+    """Return the given tokenizer, or a new one, and the tokens (N, K, L) of all captions."""
+    texts = [text for each in captions for text in each]
+    if tokenizer is None:
+        tokenizer = fit_pieces(texts, config.length, n_merges=config.n_merges)
+        rows = _rows_of_pieces(tokenizer, texts, config)
+    else:
+        rows = _rows_of_words(tokenizer, texts)
+    n_captions = max(map(len, captions))
+    first = 0
+    table = []
+    for each in captions:
+        own = rows[first : first + len(each)]
+        table.append(own[torch.arange(n_captions) % len(each)])  # fewer captions are repeated
+        first += len(each)
+    return tokenizer, torch.stack(table)
+
+# %% ../nbs/29_own_captions.ipynb #padding
+def _padding(side, config):
+    """Return how many pixels a side needs at both ends to be halved by both networks."""
+    multiple = 2 ** (config.n_downs + len(config.channel_mults) - 1)
+    missing = -side % multiple
+    if missing % 2:
+        raise ValueError(f"pictures must have an even number of pixels a side; got {side}")
+    if missing >= side:
+        most = (side - 1).bit_length() + 1 - len(config.channel_mults)
+        allowed = f"at most {most} for pictures of {side} pixels"
+        raise ValueError(f"n_downs must be {allowed}; got {config.n_downs}")
+    return missing // 2
+
+
+def _schedule(config):
+    """Return the noise schedule that the U-Net is trained on."""
+    return make_schedule("cosine", config.n_steps)
+
 # %% ../nbs/29_own_captions.ipynb #build
 def _build(config, pairs, tokenizer):
     """Build the network of each stage from its seed."""
@@ -1255,24 +1187,6 @@ def _build(config, pairs, tokenizer):
         networks["unet"] = TextUNet(side, channels, **options)
     return {name: network.to(pairs.levels.device) for name, network in networks.items()}
 
-# %% ../nbs/29_own_captions.ipynb #padding
-def _padding(side, config):
-    """Return how many pixels a side needs at both ends to be halved by both networks."""
-    multiple = 2 ** (config.n_downs + len(config.channel_mults) - 1)
-    missing = -side % multiple
-    if missing % 2:
-        raise ValueError(f"pictures must have an even number of pixels a side; got {side}")
-    if missing >= side:
-        most = (side - 1).bit_length() + 1 - len(config.channel_mults)
-        allowed = f"at most {most} for pictures of {side} pixels"
-        raise ValueError(f"n_downs must be {allowed}; got {config.n_downs}")
-    return missing // 2
-
-
-def _schedule(config):
-    """Return the noise schedule that the U-Net is trained on."""
-    return make_schedule("cosine", config.n_steps)
-
 # %% ../nbs/29_own_captions.ipynb #compress
 def _compress(autoencoder, pairs):
     """Return what the U-Net draws: the pictures, or their latents, scaled by those of some."""
@@ -1291,6 +1205,91 @@ def _put_together(config, tokenizer, network, autoencoder, card, device):
         schedule = respace(schedule, list(range(round(0.98 * config.n_steps))))
     parts = {"text_encoder": network.text_encoder, "unet": network.unet}
     return TextToImage(tokenizer, **parts, schedule=schedule, autoencoder=autoencoder, card=card)
+
+# %% ../nbs/29_own_captions.ipynb #run
+class _Run:
+    """Train one stage after the other in folders below one."""
+
+    def __init__(self, out, config, pairs, callback, progress):
+        self.out, self.config, self.pairs = out, config, pairs
+        self.callback, self.progress = callback, progress
+
+    def train(self, stage, network, loss, *watchers):
+        """Train a stage, or what is left of it; return the averaged network."""
+        settings = getattr(self.config, stage)
+        folder = self.out / stage
+        place = self.pairs.levels.device
+        numbers = torch.arange(len(self.pairs), dtype=_exact(place), device=place)  # which pairs
+        stop = StopSignals()
+        schedule = _schedule(self.config)
+        keeper = StageCheckpoints(folder, self.pairs.to_bytes(), resume=True)
+        keeper.pictures = list(self.pairs.levels.shape[1:])
+        keeper.captions = _describe_captions(self.pairs.tokens)
+        watching = [TrainLog(folder / LOG_FILE), keeper, loss, stop, *watchers]
+        call = None
+        if self.callback is not None:
+            call = partial(self.callback, stage)
+        options = {"callback": call, "progress": self.progress, "range_check": False}
+        options |= {"watchers": watching, "loss": loss}
+        try:
+            found = fit(network, schedule, numbers, settings, **options)
+        except (ValueError, FloatingPointError) as error:
+            kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
+            remedy = f"to begin anew, with other settings or data, delete {self.out}"
+            raise kind(f"stage {stage}: {error}; {remedy}") from error
+        number = stop.number or next(iter(stop.received), 0)  # after the last step none looked
+        if number and (stop.n_steps < settings.n_iterations or stage != STAGES[-1]):
+            done = f"stage {stage} after iteration {stop.n_steps} of {settings.n_iterations}"
+            text = f"stopped in {done}: saved; go on with resume=True"
+            raise Interrupted(text, number)
+        return found.ema
+
+# %% ../nbs/29_own_captions.ipynb #train-text
+def train_text(
+    data,  # a `CaptionedFolder`, or (images (N, C, H, H) in [-1, 1], N captions or lists of them)
+    out,  # folder for the run; it becomes a pipeline that `TextToImage.from_pretrained` loads
+    config: TextConfig | None = None,  # settings; without, the defaults or those of the run
+    *,
+    resume: bool = False,  # go on with the run in `out`, if it holds one
+    prompts: list | None = None,  # sentences for the sample sheets; a few captions without
+    tokenizer=None,  # a tokenizer that knows all words of the captions; without, pieces are learnt
+    card: dict | None = None,  # facts for the card of the pipeline
+    device="cpu",  # where to train
+    callback=None,  # called as callback(name of the stage, `Trainer`) after every iteration
+    progress: bool = True,  # show progress bars on a terminal
+) -> TextToImage:
+    """Train a text-to-image pipeline on pictures and captions in three stages; keep it in `out`."""
+    _check_asked(out, config, tokenizer, card, device, callback, progress)
+    out = Path(out)
+    config = _settings(config, out, resume, progress)
+    levels, captions = _take(data)
+    facts = _facts(card, out, resume, len(levels))
+    tokenizer, tokens = _tokenize(captions, config, tokenizer)
+    pairs = Pairs(levels.to(device), tokens.to(device))
+    networks = _build(config, pairs, tokenizer)
+    prompts = _some_prompts(captions, tokenizer) if prompts is None else prompts
+    check_prompts(prompts, tokenizer)
+    _check_batches(config, pairs)
+    prepare_run(out / STAGES[0], resume)
+    write_json(out / TEXT_FILE, {"config": config.to_dict()})
+    run = _Run(out, config, pairs, callback, progress)
+    clip = run.train("clip", networks["clip"], PairLoss(pairs, config.n_alike))
+    autoencoder = None
+    if config.n_downs:
+        loss = CompressionLoss(pairs, config.kl_weight)
+        autoencoder = run.train("autoencoder", networks["autoencoder"], loss)
+    x_0 = _compress(autoencoder, pairs)
+    denoiser = TextDenoiser(networks["unet"], copy.deepcopy(clip.text_encoder))
+
+    def make(network):
+        return _put_together(config, tokenizer, network, autoencoder, facts, device)
+
+    sheets = SampleSheets(out, make, prompts)
+    loss = CaptionLoss(pairs, x_0, config.drop, config.max_weight)
+    network = run.train("unet", denoiser.requires_grad_(True), loss, sheets)
+    pipeline = make(network)
+    pipeline.save_pretrained(out, overwrite=True)
+    return pipeline
 
 # %% ../nbs/29_own_captions.ipynb #word-maps
 @torch.no_grad()

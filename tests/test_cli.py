@@ -810,6 +810,10 @@ def test_a_mask_is_black_and_white(tmp_path):
     Image.fromarray(half).save(tmp_path / "m.png")
     with pytest.raises(ValueError, match=r"^--mask must have a black place, which is drawn; .*m\.png has none"):
         read()
+    half[..., :3] = 0
+    Image.fromarray(half).save(tmp_path / "m.png")
+    with pytest.raises(ValueError, match=r"^--mask must have a white place, which stays; .*m\.png has none"):
+        read()
 
 
 def failed(words, capsys):

@@ -30,7 +30,7 @@ from PIL import Image
 from ddpm_nb.data import ImageDataset, load_dataset
 from ddpm_nb.evaluation import load_classifier
 from ddpm_nb.files import read_json
-from ddpm_nb.gaussian import seeded
+from ddpm_nb.gaussian import seeded, seeded_init
 from ddpm_nb.results import read_results
 from ddpm_nb.schedules import make_schedule
 from ddpm_nb.training import TrainConfig
@@ -401,6 +401,58 @@ def test_shapes_are_trained_measured_and_shipped(tmp_path, run, monkeypatch, cap
     again = read_json(tmp_path / "shapes.json")
     assert again["held out"] | {"seconds": 0} == found["held out"] | {"seconds": 0} and again["CPU minutes"] == found["CPU minutes"]
     assert shapes.TextToImage.from_pretrained(tmp_path / "shipped" / "shapes").card == card
+
+
+def test_words_that_are_not_mixed_are_trained_and_their_maps_measured(tmp_path, run, monkeypatch):
+    """The second training has no layers between the words, and goes on; two pipelines that are one have the same facts."""
+    stage = TrainConfig(2, batch_size=8, checkpoint_every=2, precision="float32")
+    few = {"RECIPE": replace(shapes.RECIPE, unet=stage), "N_PICTURES": 32, "N_EDITED": 2, "N_SEEDS": 1, "N_SHOWN": 2, "SIDES": {8: 3, 4: 3}}
+    few |= {"N_TRIED_SHEET": 3, "MAPS_PATH": tmp_path / "words.json", "PICTURES": tmp_path}
+    scenes = shapes.split_scenes()
+    monkeypatch.setattr(shapes, "split_scenes", lambda: (scenes[0], scenes[1][:3]))
+    train, trained = shapes.train_unmixed, []
+
+    def train_and_return_shipped(shipped, *told):
+        trained.append(train(shipped, *told))
+        return shipped
+
+    monkeypatch.setattr(shapes, "train_unmixed", train_and_return_shipped)
+    arguments = ("words", "--out", str(tmp_path / "run"), "--steps", "3", "--hardware", "a machine")
+    run(shapes, *arguments, **few)
+    encoder = trained[0].text_encoder
+    rows = trained[0].tokenizer.encode(["a red square above a blue circle", "a red circle above a white square"])
+    words = encoder(rows)
+    assert len(encoder.blocks) == 0 and words[0, 2].equal(words[1, 2]) and not words[0, 1].equal(words[0, 5])
+    with seeded_init(0):
+        first = shapes.unmixed_encoder(encoder.config)
+    assert not first.words.weight.equal(encoder.words.weight)  # the words have learnt
+    found = read_json(tmp_path / "words.json")
+    assert found["mixed"] == found["unmixed"] and found["steps"] == {"mixed": 2, "unmixed": 3}
+    assert found["starts"] == [{"at step": 0, "steps planned": 3}]
+    one = found["mixed"]["side 8"]
+    assert one["prompts"] == 3 and 0 < one["scenes scored"] <= 3 and len(one["the rest"]["first colour"]["mean"]) == 3
+    four = [one["the rest"][word]["mean"] for word in shapes.WORDS]
+    assert torch.tensor(four).mean(0).tolist() == pytest.approx(one["the rest"]["all four"]["mean"], abs=2e-4)
+    changed = found["mixed"]["edits"]["kind"]
+    gap = [free - kept for free, kept in zip(changed["free"]["mean"], changed["kept"]["mean"], strict=True)]
+    assert gap == pytest.approx(changed["free - kept"]["mean"], abs=2e-4)
+    n = len(found["prompts shown"])
+    assert shapes.Image.open(tmp_path / "words-maps.png").size == (2 * (2 * (33 * 5 + 1) + 6), 2 * (33 * n + 1))
+
+
+def test_words_are_found_in_prompts_and_scores_averaged_over_scenes():
+    prompts = ["a red square left of a blue circle", "a red square above a blue circle"]
+    places = shapes.places_of_words(prompts)
+    for i, prompt in enumerate(prompts):
+        words = ["<begin>", *prompt.split()]
+        assert [words[k] for k in places[:, i].tolist()] == ["red", "square", "blue", "circle"]
+    values = torch.tensor([[1.0, 3.0, 5.0], [0.0, 0.0, 0.0]])
+    found = shapes.by_scenes(values, torch.tensor([0, 0, 2]), 4)  # scene 0 twice: 2, scene 2: 5
+    assert found == {"mean": [3.5, 0.0], "error": [1.5, 0.0]}
+    one, other = torch.zeros(2, 1, 4, 4)
+    one[0, 0] = 1.0
+    other[0, 0, :2] = 1.0
+    assert shapes.moved_share(one, other).tolist() == [0.5]
 
 
 # chapter 22: the pipelines that ship

@@ -24,6 +24,7 @@ from conftest import refuses
 from ddpm_nb.captions import BEGIN, PADDING, UNKNOWN, Tokenizer, check_prompts
 from ddpm_nb.clip import contrastive_loss, make_clip
 from ddpm_nb.conditioning import CrossAttention, TextUNet, attention_maps, encode_words
+from ddpm_nb.evaluation import verdict
 from ddpm_nb.forward import q_sample
 from ddpm_nb.gaussian import seeded
 from ddpm_nb.latent import to_latents
@@ -939,3 +940,23 @@ def test_the_shipped_pipeline_is_small_and_right_on_scenes_that_it_has_not_seen(
     pictures = pipeline.generate(describe_scenes(rows), n_steps=25, generator=seeded(9), **usual)
     for name, share in zip(("colours", "shapes", "relation"), score_shapes(pictures, rows).double().mean(0).tolist(), strict=True):
         assert abs(share - found[name]) < 0.13, name  # 90 prompts: three standard errors and the file's own
+
+
+def test_maps_of_words_that_are_not_mixed_follow_the_colours_and_those_of_the_shipped_model_do_not():
+    """What the page says of the study's figures, each beyond twice its error or within it."""
+    facts = read_results("words")
+    late = {part: {what: facts[part]["side 8"][what] for what in ("the rest", "the other shape")} for part in ("mixed", "unmixed")}
+    above = lambda one: (one["mean"][2] - 0.5) / one["error"][2]
+    for place in ("first", "second"):
+        assert late["unmixed"]["the other shape"][f"{place} colour"]["mean"][2] > 0.95
+        assert above(late["unmixed"]["the rest"][f"{place} kind"]) > 2 and above(late["mixed"]["the rest"][f"{place} colour"]) < -2
+        assert above(late["mixed"]["the other shape"][f"{place} colour"]) < 2
+    assert above(late["unmixed"]["the other shape"]["first kind"]) > 2 > abs(above(late["unmixed"]["the other shape"]["second kind"]))
+    assert all(abs(above(facts["unmixed"]["side 4"][what]["all four"])) < 2 for what in ("the rest", "the other shape"))
+    shares = {part: facts[part]["side 8"]["right, error"]["all three"] for part in late}
+    assert shares["mixed"][0] - shares["unmixed"][0] > 2 * math.hypot(shares["mixed"][1], shares["unmixed"][1])
+    for name in ("colour", "kind"):  # what the maps keep in an edit: the other shape
+        gaps = {part: facts[part]["edits"][name]["free - kept"] for part in late}
+        n = facts["mixed"]["edits"]["scenes"]
+        assert verdict(gaps["unmixed"]["mean"][1], gaps["unmixed"]["error"][1], n) == "agrees"
+        assert verdict(gaps["mixed"]["mean"][1], gaps["mixed"]["error"][1], n) == "undecided"
