@@ -22,7 +22,7 @@ with warnings.catch_warnings():  # of missing widgets for progress bars, which a
 
 from .checks import check_device
 
-# %% ../nbs/26_scaling.ipynb #refuse-shards
+# %% ../nbs/26_scaling.ipynb #as-device
 def _as_device(device):
     """Return a device; refuse what names none."""
     try:

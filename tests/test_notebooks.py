@@ -170,3 +170,16 @@ def test_script_without_a_record_is_not_overwritten(folder, tmp_path):
 )
 def test_cells_are_called_after_what_they_define(source, name):
     assert notebooks.defined_name(source) == name
+
+
+def test_cells_that_define_nothing_are_called_after_words_that_still_stand():
+    """A name that its cell has outgrown is given up when the cell is written back, and no chapter has one."""
+    cell = nbformat.v4.new_code_cell("clipped = images.clamp(-1, 1)", id="peakmemory")
+    nb = nbformat.v4.new_notebook(cells=[cell])
+    notebooks.name_cells(nb, {"peakmemory"})
+    assert nb.cells[0].id == "clipped-images-clamp-1-1"
+    notebooks.name_cells(nb, {nb.cells[0].id})
+    assert nb.cells[0].id == "clipped-images-clamp-1-1"
+    for path in sorted((Path(__file__).parent.parent / "nbs").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        assert [c.id for c in cells if notebooks.own_name(c) is None and not notebooks.still_fits(c)] == [], path.stem
