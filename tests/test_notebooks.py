@@ -182,4 +182,5 @@ def test_cells_that_define_nothing_are_called_after_words_that_still_stand():
     assert nb.cells[0].id == "clipped-images-clamp-1-1"
     for path in sorted((Path(__file__).parent.parent / "nbs").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
-        assert [c.id for c in cells if notebooks.own_name(c) is None and not notebooks.still_fits(c)] == [], path.stem
+        others = [c for c in cells if notebooks.own_name(c) is None and notebooks.readable_id(c) != "cell"]  # it has words
+        assert [c.id for c in others if not notebooks.still_fits(c)] == [], path.stem
