@@ -136,6 +136,16 @@ def test_stored_results_are_complete(measured):
             assert row["parameters"] > 1e5 and row["flops"] > 1e6
 
 
+def test_a_processor_without_bfloat16_has_the_steps_of_the_small_network():
+    other = read_results("performance-cpu-float32")
+    assert set(other) == {"peak", "sample", "train"} and len({json.dumps(part["facts"]["machine"]) for part in other.values()}) == 1
+    assert other["train"]["facts"]["machine"]["bfloat16 arithmetic"] is False
+    for name in ("train", "sample"):
+        rows = other[name]["rows"]
+        assert {row["library"] for row in rows} == set(bench.LIBRARIES) and {row["precision"] for row in rows} == {"float32"}
+        assert all(len(row["wall"]["rounds"]) >= 5 and row["flops"] > 1e6 for row in rows)
+
+
 def test_stored_rows_are_of_one_machine(measured):
     """Shares of the peak and ratios would be of two machines otherwise."""
     facts = [part["facts"] for part in measured.values()]
