@@ -166,24 +166,9 @@ def solvers():
             yield f"Fréchet distance: our DDIM beats {other}", 28, n, 1, row["gap"], row["error of the gap"]
 
 
-def words():
-    """Chapter 29: whether words are heard on their own shapes, and what kept maps hold, in one training of each kind."""
-    for kind, name in (("mixed", "words that are mixed"), ("unmixed", "words that are not mixed")):
-        study = read("words")[kind]
-        maps, edits = study["side 8"], study["edits"]
-        for word in ("first colour", "second colour", "first kind", "second kind"):
-            late = {part: values[2] for part, values in maps["the other shape"][word].items()}
-            claim = f"{name}: the {word} is heard more on its own shape than on the other"
-            yield claim, 29, maps["pictures scored"], 1, late["mean"] - 0.5, late["error"]
-        for changed in ("colour", "kind"):
-            gap = {part: values[1] for part, values in edits[changed]["free - kept"].items()}
-            n = edits["scenes"] * edits["pictures of each"]
-            yield f"{name}: kept maps hold the other shape when a {changed} is exchanged", 29, n, 1, gap["mean"], gap["error"]
-
-
 def rows():
     """Yield every claim: (words, chapter, samples or images, trainings, difference, error)."""
-    for study in (recipes, steps_and_noise, objectives, epochs, variances, flows, relatives, classes, sentences, precision, solvers, shapes, words):
+    for study in (recipes, steps_and_noise, objectives, epochs, variances, flows, relatives, classes, sentences, precision, solvers, shapes):
         yield from study()
 
 
