@@ -7,15 +7,16 @@ __all__ = ['assert_refused', 'check_kind', 'check_bool', 'check_choice', 'check_
            'check_limit', 'check_fields', 'check_generator', 'split_generator', 'has_values', 'check_floating',
            'check_same_shape', 'check_device', 'check_place', 'check_timesteps', 'check_kept', 'check_range',
            'check_images', 'call_model', 'call_same_shape', 'check_schedule', 'check_callable', 'check_callback',
-           'check_model', 'check_taken', 'check_told', 'check_gradients', 'check_trainable', 'check_batch_size',
-           'check_batch', 'check_square_images', 'check_each', 'check_mask', 'check_fit', 'check_levels', 'check_grid',
-           'check_alike', 'spared_streams', 'own_streams', 'fact_of', 'check_class', 'check_labels', 'check_classes',
-           'fill_weights', 'relative_difference', 'same_tensors']
+           'check_model', 'check_methods', 'check_processes', 'check_taken', 'check_told', 'check_gradients',
+           'check_trainable', 'check_batch_size', 'check_batch', 'check_square_images', 'check_each', 'check_mask',
+           'check_fit', 'check_levels', 'check_grid', 'check_alike', 'spared_streams', 'own_streams', 'fact_of',
+           'check_class', 'check_labels', 'check_classes', 'fill_weights', 'relative_difference', 'same_tensors']
 
 # %% ../nbs/91_checks.ipynb #imports
 import math
 import numbers
 import operator
+import os
 import random
 import re
 import tempfile
@@ -398,6 +399,39 @@ def check_model(
         raise TypeError(f"model and schedule are swapped: {order}")
     check_callable("model", model, "model(x_t, t)")
     check_schedule(schedule)
+
+# %% ../nbs/91_checks.ipynb #check-methods
+def check_methods(
+    name: str,  # the argument's name
+    objects,  # what was given
+    kind: type,  # a class with the methods that each needs
+):
+    """Refuse what is no list of objects with the public methods of a class."""
+    wanted = f"{name} must be a list of objects with the methods of `{kind.__name__}`"
+    if not isinstance(objects, list | tuple):
+        raise TypeError(f"{wanted}; got {objects!r:.60} of type {type(objects).__name__}")
+    methods = [method for method in vars(kind) if not method.startswith("_")]
+    for i, one in enumerate(objects):
+        if isinstance(one, type):
+            raise TypeError(f"{wanted}; {name}[{i}] is a class: {one.__name__}() is one")
+        missing = [method for method in methods if not callable(getattr(one, method, None))]
+        if missing:
+            got = f"{type(one).__name__}, which lacks {', '.join(missing)}"
+            raise TypeError(f"{wanted}; {name}[{i}] is of type {got}")
+
+# %% ../nbs/91_checks.ipynb #check-processes
+def check_processes(
+    processes,  # `Processes` of chapter 26, or None for this process alone
+):
+    """Refuse to train alone in one of several processes, which would train as many networks."""
+    n = int(os.environ.get("WORLD_SIZE", 1))
+    if processes is None and n > 1:
+        remedy = "pass processes=Processes(device) of ddpm_nb.processes"
+        raise ValueError(f"this is one of {n} processes (WORLD_SIZE); {remedy}")
+    if processes is not None and not isinstance(getattr(processes, "n", None), int):
+        got = f"{processes!r} of type {type(processes).__name__}"
+        wanted = "Processes(device) of ddpm_nb.processes, or None for this process alone"
+        raise TypeError(f"processes must be {wanted}; got {got}")
 
 # %% ../nbs/91_checks.ipynb #check-taken
 def check_taken(

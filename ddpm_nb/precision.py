@@ -41,7 +41,8 @@ class MixedPrecision:
         precision: str,  # "auto", "float32", "bfloat16" or "float16"
         device: torch.device,  # where the network is
     ):
-        self.device, self.dtype = device, pick_precision(precision, device)
+        self.device = device
+        self.dtype = pick_precision(precision, device)
         self.scaler = torch.amp.GradScaler(enabled=self.dtype == torch.float16)
 
     def predict(

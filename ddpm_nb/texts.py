@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'KINDS', 'RELATIONS', 'LEAST_AREA', 'WORD_START', 'MAX_LENGTH', 'STAGES', 'TEXT_FILE', 'all_scenes',
-           'turn_round', 'describe_scenes', 'shape_cover', 'Shapes', 'draw_shapes', 'split_scenes', 'read_shapes',
-           'score_shapes', 'read_metadata', 'CaptionedFolder', 'merge_pair', 'learn_merges', 'cut_word',
+           'turn_round', 'describe_scenes', 'shape_cover', 'Shapes', 'draw_shapes', 'split_scenes', 'colour_masks',
+           'read_shapes', 'score_shapes', 'read_metadata', 'CaptionedFolder', 'merge_pair', 'learn_merges', 'cut_word',
            'PieceTokenizer', 'count_tokens', 'fit_pieces', 'TextConfig', 'Pairs', 'StageLoss', 'PairLoss',
            'CompressionLoss', 'CaptionLoss', 'TextDenoiser', 'StageCheckpoints', 'SampleSheets', 'train_text',
            'word_maps', 'map_scores', 'exchange_words']
@@ -234,12 +234,16 @@ def split_scenes(
     n_out = round(share * len(scenes))
     return scenes[order[n_out:]], scenes[order[:n_out]]
 
-# %% ../nbs/29_own_captions.ipynb #masks-of-colours
+# %% ../nbs/29_own_captions.ipynb #colour-masks
 LEAST_AREA = 20 / 32**2  # of a shape, as a share of the picture
 
 
-def _masks_of_colours(images):
+def colour_masks(
+    images: Tensor,  # (N, 3, H, W); what sticks out of [-1, 1] is clipped
+) -> Tensor:
     """Return how much of each pixel is which colour of the palette, (N, 6, H, W)."""
+    check_images("images", images, may_spill=True)
+    check_batch("images", images, (3, *images.shape[-2:]))
     pixels = (images.clamp(-1, 1) + 1) / 2
     colours = torch.tensor(list(PALETTE.values()), device=images.device)
     share = torch.einsum("nchw,kc->nkhw", pixels, colours) / colours.square().sum(1)[:, None, None]
@@ -263,7 +267,7 @@ def read_shapes(
 
 def _read_part(images):
     """Read some images at a time, since every kind is drawn for the colours of each."""
-    masks = _masks_of_colours(images)
+    masks = colour_masks(images)
     side = images.shape[-1]
     areas = masks.sum((2, 3))
     mass = masks / areas.clamp(min=1)[..., None, None]

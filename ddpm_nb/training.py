@@ -9,7 +9,6 @@ __all__ = ['TrainConfig', 'lr_factor', 'make_optimizer', 'descend', 'EMA', 'OneP
 # %% ../nbs/09_training.ipynb #imports
 import copy
 import math
-import os
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 
 from .checks import check_batch_size, check_bool, check_callable
 from .checks import check_callback, check_choice, check_fields, check_gradients
-from .checks import check_int, check_kind, check_labels, check_limit, check_model
-from .checks import check_number, check_taken, check_told, check_trainable
-from .checks import own_streams, spared_streams
+from .checks import check_int, check_kind, check_labels, check_limit, check_methods
+from .checks import check_model, check_number, check_processes, check_taken, check_told
+from .checks import check_trainable, own_streams, spared_streams
 from .data import check_data, image_of, is_mirrored, mix_seeds, stream_batches
 from .elbo import OBJECTIVES, WEIGHTINGS, simple_loss
 from .forward import NoiseSchedule
@@ -368,18 +367,19 @@ def fit(
     """Minimise the simple loss over the images (DDPM, Algorithm 1); return average and losses."""
     check_model(model, schedule)
     config = config or TrainConfig()
-    processes = _check_processes(processes)
+    check_processes(processes)
+    processes = processes or OneProcess()
     check_bool("progress", progress)
     check_bool("range_check", range_check)
-    _check_called(watchers, callback, loss)
+    check_callback(callback, "callback(trainer)")
+    check_methods("watchers", watchers, Watcher)
     _check_run(model, schedule, config, data, range_check, n_workers, processes)
+    _check_loss(config, loss)
     if range_check or loss is None:  # another loss may take other data than the network
         _check_taken(model, schedule, config, data)
     n_classes = check_told(model, config.conditional)
     if n_classes is not None:
         check_labels(data, n_classes)
-    if config.variance == "learned" and loss is None:
-        raise ValueError("variance='learned' needs loss=hybrid_loss of chapter 13; or use `train`")
     device = next(model.parameters()).device
     pick_precision(config.precision, device)
     with ExitStack() as stack:
@@ -434,38 +434,15 @@ def _batches(trainer, data, n_workers):
     n_classes = trainer.network.n_classes if config.conditional == "class" else None
     return stream_batches(data, config.batch_size, place, trainer.device, n_workers, n_classes)
 
-
-def _check_processes(processes):
-    """Refuse to train alone in one of several processes, which would train as many networks."""
-    n = int(os.environ.get("WORLD_SIZE", 1))
-    if processes is None and n > 1:
-        remedy = "pass processes=Processes(device) of ddpm_nb.processes"
-        raise ValueError(f"this is one of {n} processes (WORLD_SIZE); {remedy}")
-    if processes is not None and not isinstance(getattr(processes, "n", None), int):
-        got = f"{processes!r} of type {type(processes).__name__}"
-        wanted = "Processes(device) of ddpm_nb.processes, or None for this process alone"
-        raise TypeError(f"processes must be {wanted}; got {got}")
-    return processes or OneProcess()
-
-# %% ../nbs/09_training.ipynb #check-called
-def _check_called(watchers, callback, loss):
-    """Refuse what the loop could not call."""
-    check_callback(callback, "callback(trainer)")
+# %% ../nbs/09_training.ipynb #check-loss
+def _check_loss(config, loss):
+    """Refuse a loss that cannot be called, and a learned variance without a loss for it."""
     if loss is not None:
         check_callable("loss", loss, "loss(model, schedule, x_0, ...), as `simple_loss` is")
-    wanted = "watchers must be a list of objects with the methods of `Watcher`"
-    if not isinstance(watchers, list | tuple):
-        raise TypeError(f"{wanted}; got {watchers!r:.60} of type {type(watchers).__name__}")
-    moments = ("start", "step", "line", "checkpoint", "close")
-    for i, watcher in enumerate(watchers):
-        if isinstance(watcher, type):
-            raise TypeError(f"{wanted}; watchers[{i}] is a class: {watcher.__name__}() is one")
-        missing = [name for name in moments if not callable(getattr(watcher, name, None))]
-        if missing:
-            got = f"{type(watcher).__name__}, which lacks {', '.join(missing)}"
-            raise TypeError(f"{wanted}; watchers[{i}] is of type {got}")
+    elif config.variance == "learned":
+        raise ValueError("variance='learned' needs loss=hybrid_loss of chapter 13; or use `train`")
 
-# %% ../nbs/09_training.ipynb #check-run
+
 def _check_run(model, schedule, config, data, range_check, n_workers, processes):
     """Refuse what the run could not work with, before anything is done."""
     check_kind("model", model, nn.Module)

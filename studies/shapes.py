@@ -41,7 +41,7 @@ from ddpm_nb.texts import (
     StageCheckpoints,
     TextConfig,
     TextDenoiser,
-    _masks_of_colours,
+    colour_masks,
     describe_scenes,
     draw_shapes,
     exchange_words,
@@ -235,7 +235,7 @@ def follow(pipeline, rows, n_scenes, guidance, seed, side):
     right = parts.all(1)
     shown = right.nonzero()[:, 0]
     numbers = shown % n_scenes  # both wordings and all rounds of a scene count as one
-    found = _masks_of_colours(pictures) > 0.5  # (N, 6, H, W)
+    found = colour_masks(pictures) > 0.5  # (N, 6, H, W)
     on = [found[shown, rows[shown, column]] for column in (0, 3)]
     scores = {what: [] for what in AGAINST}
     for place, own in zip(places_of_words(prompts), (0, 0, 1, 1), strict=True):
@@ -280,7 +280,7 @@ def edit(pipeline, scenes, guidance):
             prompts = describe_scenes(wanted)
             for how, share in (("kept", 0.6), ("free", 0.0)):
                 first, edited = exchange_words(pipeline, *prompts, list(range(N_SEEDS)), share=share, guidance=guidance)
-                before, after = _masks_of_colours(first), _masks_of_colours(edited)
+                before, after = colour_masks(first), colour_masks(edited)
                 changed = moved_share(before[:, wanted[0, 0]], after[:, wanted[1, 0]])
                 other = moved_share(before[:, row[3]], after[:, row[3]])
                 right = score_shapes(edited, wanted[1:].expand(N_SEEDS, -1)).all(1).double()

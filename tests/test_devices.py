@@ -627,6 +627,7 @@ WALKS = {
     "texts.shape_cover": lambda p: texts.shape_cover(p.scenes[:, 1], p.points + 8, p.points[:, 0].abs() + 20, 16),
     "texts.draw_shapes": lambda p: texts.draw_shapes(3, scenes=p.scenes, image_size=16, generator=p.g),
     "texts.draw_shapes, all scenes": lambda p: texts.draw_shapes(3, image_size=16, generator=p.g),
+    "texts.colour_masks": lambda p: texts.colour_masks(p.drawing),
     "texts.read_shapes": lambda p: texts.read_shapes(p.drawing),
     "texts.score_shapes": lambda p: [texts.score_shapes(p.drawing, wanted) for wanted in (p.scenes, p.scenes.cpu())],
     "texts.PieceTokenizer": lambda p: p.own.tokenizer.decode(p.own.tokenizer.encode(["a red circle"]).to(p.device)),
@@ -730,7 +731,7 @@ NOT_WALKED = [
     "checks.assert_refused", "checks.check_kind", "checks.check_bool", "checks.check_choice", "checks.check_int",
     "checks.check_number", "checks.check_limit", "checks.check_fields", "checks.check_generator", "checks.split_generator",
     "checks.check_schedule", "checks.check_callable", "checks.check_callback", "checks.check_model", "files.check_path", "checks.check_gradients",
-    "checks.check_batch_size", "checks.check_place", "checks.check_fit", "precision.pick_precision", "checks.fact_of",
+    "checks.check_batch_size", "checks.check_place", "checks.check_methods", "checks.check_processes", "checks.check_fit", "precision.pick_precision", "checks.fact_of",
     "precision.MixedPrecision",  # with `fit`
     "checks.check_labels",  # `data.check_labels`
     "checks.spared_streams", "data.image_of", "data.is_mirrored",  # `data.check_data`, and `train` for the last

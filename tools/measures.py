@@ -46,7 +46,7 @@ PURPOSES = {
         save_classifier load_classifier
     """,
     "process": """
-        pick_precision MixedPrecision _check_processes Interrupted StopSignals OneProcess seed_dropout own_streams spared_streams
+        pick_precision MixedPrecision check_processes Interrupted StopSignals OneProcess seed_dropout own_streams spared_streams
         _global_streams _load_streams _interrupted _add_gradients
     """,
     "cpu form": """
