@@ -751,7 +751,8 @@ def _check_options(options):
 def _check_places(out, root=None):
     """Refuse a run whose sheets could not be written, or would lie among the pictures it reads."""
     samples, sheet = Path(out, "samples"), Path(out, "samples.png")
-    first = next(place for place in (Path(out), *Path(out).absolute().parents) if place.exists())
+    places = (Path(out), *Path(out).absolute().parents)
+    first = next(filter(os.path.exists, places))  # it is silent where nobody may look
     if not first.is_dir():
         raise FileExistsError(f"out={str(out)!r} must be a folder; {first} is a file")
     if (samples.exists() and not samples.is_dir()) or sheet.is_dir():
