@@ -457,8 +457,6 @@ def test_streams_on_a_gpu(three, kind):
 
 def test_names():
     assert DATASETS == ("digits", "mnist", "fashion-mnist", "cifar10", "folder")
-    assert module.FolderDataset is FolderDataset
-    refuses(lambda: module.NoSuch, "has no attribute 'NoSuch'", error=AttributeError)
 
 
 def test_a_data_set_may_have_something_called_read():

@@ -1012,6 +1012,7 @@ def test_image_and_mask_may_lie_on_two_devices(latent):
     with pretended_cuda():
         p = Place("cuda", "cuda")
         pipeline, mask = p.pipeline(latent), torch.ones_like(p.x[:, :1], dtype=torch.bool)
+        mask[..., 0] = False  # drawn anew
         for image, kept in ((p.x, mask.cpu()), (p.x.cpu(), mask)):
             x = pipeline.generate("a two", len(p.x), n_steps=2, image=image, mask=kept)
             assert x.device.type == "cuda"

@@ -30,6 +30,7 @@ from ddpm_nb.gaussian import seeded
 from ddpm_nb.latent import to_latents
 from ddpm_nb.pipeline import PIPELINES, TextToImage
 from ddpm_nb.plots import to_pixels
+from ddpm_nb.precision import MixedPrecision
 from ddpm_nb.results import read_results
 from ddpm_nb.runs import Interrupted, read_log
 from ddpm_nb.sampling import respaced_steps
@@ -811,7 +812,7 @@ def test_the_losses_are_those_of_their_chapters(few):
     single, numbers = Pairs(images, tokens), chosen.double()
     torch.manual_seed(0)
     clip = make_clip({"image_size": 16, "in_channels": 3, "dim": 16}, {"n_words": len(tokenizer), "length": tokenizer.length, "dim": 16}, 16)
-    trainer = SimpleNamespace(network=clip, noise=seeded(0), precision=torch.float32, device=images.device)
+    trainer = SimpleNamespace(network=clip, noise=seeded(0), precision=MixedPrecision("float32", images.device), device=images.device)
     loss = PairLoss(single)
     loss.start(trainer)
     found = loss(None, None, numbers, t=None, eps=None)
