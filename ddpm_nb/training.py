@@ -381,7 +381,6 @@ def fit(
     if n_classes is not None:
         check_labels(data, n_classes)
     device = next(model.parameters()).device
-    pick_precision(config.precision, device)
     with ExitStack() as stack:
         stack.enter_context(own_streams(device))
         for watcher in watchers:
@@ -449,6 +448,7 @@ def _check_run(model, schedule, config, data, range_check, n_workers, processes)
     check_kind("config", config, TrainConfig)
     check_kind("schedule", schedule, NoiseSchedule)
     check_trainable(model, schedule)
+    pick_precision(config.precision, next(model.parameters()).device)
     check_int("n_workers", n_workers, 0)
     check_data(data, range_check)
     check_batch_size(config.batch_size, len(data), processes.n, config.n_accumulate)
