@@ -98,7 +98,7 @@ fresh: ## run tests and notebooks on the newest versions that pyproject.toml all
 	.venv-fresh/bin/python -m pip install --quiet --require-hashes -r requirements-uv.txt
 	sed -E 's/^(torch|torchvision)==.*/\1/' requirements-dev.in > .venv-fresh/newest.in
 	.venv-fresh/bin/uv pip install --quiet --upgrade --python .venv-fresh/bin/python -r .venv-fresh/newest.in -e .
-	.venv-fresh/bin/python -m pytest -q $(NBVAL) tests nbs
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-fresh/bin/python -m pytest -q -n 2 --dist loadfile $(NBVAL) tests nbs
 	bash tools/versions.sh newest highest "$(TESTS)"
 
 clean: ## remove what was built, but not .venv
