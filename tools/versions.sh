@@ -12,6 +12,7 @@ if [ -z "$uv" ]; then
 fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+export TORCHINDUCTOR_CACHE_DIR="$work/compiled"  # half a file that a run left when it was killed would fail the next one
 rm -rf build  # setuptools would add the modules that were renamed
 "$uv" build --quiet --wheel --out-dir "$work" .
 for python in ${PYTHONS:-3.11}; do
