@@ -32,8 +32,6 @@ GRAVE = ("serious", "critical")
 WIDEST = 1280  # pixels: the view whose rhythm is judged
 RHYTHM = {"screens a picture": 3.0, "screens of code": 1.0}  # the most that a chapter may have
 EXCEPTIONS = {  # as they are, rounded up; "late": no picture in the first screen
-    "nbs/03_elbo.html": {"screens a picture": 6.0},
-    "nbs/04_schedules.html": {"screens a picture": 4.0},
     "nbs/06_time_embedding.html": {"screens a picture": 4.0},
     "nbs/07_unet.html": {"screens a picture": 3.5},
     "nbs/08_data.html": {"screens a picture": 4.5, "screens of code": 1.1},
