@@ -1364,10 +1364,11 @@ def _own_pictures(args, kept, options, listing):
     if was and is_there and not is_same:
         problem = "are not those that the run divided"
         remedy = "what was held out cannot be found again; pass --root with other pictures"
-        raise ValueError(f"the pictures in {root} {problem}: {remedy}")
+        raise ValueError(f"the pictures in {os.path.normpath(root)} {problem}: {remedy}")
     if (is_there or is_same) and not was:
+        here = os.path.normpath(root)  # without run/../
         remedy = "pass --root with other pictures, or train with --held-out 0.1"
-        raise ValueError(f"the run was trained on all pictures in {root}: {remedy}")
+        raise ValueError(f"the run was trained on all pictures in {here}: {remedy}")
     wanted = args.held_out if args.held_out is not None else (was if is_same else 0)
     if is_same and not wanted:
         raise ValueError("--held-out must be above 0: the run was trained on the other pictures")
