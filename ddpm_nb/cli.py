@@ -41,7 +41,7 @@ _DATA = {  # option: (default, help)
     "n_steps": (1000, "diffusion steps T"),
     "held_out": (0, "test images (0.1: a tenth of them) whose loss picks the best checkpoint"),
 }
-_WHOLE = ("image_size", "white_level")  # whole numbers, if they are given
+_WHOLE = ("image_size", "white_level", "iterations")  # whole numbers, if they are given
 _INT = {"type": int, "metavar": "N"}
 _MACHINE = {
     "out": (None, "folder for the run; must not hold a run yet"),
@@ -96,6 +96,8 @@ _CHOICES = {
     "conditional": ("none", "class"),
     "precision": _constant("precision", "PRECISIONS"),
     "lr_decay": ("cosine", "constant"),
+    "problems": ("refuse", "skip"),
+    "too_long": ("refuse", "cut"),
 }
 
 
@@ -251,27 +253,36 @@ def _add_generate(parser):
     add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
 
 # %% ../nbs/30_command_line.ipynb #add-train-text
+_TEXT = {"root": None, "out": None, "image_size": None, "grey": False, "problems": "refuse"}
+_TEXT |= {"column": None, "white_level": None, "too_long": None, "iterations": None}
+_TEXT |= {"prompt": [], "resume": False, "device": "auto", "config": None}  # option: default
+
+
 def _add_train_text(parser):
     """Add the options of `ddpm-nb train-text`."""
-    add = parser.add_argument
-    add("--root", required=True, help="folder of pictures with captions beside them")
-    add("--out", required=True, help="folder for the run, and for the pipeline in the end")
+    add = partial(parser.add_argument, default=argparse.SUPPRESS)  # they may be in the file
+    add("--root", help="folder of pictures with captions beside them")
+    add("--out", help="folder for the run, and for the pipeline in the end")
     text = "pixels a side (default: as the pictures have, at most 32)"
     add("--image-size", **_INT, help=text)
     add("--grey", action="store_true", help="read the pictures as grey (default: if all are)")
     text = "what to do with pictures and captions that do not fit together (default: refuse)"
-    add("--problems", default="refuse", choices=("refuse", "skip"), help=text)
+    add("--problems", choices=_CHOICES["problems"], help=text)
     text = "what holds the caption in metadata.jsonl or metadata.csv (default: text)"
     add("--column", metavar="NAME", help=text)
+    text = "level of white in grey pictures of 16 bits (default: 65535)"
+    add("--white-level", **_INT, help=text)
     text = "what to do with captions of more tokens than a row has (default: refuse, or as in the "
-    add("--too-long", choices=("refuse", "cut"), help=text + "file)")
-    text = "JSON file with the settings of all stages, such as the text.json of a run"
-    add("--config", metavar="FILE", help=text)
+    add("--too-long", choices=_CHOICES["too_long"], help=text + "file)")
+    text = "JSON file with options and, under 'config', the settings of all stages, as the "
+    add("--config", metavar="FILE", help=text + "text.json of a run has them")
     text = "of the U-Net (default: 10000, or as in the file); with --resume, more than before "
     add("--iterations", **_INT, help=text + "train for longer")
     add("--prompt", action="append", help="a sentence for the sample sheets; may be given again")
     add("--resume", action="store_true", help="go on with the run in OUT, if there is one")
-    add("--device", default="auto", choices=DEVICES, help="where to compute (default: auto)")
+    add("--device", choices=DEVICES, help="where to compute (default: auto)")
+    words = "(--root FOLDER --out FOLDER | --config FILE) [options]"
+    parser.usage = f"ddpm-nb train-text {words}"
 
 # %% ../nbs/30_command_line.ipynb #parser
 class _Parser(argparse.ArgumentParser):
@@ -324,25 +335,22 @@ def _check_type(label, name, value, default):
         choices = ", ".join(map(repr, _CHOICES[name]))
         raise ValueError(f"{label} must be one of {choices}; got {value!r}")
 
-# %% ../nbs/30_command_line.ipynb #read-options
-def read_options(
-    path,  # a JSON file: {"option": value}, or the train.json of a run
-) -> dict:
-    """Read options from a file, refusing names and types that `ddpm-nb train` does not have."""
+# %% ../nbs/30_command_line.ipynb #read-object
+def _read_object(path, label):
+    """Read a JSON file that holds an object."""
     try:
         values = json.loads(Path(path).read_bytes())
     except OSError as error:
-        raise OSError(f"--config {path} cannot be read: {error.strerror}") from None
+        raise OSError(f"{label} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"--config {path} is not JSON: {error}") from None
-    nested = isinstance(values, dict) and all(isinstance(part, dict) for part in values.values())
-    if nested and set(values) == {"config", "data"}:
-        found = ("n_images", "roots")  # what the run found, and no option
-        values = {k: v for part in values.values() for k, v in part.items() if k not in found}
+        raise ValueError(f"{label} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        given = type(values).__name__
-        raise ValueError(f"--config {path} must hold an object of options; got {given}")
-    defaults = default_options()
+        raise ValueError(f"{label} must hold an object of options; got {type(values).__name__}")
+    return values
+
+# %% ../nbs/30_command_line.ipynb #by-option
+def _by_option(values, defaults, label):
+    """Return values under the names of their options; refuse names and types that are none."""
     names = {_flag(name): name for name in defaults}
     names |= {"--" + name.replace("_", "-"): name for name in defaults}
     options = {}
@@ -351,12 +359,25 @@ def read_options(
         if name is None or name in options:
             problem = f"unknown {given!r}" if name is None else f"{given!r} is there twice"
             allowed = ", ".join(_flag(name)[2:] for name in defaults)
-            raise ValueError(f"--config {path}: {problem}; allowed are {allowed}")
+            raise ValueError(f"{label}: {problem}; allowed are {allowed}")
         if name == "grad_clip" and value is None:
             value = math.inf  # which JSON does not have
-        _check_type(f"--config {path}: {given!r}", name, value, defaults[name])
+        _check_type(f"{label}: {given!r}", name, value, defaults[name])
         options[name] = value
     return options
+
+# %% ../nbs/30_command_line.ipynb #read-options
+def read_options(
+    path,  # a JSON file: {"option": value}, or the train.json of a run
+) -> dict:
+    """Read options from a file, refusing names and types that `ddpm-nb train` does not have."""
+    label = f"--config {path}"
+    values = _read_object(path, label)
+    nested = all(isinstance(part, dict) for part in values.values())
+    if nested and set(values) == {"config", "data"}:
+        found = ("n_images", "roots")  # what the run found, and no option
+        values = {k: v for part in values.values() for k, v in part.items() if k not in found}
+    return _by_option(values, default_options(), label)
 
 # %% ../nbs/30_command_line.ipynb #pick-device
 def pick_device(
@@ -910,6 +931,12 @@ def _given_options(args):
     _expand_home(given)
     return given
 
+# %% ../nbs/30_command_line.ipynb #stop-without
+def _stop_without(verb, missing):
+    """End the command with its usage, for options that neither it nor its file names."""
+    needed = " and ".join(missing)
+    make_parser().error(f"{verb} needs {needed}, as an option or in --config")
+
 # %% ../nbs/30_command_line.ipynb #run-train
 def _run_train(args):
     """Train a model as the options say."""
@@ -922,8 +949,7 @@ def _run_train(args):
     if options["dataset"] == "folder" and "root" not in given and not Path("data").is_dir():
         missing.append("--root")
     if missing:
-        needed = " and ".join(missing)
-        make_parser().error(f"train needs {needed}, as an option or in --config")
+        _stop_without("train", missing)
     _check_options(options)
     make_schedule(options["schedule"], options["n_steps"])
     refuse_other_run(options["out"], options["resume"])  # before anything is downloaded
@@ -1107,6 +1133,21 @@ def _column_in(root, column):
         raise ValueError(f"--column {column} needs {' or '.join(names)}: {reason}")
     return "text" if column is None else column
 
+# %% ../nbs/30_command_line.ipynb #text-options
+def _text_options(args):
+    """Return the options of `train-text`, over those of the file, and its settings of stages."""
+    given = dict(vars(args))
+    label = f"--config {given.get('config')}"
+    values = _read_object(given["config"], label) if "config" in given else {}
+    settings = values.pop("config", None)
+    said = _by_option(values, _TEXT, label)
+    given = {name: value for name, value in said.items() if value is not None} | given
+    _expand_home(given)
+    missing = [f"--{name}" for name in ("root", "out") if name not in given]
+    if missing:
+        _stop_without("train-text", missing)
+    return argparse.Namespace(**_TEXT | given), settings
+
 # %% ../nbs/30_command_line.ipynb #run-train-text
 def _run_train_text(args):
     """Train a text-to-image pipeline in three stages, or go on with one."""
@@ -1115,29 +1156,35 @@ def _run_train_text(args):
     from ddpm_nb.runs import refuse_other_run
     from ddpm_nb.texts import STAGES, TEXT_FILE, CaptionedFolder, train_text
 
-    refuse_other_run(Path(args.out) / STAGES[0], args.resume)  # before all pictures are read
-    goes_on = args.resume and (Path(args.out) / TEXT_FILE).exists()
+    args, settings = _text_options(args)
+    options = {"resume": args.resume, "prompts": args.prompt or None}
+    options["device"] = pick_device(args.device)
+    refuse_other_run(Path(args.out) / STAGES[0], args.resume)
+    kept = Path(args.out) / TEXT_FILE
+    goes_on = args.resume and kept.exists()
     _check_places(args.out, None if goes_on else args.root)
+    goes_on = goes_on and settings is None
+    source = kept if goes_on else f"--config {args.config}"
+    if goes_on:
+        settings = _read_object(kept, kept).get("config", {})
+    config = _with_options(_text_config(settings, source), args, goes_on)
     listing = list_folder(args.root)
     found = _look_at_pictures(listing, 32)  # larger ones are made smaller
     size = found["image_size"] if args.image_size is None else args.image_size
     grey = args.grey or found["grey"]
-    column = _column_in(args.root, args.column)
-    reading = {"grey": grey, "column": column, "problems": args.problems}
+    reading = {"grey": grey, "column": _column_in(args.root, args.column)}
+    reading |= {"problems": args.problems, "white_level": args.white_level}
     data = CaptionedFolder(listing, size, **reading)
-    if len(data) < 2:
-        raise ValueError(f"--root must hold at least two pictures with captions; got {len(data)}")
-    kept = Path(args.out) / TEXT_FILE
-    goes_on = goes_on and args.config is None
-    config = _text_config(kept if goes_on else args.config, len(data))
-    config = _with_options(config, args, goes_on)
+    n = len(data)
+    if n < 2:
+        raise ValueError(f"--root must hold at least two pictures with captions; got {n}")
     kind = "grey" if grey else "in colour"
-    print(f"{len(data)} pictures with captions, read {kind} at {size} x {size} pixels", flush=True)
-    if not goes_on and args.config is None:
+    print(f"{n} pictures with captions, read {kind} at {size} x {size} pixels", flush=True)
+    if settings is None:
+        config = _with_batches(config, n)
         batches = ", ".join(str(getattr(config, stage).batch_size) for stage in STAGES)
         told = f"batches of {batches}, {config.unet.n_iterations} iterations of the U-Net"
         print(f"chosen: {told}; --iterations and --config FILE choose otherwise", flush=True)
-    options = {"resume": args.resume, "prompts": args.prompt, "device": pick_device(args.device)}
     train_text(data, args.out, config, **options)
     is_taken = any(path.name == args.out for path in PIPELINES.iterdir())  # a shipped one's name
     run = shlex.quote(f"./{args.out}" if is_taken else args.out)
@@ -1158,28 +1205,29 @@ def _with_options(config, args, goes_on):
     return replace(config, unet=unet, too_long=too_long)
 
 # %% ../nbs/30_command_line.ipynb #text-config
-def _text_config(file, n):
-    """Read the settings of the stages from a file; without one, the defaults for n pictures."""
-    from ddpm_nb.files import read_json
-    from ddpm_nb.texts import STAGES, TextConfig
+def _text_config(values, source):
+    """Build the settings of the stages from plain values; without any, the defaults."""
+    from ddpm_nb.texts import TextConfig
 
-    if file is None:
-        config = TextConfig()
-        for stage in STAGES:  # no batch can be larger than the set
-            settings = getattr(config, stage)
-            fitting = replace(settings, batch_size=min(n, settings.batch_size))
-            config = replace(config, **{stage: fitting})
-        return config
-    values = read_json(Path(file))
-    if not isinstance(values, dict) or set(values) != {"config"}:
-        allowed = '{"config": {...}}, as the text.json of a run'
-        raise ValueError(f"--config {file} must hold {allowed}")
+    if values is None:
+        return TextConfig()
     try:
-        return TextConfig.from_dict(values["config"])
+        return TextConfig.from_dict(values)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         problem = "does not hold the settings of all stages"
         told = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"--config {file} {problem}: {told}") from None
+        raise ValueError(f"{source} {problem}: {told}") from None
+
+
+def _with_batches(config, n):
+    """Return settings whose batches are no larger than a set of n pictures."""
+    from ddpm_nb.texts import STAGES
+
+    for stage in STAGES:
+        settings = getattr(config, stage)
+        fitting = replace(settings, batch_size=min(n, settings.batch_size))
+        config = replace(config, **{stage: fitting})
+    return config
 
 # %% ../nbs/30_command_line.ipynb #run-generate
 def _run_generate(args):
@@ -1316,10 +1364,11 @@ def _own_pictures(args, kept, options, listing):
     if was and is_there and not is_same:
         problem = "are not those that the run divided"
         remedy = "what was held out cannot be found again; pass --root with other pictures"
-        raise ValueError(f"the pictures in {root} {problem}: {remedy}")
+        raise ValueError(f"the pictures in {os.path.normpath(root)} {problem}: {remedy}")
     if (is_there or is_same) and not was:
+        here = os.path.normpath(root)  # without run/../
         remedy = "pass --root with other pictures, or train with --held-out 0.1"
-        raise ValueError(f"the run was trained on all pictures in {root}: {remedy}")
+        raise ValueError(f"the run was trained on all pictures in {here}: {remedy}")
     wanted = args.held_out if args.held_out is not None else (was if is_same else 0)
     if is_same and not wanted:
         raise ValueError("--held-out must be above 0: the run was trained on the other pictures")
@@ -1527,7 +1576,7 @@ def _refuse_text_run(command, args):
     raise ValueError(f"{place} is a run of train-text; {remedy}")
 
 # %% ../nbs/30_command_line.ipynb #other-names
-_OTHER_NAMES = {"n_steps": "--steps", "n_iterations": "--iterations"}
+_OTHER_NAMES = {"n_steps": "--steps", "n_iterations": "--iterations", "prompts": "--prompt"}
 _VERBS = {
     "train": _run_train,
     "resume": _run_resume,
@@ -1550,7 +1599,8 @@ def main(
         for module in ("fast", "runs", "pipeline" if command == "generate" else "hub"):
             import_module(f"ddpm_nb.{module}")
     trains = command in ("train", "resume")
-    options = default_options() if trains else {name for name in vars(args) if name != "prompts"}
+    options = default_options() if trains else vars(args).keys() - {"prompts"}
+    options = _TEXT if command == "train-text" else options  # what is not said is not in `args`
     flags = {name: _flag(name) for name in options}
     others = {"n_workers": "--workers"} if trains else _OTHER_NAMES
     flags |= {name: flag for name, flag in others.items() if trains or flag[2:] in options}

@@ -16,6 +16,7 @@ import csv
 import json
 import math
 import os
+import re
 import textwrap
 import warnings
 import zlib
@@ -333,7 +334,7 @@ def _read_jsonl(path, column, problems):
         except (ValueError, LookupError, TypeError, RecursionError):
             file = text = None
         if twice:
-            problems["lines that name a key twice"].append(f"line {i}")
+            problems["lines with a key twice"].append(f"line {i}")
         elif isinstance(file, str) and isinstance(text, str):
             rows.append((file, text))
         else:
@@ -437,11 +438,11 @@ def read_metadata(
     for file, caption in rows:
         path = PurePosixPath(file.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts:
-            problems["paths that lead out of the folder"].append(file)
+            problems["paths leading out of the folder"].append(file)
         elif path.as_posix() not in known:
             problems["captions without a picture"].append(file)
         elif not split_words(caption):
-            problems["empty captions"].append(file)
+            problems["empty captions"].append(path.as_posix())
         else:
             pairs.append((path.as_posix(), " ".join(caption.split())))
     return pairs, dict(problems)
@@ -455,7 +456,8 @@ def _match(listing, how, column):
     captions = defaultdict(list)
     for file, caption in pairs:
         captions[file].append(caption)
-    without = [file for file in listed if file not in captions]
+    told = {*captions, *problems.get("empty captions", [])}  # each fault is counted once
+    without = [file for file in listed if file not in told]
     if without:
         problems["pictures without a caption"] = without
     wanted = [file for file in listed if file in captions]
@@ -478,11 +480,13 @@ def _tell(root, problems, skip):
     told = []
     for kind, names in problems.items():
         more = ", ..." if len(names) > 5 else ""
+        if len(names) == 1:
+            kind = re.sub(r"s\b", "", kind, count=1)  # the first word that ends so is the noun
         told.append(f"{len(names)} {kind}: {', '.join(islice(names, 5))}{more}")
-    text = f"in {root} are {'; '.join(told)}"
+    text = f"in {root}: {'; '.join(told)}"
     if not skip:
         raise ValueError(f"{text}. Repair this, or pass problems='skip' to leave it out")
-    warnings.warn(f"left out: {text}", stacklevel=3)
+    warnings.warn(f"left out {text}", stacklevel=3)
 
 # %% ../nbs/29_own_captions.ipynb #captionedfolder
 class CaptionedFolder(FolderDataset):

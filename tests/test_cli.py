@@ -632,9 +632,88 @@ def test_captions_train_a_pipeline_that_generate_draws_with(tmp_path, monkeypatc
     (folder / "0.txt").unlink()
     assert main([*words[:3], "--out", "other"]) == 1
     assert "0.png" in capsys.readouterr().err and not Path("other").exists()
-    Path("bad.json").write_text("{}")
+    Path("bad.json").write_text("[]")
     assert main([*words[:3], "--problems", "skip", "--out", "other", "--config", "bad.json"]) == 1
-    assert "--config bad.json must hold" in capsys.readouterr().err
+    assert "--config bad.json must hold an object of options; got list" in capsys.readouterr().err
+
+
+def captioned(folder, n=8, size=8):
+    """Fill a folder with grey pictures, each with a caption."""
+    Path(folder).mkdir()
+    for i in range(n):
+        Image.new("L", (size, size), 30 * i).save(f"{folder}/{i}.png")
+        Path(f"{folder}/{i}.txt").write_text("a dark one" if i < n / 2 else "a light one")
+
+
+def test_a_file_of_options_for_captions_takes_the_names_of_the_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    captioned("pics")
+    asked = []
+    monkeypatch.setattr("ddpm_nb.texts.train_text", lambda data, out, config, **options: asked.append((data, out, config, options)))
+    options = {"root": "pics", "out": "run", "image-size": 4, "--iterations": 7, "too_long": "cut", "prompt": ["a dark one"], "column": None}
+    write_json("o.json", options)
+    told = succeeded("train-text --config o.json --device cpu", capsys)
+    assert "at 4 x 4 pixels" in told and "batches of 8, 8, 8, 7 iterations" in told
+    data, out, config, others = asked[0]
+    assert (len(data), out, config.unet.n_iterations, config.too_long) == (8, "run", 7, "cut")
+    assert others == {"resume": False, "prompts": ["a dark one"], "device": torch.device("cpu")}
+    settings = TextConfig(dim=16, unet=TrainConfig(3, batch_size=4)).to_dict()
+    write_json("o.json", options | {"config": settings})
+    assert "chosen" not in succeeded("train-text --config o.json --iterations 9 --out other", capsys)  # what is said wins over the file
+    _, out, config, _ = asked[1]
+    assert (out, config.dim, config.unet.n_iterations, config.unet.batch_size) == ("other", 16, 9, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"iteratons": 3}, "--config o.json: unknown 'iteratons'; allowed are root, out, image-size"),
+        ({"iterations": "3"}, "--config o.json: 'iterations' must be of type int; got '3'"),
+        ({"too-long": "eat"}, "--config o.json: 'too-long' must be one of 'refuse', 'cut'; got 'eat'"),
+        ({"image-size": 4, "image_size": 8}, "'image_size' is there twice"),
+        ({"prompt": "a dark one"}, "--config o.json: 'prompt' must be of type list; got 'a dark one'"),
+        ({"out": ""}, "--out must be a path that is not empty"),
+        ({}, "train-text needs --out, as an option or in --config"),
+    ],
+)
+def test_a_file_of_options_for_captions_is_checked(options, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    captioned("pics")
+    write_json("o.json", {"root": "pics"} | options)
+    if options:
+        assert told in failed("train-text --config o.json", capsys)
+        return
+    with pytest.raises(SystemExit) as stopped:
+        main(["train-text", "--config", "o.json"])
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_file_of_options_serves_a_run_that_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    captioned("pics")
+    asked = []
+    monkeypatch.setattr("ddpm_nb.texts.train_text", lambda data, out, config, **options: asked.append(config))
+    Path("run").mkdir()
+    write_json("run/text.json", {"config": TextConfig(dim=16).to_dict()})
+    write_json("o.json", {"root": "pics", "out": "run", "resume": True})
+    assert "chosen" not in succeeded("train-text --config o.json --iterations 10001", capsys)
+    assert (asked[0].dim, asked[0].unet.n_iterations) == (16, 10001)  # the run's own, for longer
+    write_json("run/text.json", {})
+    assert "run/text.json does not hold the settings of all stages: 'clip' is missing" in failed("train-text --config o.json", capsys)
+
+
+def test_the_level_of_white_reaches_pictures_with_captions(tmp_path, monkeypatch, capsys):
+    """The warning about dark pictures named an option that `train-text` did not have."""
+    monkeypatch.chdir(tmp_path)
+    captioned("pics", 2)
+    for i in range(2):
+        Image.fromarray(np.full((8, 8), 4095 * i, np.uint16)).save(f"pics/{i}.png")
+    asked = []
+    monkeypatch.setattr("ddpm_nb.texts.train_text", lambda data, *_, **__: asked.append(data))
+    assert main(["train-text", "--root", "pics", "--out", "run"]) == 0
+    (flag,) = re.findall(r"if 4095 is white, pass (--white-level 4095)", capsys.readouterr().err)
+    assert main(["train-text", "--root", "pics", "--out", "run", *flag.split()]) == 0
+    assert capsys.readouterr().err == "" and [float(data.images().max()) for data in asked] == [pytest.approx(-0.875, abs=0.01), 1]
 
 
 @pytest.mark.parametrize(("side", "mode", "expected"), [(28, "L", (28, True)), (50, "RGB", (32, False)), (24, "P", (24, False))])
@@ -934,6 +1013,8 @@ def test_a_picture_that_cannot_be_read_is_named(fault, tmp_path, monkeypatch):
     [
         ("--image-size 0", "--image-size must be"),
         ("--iterations 0", "--iterations must be at least 1; got 0"),
+        ("--device cuda", "--device cuda is not available on this machine"),
+        ("--config nowhere.json", "--config nowhere.json cannot be read"),
         ("--out old", "holds a run"),
     ],
 )
@@ -944,8 +1025,10 @@ def test_train_text_refuses_in_the_words_of_the_shell(words, told, tmp_path, mon
         Path(f"pics/{i:02d}.txt").write_text("a dark one")
     Path("old/clip").mkdir(parents=True)
     (Path("old/clip") / "train.json").write_text("{}")
-    if words == "--out old":
+    if words != "--image-size 0":
         monkeypatch.setattr("ddpm_nb.texts.CaptionedFolder", lambda *_, **__: pytest.fail("pictures were read"))
+    if "cuda" in words:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert told in failed(f"train-text --root pics --out run {words}", capsys)
 
 

@@ -1,7 +1,9 @@
 """Devices without a device: whatever takes tensors works where they lie, on a CUDA device that is pretended."""
 
 import copy
+import inspect
 import re
+import sys
 import tempfile
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property, partial
@@ -795,6 +797,46 @@ def test_every_public_name_is_walked():
     assert sorted(set(NOT_WALKED) - public) == sorted(set(NOT_WALKED) & walked) == []
 
 
+METHODS = [  # walks that together call every public method that takes or gives tensors
+    "evaluation.bits_per_dim", "captions.Tokenizer", "captions.check_tokens", "clip.zero_shot", "conditioning.ClassUNet",
+    "conditioning.attention_maps", "data.ImageDataset", "evaluation.DigitClassifier", "gan.Discriminator", "gan.sample_gan",
+    "gaussian.GaussianMixture", "hub.NoisePredictor", "hub.PaddedDownsample", "hub.PeerUNet", "hub.ScaleShiftBlock",
+    "improved.LossHistory", "latent.autoencoder_loss", "pipeline.TextToImage", "pipeline.TextToImage, interpolation",
+    "processes.Processes", "texts.Pairs", "texts.PieceTokenizer", "texts.TextDenoiser", "texts.train_text, pixels, words given",
+    "unet.ResNetBaseline", "unet.UNet, transposed, heads, checkpoints", "vae.VAEBound",
+]
+OF_FILES = {"pictures.FolderDataset.images", "pictures.FolderDataset.read"}  # read on the CPU
+
+
+def tensor_methods():
+    """Map the code of each public method that takes or gives tensors to its name."""
+    found = {}
+    for module in WALKED_MODULES:
+        for name, cls in rules.public_objects(module):
+            for key, member in vars(cls).items() if inspect.isclass(cls) else ():
+                function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+                if inspect.isfunction(function) and not key.startswith("_"):
+                    function = inspect.unwrap(function)
+                    if any("Tensor" in str(hint) for hint in inspect.get_annotations(function).values()):
+                        found[function.__code__] = f"{module}.{name}.{key}"
+    return found
+
+
+def test_every_method_of_tensors_is_walked():
+    waiting = tensor_methods()
+    assert len(waiting) > 60
+    for name in METHODS:
+        torch.manual_seed(0)
+        with pretended_cuda():
+            place = Place("cuda", "cuda")
+            sys.setprofile(lambda frame, event, arg: waiting.pop(frame.f_code, None))
+            try:
+                WALKS[name](place)
+            finally:
+                sys.setprofile(None)
+    assert sorted({*waiting.values()} - OF_FILES) == []
+
+
 @pytest.mark.parametrize("name", WALKS)
 def test_a_device_changes_nothing(name):
     """Networks, schedule and data on the device: the same numbers, whichever of the two the generator is on."""
@@ -885,7 +927,31 @@ APART = {  # the network on the device, all else on the CPU; and the schedule al
     "sample_sde": lambda net, p: scores.sample_sde(net, p.schedule, p.shape),
     "flow_log_likelihood": lambda net, p: scores.flow_log_likelihood(net, p.schedule, p.x, n_steps=3, n_probes=1),
     "predict_noise": lambda net, p: elbo.predict_noise(net, p.schedule, "v")(p.x, p.t),
+    "reverse_mean_variance": lambda net, p: elbo.reverse_mean_variance(net, p.schedule, p.x, p.t)[0],
+    "p_sample": lambda net, p: sampling.p_sample(net, p.schedule, p.x, 3)[1],
+    "flow_velocity": lambda net, p: scores.flow_velocity(net, p.schedule, p.x, p.t),
 }
+APART_ELSEWHERE = {  # name -> where they are apart
+    "bits_per_dim": "`vlb_terms`",
+    "velocity_from_eps": "FLOWS",
+    "eps_from_velocity": "FLOWS",
+    "edm_denoiser": "FLOWS",
+    "fit": "brings both together: the walk 'training.fit, two parts'",
+    "train": "brings both together, as `fit`",
+    "save_pretrained": "asks the network nothing",
+    "measure_bound": "`bits_per_dim`",
+    "measure_samples": "`sample_ddim`",
+    "conditional_loss": "`simple_loss`",
+    "train_conditional": "brings the schedule; `conditional_loss`",
+}
+
+
+def test_a_function_of_a_network_and_a_schedule_is_tried_with_them_apart():
+    found = set()
+    for module in WALKED_MODULES:
+        functions = [(name, f) for name, f in rules.public_objects(module) if inspect.isfunction(f) and module != "checks"]
+        found |= {name for name, f in functions if {"model", "schedule"} <= inspect.signature(f).parameters.keys()}
+    assert sorted(found ^ ({*APART} | {*APART_ELSEWHERE})) == []
 
 
 @pytest.mark.parametrize("name", APART)

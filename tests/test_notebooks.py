@@ -44,8 +44,19 @@ def test_new_chapter_keeps_the_rules(folder, tmp_path):
     assert found == []
     with pytest.raises(SystemExit, match=r"number 30 is taken by 30_trial\.ipynb"):
         folder("new", "30", "other")
-    with pytest.raises(SystemExit, match="a number of two digits"):
-        folder("new", "3", "other")
+    for words in (("3", "other"), ("31", "import")):
+        with pytest.raises(SystemExit, match="a number of two digits"):
+            folder("new", *words)
+
+
+def test_new_chapter_takes_no_module_of_another(folder, tmp_path):
+    """Two notebooks that export one module would overwrite each other's."""
+    (tmp_path / "ddpm_nb").mkdir()
+    (tmp_path / "ddpm_nb/walks.py").touch()  # exported by a chapter that is called otherwise
+    for name, holder in (("trial", r"nbs/30_trial\.ipynb"), ("walks", r"ddpm_nb/walks\.py")):
+        with pytest.raises(SystemExit, match=f"name {name} is taken by {holder}"):
+            folder("new", "31", name)
+    assert not list(tmp_path.glob("*/31_*"))
 
 
 def test_outputs_of_changed_cells_go(folder):

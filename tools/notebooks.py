@@ -20,6 +20,7 @@ import argparse
 import ast
 import hashlib
 import json
+import keyword
 import os
 import re
 import subprocess
@@ -234,11 +235,16 @@ def from_text(path):
 
 def begin(number, name):
     """Begin a chapter: write a script with the cells that every chapter has, and its notebook."""
-    if not re.fullmatch(r"\d\d", number) or not re.fullmatch(r"[a-z]\w*", name):
-        sys.exit("new takes a number of two digits and a name: new 30 consistency")
+    well_formed = re.fullmatch(r"\d\d", number) and re.fullmatch(r"[a-z]\w*", name)
+    if not well_formed or keyword.iskeyword(name):
+        sys.exit("new takes a number of two digits and a name of a module: new 31 consistency")
     taken = [path.name for path in (*NBS.glob(f"{number}_*.ipynb"), *TEXT.glob(f"{number}_*.py"))]
     if taken:
         sys.exit(f"number {number} is taken by {taken[0]}")
+    same = [*NBS.glob(f"[0-9]*_{name}.ipynb"), *TEXT.glob(f"[0-9]*_{name}.py")]
+    same += (ROOT / address.settings(ROOT)["lib_name"]).glob(f"{name}.py")  # by any chapter
+    if same:
+        sys.exit(f"name {name} is taken by {same[0].relative_to(ROOT)}")
     cells = [
         f"# {name.replace('_', ' ').capitalize()}\n\n> What the module {name} holds, in one line.",
         address.install_cell(ROOT),
