@@ -99,12 +99,13 @@ class Finder:
             signal.raise_signal(signal.SIGINT)
 sys.meta_path.insert(0, Finder())
 sys.argv = ["ddpm-nb", "info", "--run", "digits"]
-from ddpm_nb.cli import main
-sys.exit(main())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
+from ddpm_nb.__main__ import run
+sys.exit(run())
 """
 
 
-@pytest.mark.parametrize("name", ["torch", "numpy", "ddpm_nb.runs"])
+@pytest.mark.parametrize("name", ["ddpm_nb.cli", "argparse", "torch", "numpy", "ddpm_nb.runs"])
 def test_ctrl_c_while_libraries_are_loaded_leaves_a_line(name):
     done = python(INTERRUPTED.format(name=name))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "ddpm-nb: interrupted\n")

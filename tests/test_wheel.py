@@ -113,7 +113,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert "ddpm_nb/py.typed" in held
     assert {path.name for path in built[2].iterdir()} == {"ddpm_nb", f"ddpm_nb-{settings()['version']}.dist-info"}
     (entries,) = built[2].glob("*.dist-info/entry_points.txt")
-    assert "ddpm-nb = ddpm_nb.cli:main" in entries.read_text()
+    assert "ddpm-nb = ddpm_nb.__main__:run" in entries.read_text()
     assert built[1].stat().st_size < 25e6
 
 
