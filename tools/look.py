@@ -32,10 +32,6 @@ GRAVE = ("serious", "critical")
 WIDEST = 1280  # pixels: the view whose rhythm is judged
 RHYTHM = {"screens a picture": 3.0, "screens of code": 1.0}  # the most that a chapter may have
 EXCEPTIONS = {  # as they are, rounded up; "late": no picture in the first screen
-    "nbs/06_time_embedding.html": {"screens a picture": 4.0},
-    "nbs/07_unet.html": {"screens a picture": 3.5},
-    "nbs/08_data.html": {"screens a picture": 4.5, "screens of code": 1.1},
-    "nbs/09_training.html": {"screens a picture": 4.0, "screens of code": 1.5},
     "nbs/13_improved.html": {"screens a picture": 5.5, "screens of code": 1.1},
     "nbs/14_score.html": {"screens a picture": 5.5},
     "nbs/15_flow_matching.html": {"screens a picture": 5.0},
