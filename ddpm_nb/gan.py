@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENERATOR_LOSSES', 'optimal_discriminator', 'generator_loss', 'discriminator_loss', 'Generator', 'Discriminator',
-           'r1_penalty', 'gan_step', 'GANResult', 'train_gan', 'sample_gan']
+           'r1_penalty', 'gan_step', 'GANResult', 'sample_gan', 'train_gan']
 
 # %% ../nbs/17_gan.ipynb #imports
 import copy
@@ -168,6 +168,19 @@ class GANResult:
     discriminator: Discriminator  # a copy of what it was at the end, frozen
     losses: Tensor  # (n_iterations, 2) of the discriminator, without penalty, and of the generator
 
+# %% ../nbs/17_gan.ipynb #sample-gan
+@torch.no_grad()
+def sample_gan(
+    model: Generator,  # the trained network
+    n: int,  # images to draw
+    *,
+    generator: torch.Generator | None = None,  # source of the noise
+) -> Tensor:
+    """Draw noise and turn it into images; (n, C, H, W) in [-1, 1]."""
+    device = next(model.parameters()).device
+    size = (check_int("n", n), model.config["latent_dim"])
+    return model(randn(size, generator=generator, device=device))
+
 # %% ../nbs/17_gan.ipynb #train-gan
 def train_gan(
     model: Generator,  # trained in place, on the device of the images
@@ -207,16 +220,3 @@ def train_gan(
             callback(i + 1, model)
     judge = copy.deepcopy(discriminator).eval().requires_grad_(False)
     return GANResult(ema.model, judge, torch.stack(losses).cpu())
-
-# %% ../nbs/17_gan.ipynb #sample-gan
-@torch.no_grad()
-def sample_gan(
-    model: Generator,  # the trained network
-    n: int,  # images to draw
-    *,
-    generator: torch.Generator | None = None,  # source of the noise
-) -> Tensor:
-    """Draw noise and turn it into images; (n, C, H, W) in [-1, 1]."""
-    device = next(model.parameters()).device
-    size = (check_int("n", n), model.config["latent_dim"])
-    return model(randn(size, generator=generator, device=device))
