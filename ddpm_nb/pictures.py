@@ -348,7 +348,9 @@ def report(self: Listing, n_files: int, problems, others, deep, unreadable: str)
         counts = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
         shown = ", ".join(f"{repr(ending)[1:-1]} {count}" for ending, count in counts[:10])
         shown += ", ..." if len(counts) > 10 else ""
-        text = f"left out {others.total()} files in {root} with other endings: {shown}"
+        n_others = others.total()
+        what = "1 file" if n_others == 1 else f"{n_others} files"
+        text = f"left out {what} in {root} with other endings: {shown}"
         warnings.warn(f"{text}; read are {', '.join(SUFFIXES)}", stacklevel=4)
     if problems:
         named = [f"{file!r} ({reason})" for file, reason in islice(problems.items(), 10)]

@@ -849,11 +849,11 @@ def test_a_part_is_read_alone_and_the_folder_walked_once(tmp_path, counted):
     (tmp_path / "train/a/away.png").symlink_to("../../test/a/3.png")  # out of the part, if not of the folder
     (tmp_path / "train/a/0.heic").write_bytes(b"a picture perhaps")
     (tmp_path / "test/a/1.avif").write_bytes(b"one of another part")
-    with pytest.warns(UserWarning, match="left out 1 files") as told:
+    with pytest.warns(UserWarning, match="left out 1 file") as told:
         data = load_dataset("folder", root=tmp_path, image_size=8, unreadable="skip", in_memory=True)
     assert counted == {"walks": 1, "decoded": 2} and len(data) == 2
     words = " ".join(str(warning.message) for warning in told)
-    assert "left out 1 files" in words and ".heic 1" in words and ".avif" not in words and "'a/away.png' (a link that leads out" in words
+    assert "left out 1 file" in words and ".heic 1" in words and ".avif" not in words and "'a/away.png' (a link that leads out" in words
 
 
 def test_pictures_that_were_left_out_do_not_shift_the_others(tmp_path, counted):

@@ -252,10 +252,10 @@ def test_a_captioned_folder_tells_of_other_endings_and_of_dark_pictures(tmp_path
     Image.fromarray(np.full((32, 32), 4000, np.uint16)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a grey wall")
     (tmp_path / "b.heic").write_bytes(b"nothing")
-    with pytest.warns(UserWarning, match="left out 1 files|come out dark") as told:
+    with pytest.warns(UserWarning, match="left out 1 file |come out dark") as told:
         CaptionedFolder(tmp_path, 32)
     found = [str(warning.message) for warning in told]
-    assert len(found) == 2 and "left out 1 files" in found[0] and ".heic 1" in found[0]
+    assert len(found) == 2 and "left out 1 file" in found[0] and ".heic 1" in found[0]
     assert "no level above 4000" in found[1] and "pass white_level=4095" in found[1]
     (tmp_path / "b.heic").unlink()
     with warnings.catch_warnings():
