@@ -393,6 +393,9 @@ def test_maps_that_begin_at_white_turn_as_their_colour_bar_does():
     pixels[10:100, 10:100] = 255 * np.stack([red, np.minimum(red, blue), blue], 2)
     pixels[10:100, 150:165] = pixels[10:100, 99:100]  # the bar
     assert not figures.find_pictures(pixels).any()
+    faint = pixels.copy()
+    faint[10:100, 10:100] = np.random.default_rng(0).integers(205, 256, (90, 90, 3))  # all near the middle of the bar
+    assert not figures.find_pictures(faint).any()
     grey = pixels[:, :, 1:2].repeat(3, 2)  # a photograph may be pale
     grey[10:100, 10:60] //= 2
     assert figures.find_pictures(grey)[10:100, 10:100].all()

@@ -20,6 +20,7 @@ INKED = 250  # what is lighter is paper
 SMALLEST = 21  # pixels: what is smaller is a mark, not a sheet
 SMALLEST_MAP = 31  # and not a heat map
 PALE = 225  # nearly paper
+FAINT = 200  # still light
 COLOURS = 12  # a fill has fewer, a picture more
 FILLS = 8  # that lie side by side make up nearly all of a box; of a picture they are less
 LETTERS = 0.92  # how light black becomes
@@ -51,7 +52,10 @@ def is_colourful(colours):
 
 def is_on_paper(colours):
     """Tell whether the colours of a map begin at white, as RdBu and Blues: dark pages turn it as they turn its colour bar."""
-    return is_colourful(colours) and (colours.min(2) >= PALE).mean() > 0.15
+    darkest = colours.min(2)
+    if (darkest >= FAINT).mean() > 0.95:
+        return True  # a map whose values are all near the white one
+    return is_colourful(colours) and (darkest >= PALE).mean() > 0.15
 
 
 def is_heat_map(inked, colours):

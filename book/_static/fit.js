@@ -105,7 +105,9 @@ function fitOutput(box) {
 
 // a heading with a formula, in words
 const GREEK = { alpha: "α", beta: "β", epsilon: "ε", eta: "η", lambda: "λ", mu: "μ", phi: "φ", sigma: "σ", theta: "θ" };
-const inWords = text => text.replace(/\\[()]/g, "").replace(/\\([a-zA-Z]+) ?/g, (_, name) => GREEK[name] || name + " ").trim();
+const LOW = "₀₁₂₃₄₅₆₇₈₉";
+const inWords = text => text.replace(/\\[()]/g, "").replace(/\\([a-zA-Z]+) ?/g, (_, name) => GREEK[name] || name + " ")
+  .replace(/_(\d)/g, (_, digit) => LOW[digit]).replace(/_t\b/g, "ₜ").replace(/_/g, "").trim();
 
 function nameColumns(table) {
   const names = [...table.querySelectorAll("thead :is(th, td)")].map(cell => inWords(cell.textContent));
