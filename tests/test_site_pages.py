@@ -423,6 +423,17 @@ def test_grey_lines_and_bars_are_no_sheets():
     assert plots.COLORS[-1] == f"#{figures.LINE:02X}" + 2 * f"{figures.LINE:02X}"
 
 
+def test_a_picture_with_a_drawn_frame_stays():
+    """A mask of black and white has no colours that tell it from paper and ink; the frame is blurred but for its corners."""
+    pixels = np.full((120, 120, 3), 255, np.uint8)
+    pixels[10:110, 10:110] = 128
+    for corner in np.ix_((10, 109), (10, 109)), (slice(11, 109), slice(11, 109)):
+        pixels[corner] = figures.FRAME
+    pixels[14:106, 14:106] = 255
+    pixels[60:106, 14:106] = 0
+    assert figures.find_pictures(pixels)[11:109, 11:109].all()
+
+
 def test_sheets_without_paper_between_them_stay(tmp_path):
     """A black gap between two sheets would become a white one."""
     pixels = draw_figure(tmp_path / "a.png")[10:75, 160:285]

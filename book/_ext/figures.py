@@ -40,9 +40,10 @@ def opened(mask, size):
 
 
 def is_sheet(frame):
-    """Tell whether the pixels of a frame stand all round a box."""
-    edge = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
-    return edge.mean() > 0.6
+    """Tell whether the pixels of a frame stand all round a box, or one pixel inside: the edge of a line is blurred but for its corners."""
+    rings = (frame, frame[1:-1, 1:-1])
+    edges = (np.concatenate([ring[0], ring[-1], ring[:, 0], ring[:, -1]]) for ring in rings)
+    return any(edge.mean() > 0.6 for edge in edges)
 
 
 def is_colourful(colours):
@@ -64,7 +65,7 @@ def is_heat_map(inked, colours):
         return False
     red, green, blue = (colours // 16).astype(np.uint16).transpose(2, 0, 1)
     counts = np.sort(np.bincount((256 * red + 16 * green + blue).ravel()))
-    if is_colourful(colours) and counts[-FILLS:].sum() > 0.97 * inked.size:
+    if is_colourful(colours) and counts[-FILLS:].sum() > 0.95 * inked.size:
         return False  # bars of several colours, crossed by the lines of a grid
     return (counts > 0).sum() > COLOURS and counts[-1] < 0.7 * inked.size
 
