@@ -565,7 +565,7 @@ def test_columns_keep_their_lines_and_long_formulas_fit_a_phone(tmp_path):
     return [...kinds, fits, document.querySelector("tbody td:last-child").dataset.column];
     """
     found = run_page(outputs + wide + table, script, tmp_path, "--window-size=500,700")
-    assert found == [True, False, True, "value at β_t"]
+    assert found == [True, False, True, "value at βₜ"]
 
 
 @browser
