@@ -215,6 +215,8 @@ def _add_evaluate(parser):
     add("--root", help="folder with the data files (default: the run's own, or data)")
     text = "what to do with a folder's files that are no pictures (default: as the run did)"
     add("--unreadable", choices=_CHOICES["unreadable"], help=text)
+    text = "level of white in a folder's grey pictures of 16 bits (default: as the run did)"
+    add("--white-level", **_INT, help=text)
     text = "of a folder without parts: how many of its pictures, or below 1 which share, were "
     text += "held out of training (default: as the run did; of another folder all)"
     add("--held-out", type=_share, metavar="SHARE", help=text)
@@ -1392,6 +1394,7 @@ def _find_held_out(args, model):
     if name == kept.get("dataset"):
         options |= kept
     given = {"dataset": name, "root": args.root, "unreadable": args.unreadable}
+    given["white_level"] = args.white_level
     options |= {key: value for key, value in given.items() if value is not None}
     options["image_size"] = model.config["image_size"]
     listing = _list(options)

@@ -757,6 +757,18 @@ def test_the_level_of_white_reaches_the_pictures(tmp_path, monkeypatch, capsys):
     assert float(load_dataset("folder", **cli._where(data))[1][0].max()) == 1
     older = {name: value for name, value in data.items() if name != "white_level"}
     assert cli._where(older)["white_level"] is None
+    highest = []
+
+    def measured(model, schedule, images, **_):
+        highest.append(float(images.max()))
+        return SimpleNamespace(mean=1.0, stderr=0.1, n_images=len(images))
+
+    monkeypatch.setattr("ddpm_nb.evaluation.bits_per_dim", measured)
+    others = [*MEASURE.split(), "digits", "--n", "2", "--dataset", "folder", "--root", "deep"]
+    assert main(others) == 0 and "if 4095 is white, pass --white-level 4095" in capsys.readouterr().err
+    assert main([*others, "--white-level", "4095"]) == 0 and "4095" not in capsys.readouterr().err
+    assert highest[0] < -0.8 and highest[1] == 1
+    assert "only a folder takes --white-level" in failed(f"{MEASURE} digits --n 2 --white-level 4095", capsys)
 
 
 def test_pictures_to_begin_with_are_read_as_those_to_train_on(tmp_path):
