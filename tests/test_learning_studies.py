@@ -24,6 +24,7 @@ import shapes
 import ship
 import torch
 import train_pipeline as pipelines
+import unguided
 import variances
 from PIL import Image
 
@@ -491,6 +492,36 @@ def test_a_pipeline_is_trained_measured_and_shipped_whole(tmp_path, monkeypatch,
     assert told <= set(measured.card) and not any("of 8 prompts" in key for key in measured.card)
     kept = ("hardware", "iterations", "CPU minutes of training, unet", "CLIP zero-shot digit accuracy, test")
     assert all(measured.card[key] == again.card[key] for key in kept) and measured.card["guidance"] == pipelines.USUAL
+
+
+def test_a_pipeline_goes_on_with_fewer_captions_and_is_shipped_whole(tmp_path, monkeypatch, capsys):
+    few, told = load_dataset("digits").resized(28), {}
+    monkeypatch.setattr(unguided, "load_dataset", lambda *_, **__: few)
+    monkeypatch.setattr(unguided, "judge", lambda *_: {"no prompt, eta 1: sure, share of 4": 0.5})
+    monkeypatch.setattr(unguided, "SETTINGS", TrainConfig(3, batch_size=8, checkpoint_every=2))
+    kind = unguided.CaptionLoss
+    monkeypatch.setattr(unguided, "CaptionLoss", lambda *given: told.setdefault("given", given) and kind(*given))
+    arguments = ["x", "--hardware", "a machine", "--work", str(tmp_path / "run"), "--before", str(unguided.PIPELINES / "mnist")]
+    before = unguided.TextToImage.from_pretrained(unguided.PIPELINES / "mnist")
+    monkeypatch.setattr(unguided, "PIPELINES", tmp_path / "shipped")
+    monkeypatch.setattr(sys, "argv", arguments)
+    unguided.main()
+    assert told["given"][2:] == (0.3, 5.0) and told["given"][1].std() == pytest.approx(1, abs=0.3)  # latents in their unit
+    shipped = unguided.TextToImage.from_pretrained(tmp_path / "shipped" / "mnist")
+    moved = {name: value for name, value in shipped.unet.state_dict().items() if not value.equal(before.unet.state_dict()[name])}
+    assert moved and shipped.tokenizer == before.tokenizer
+    for part in ("text_encoder", "autoencoder"):
+        old = getattr(before, part).state_dict()
+        assert all(value.equal(old[name]) for name, value in getattr(shipped, part).state_dict().items())
+    assert shipped.card["further training, iterations"] == 3 and shipped.card["further training, share of captions left out"] == 0.3
+    assert shipped.card["iterations"] == before.card["iterations"] and shipped.card["no prompt, eta 1: sure, share of 4"] == 0.5
+    assert "guidance 2, eta 1: sure, share of 1000 prompts" not in shipped.card  # of the network before
+    monkeypatch.setattr(unguided.Clock, "__call__", lambda *_: pytest.fail("a finished run is not trained again"))
+    unguided.main()
+    monkeypatch.setattr(sys, "argv", [*arguments[:-1], str(tmp_path / "shipped" / "mnist")])
+    with pytest.raises(SystemExit):
+        unguided.main()
+    assert "went on already: begin with the pipeline before it" in capsys.readouterr().err
 
 
 def test_spread_is_one_for_real_pictures_and_less_for_one_alone(monkeypatch):
