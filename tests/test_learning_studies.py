@@ -27,6 +27,7 @@ import train_pipeline as pipelines
 import unguided
 import variances
 from PIL import Image
+from safetensors.torch import load_file
 
 from ddpm_nb.data import ImageDataset, load_dataset
 from ddpm_nb.evaluation import load_classifier
@@ -495,25 +496,29 @@ def test_a_pipeline_is_trained_measured_and_shipped_whole(tmp_path, monkeypatch,
 
 
 def test_a_pipeline_goes_on_with_fewer_captions_and_is_shipped_whole(tmp_path, monkeypatch, capsys):
-    few, told = load_dataset("digits").resized(28), {}
+    few, given_to = load_dataset("digits").resized(28), []
     monkeypatch.setattr(unguided, "load_dataset", lambda *_, **__: few)
     monkeypatch.setattr(unguided, "judge", lambda *_: {"no prompt, eta 1: sure, share of 4": 0.5})
-    monkeypatch.setattr(unguided, "SETTINGS", TrainConfig(3, batch_size=8, checkpoint_every=2))
+    leg = TrainConfig(3, batch_size=8, checkpoint_every=3)
+    monkeypatch.setattr(unguided, "LEGS", (leg, replace(leg, seed=2)))
     kind = unguided.CaptionLoss
-    monkeypatch.setattr(unguided, "CaptionLoss", lambda *given: told.setdefault("given", given) and kind(*given))
+    monkeypatch.setattr(unguided, "CaptionLoss", lambda *given: given_to.append(given[1:]) or kind(*given))
     arguments = ["x", "--hardware", "a machine", "--work", str(tmp_path / "run"), "--before", str(unguided.PIPELINES / "mnist")]
     before = unguided.TextToImage.from_pretrained(unguided.PIPELINES / "mnist")
     monkeypatch.setattr(unguided, "PIPELINES", tmp_path / "shipped")
     monkeypatch.setattr(sys, "argv", arguments)
     unguided.main()
-    assert told["given"][2:] == (0.3, 5.0) and told["given"][1].std() == pytest.approx(1, abs=0.3)  # latents in their unit
+    assert [given[1:] for given in given_to] == [(0.3, 5.0), (0.5, 5.0)]
+    assert given_to[0][0].std() == pytest.approx(1, abs=0.3)  # latents in their unit
     shipped = unguided.TextToImage.from_pretrained(tmp_path / "shipped" / "mnist")
     moved = {name: value for name, value in shipped.unet.state_dict().items() if not value.equal(before.unet.state_dict()[name])}
     assert moved and shipped.tokenizer == before.tokenizer
+    ended, began = (load_file(tmp_path / "run" / f"leg-{i}" / "checkpoints" / f"step-{n:08d}.safetensors") for i, n in ((1, 3), (2, 0)))
+    assert all(value.equal(ended[f"ema.{name[6:]}"]) for name, value in began.items() if name.startswith("model."))
     for part in ("text_encoder", "autoencoder"):
         old = getattr(before, part).state_dict()
         assert all(value.equal(old[name]) for name, value in getattr(shipped, part).state_dict().items())
-    assert shipped.card["further training, iterations"] == 3 and shipped.card["further training, share of captions left out"] == 0.3
+    assert shipped.card["further training 2, iterations"] == 3 and shipped.card["further training 2, share of captions left out"] == 0.5
     assert shipped.card["iterations"] == before.card["iterations"] and shipped.card["no prompt, eta 1: sure, share of 4"] == 0.5
     assert "guidance 2, eta 1: sure, share of 1000 prompts" not in shipped.card  # of the network before
     monkeypatch.setattr(unguided.Clock, "__call__", lambda *_: pytest.fail("a finished run is not trained again"))
