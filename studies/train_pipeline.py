@@ -157,7 +157,8 @@ def judge(pipeline, rows, images, classifier, n):
 def measure_again(name, test, images, n):
     """Measure the pipeline that ships under a name and write it with the new figures on its card, which is returned."""
     pipeline = TextToImage.from_pretrained(PIPELINES / name)
-    kept = {key: value for key, value in pipeline.card.items() if not any(word in key for word in JUDGED)}
+    judged = {key for key in pipeline.card if any(word in key for word in JUDGED) and not key.startswith("before ")}
+    kept = {key: value for key, value in pipeline.card.items() if key not in judged}
     rows = attributes(pipeline.rule, images, test.labels)
     pipeline = replace(pipeline, card=kept | judge(pipeline, rows, images, load_classifier(name), n))
     pipeline.save_pretrained(PIPELINES / name, overwrite=True, half=True)

@@ -74,6 +74,7 @@ def main():
         parser.error(f"{args.before} went on already: begin with the pipeline before it")
     train, test = [load_dataset("mnist", root=args.root, split=split) for split in ("train", "test")]
     card = {key: value for key, value in pipeline.card.items() if not any(word in key for word in JUDGED)}
+    card |= {f"before further training, {key}": value for key, value in pipeline.card.items() if key.startswith("no prompt")}
     pairs, latents = pairs_and_latents(pipeline, train)
     for i, (drop, settings) in enumerate(zip(DROPS, LEGS, strict=True), start=1):
         pipeline, minutes = go_on(pipeline, pairs, latents, drop, settings, Path(args.work, f"leg-{i}"))

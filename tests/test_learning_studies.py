@@ -521,6 +521,8 @@ def test_a_pipeline_goes_on_with_fewer_captions_and_is_shipped_whole(tmp_path, m
     assert shipped.card["further training 2, iterations"] == 3 and shipped.card["further training 2, share of captions left out"] == 0.5
     assert shipped.card["iterations"] == before.card["iterations"] and shipped.card["no prompt, eta 1: sure, share of 4"] == 0.5
     assert "guidance 2, eta 1: sure, share of 1000 prompts" not in shipped.card  # of the network before
+    told = "no prompt, eta 1: sure, share of 1000"
+    assert shipped.card[f"before further training, {told}"] == before.card[told] and told not in shipped.card
     monkeypatch.setattr(unguided.Clock, "__call__", lambda *_: pytest.fail("a finished run is not trained again"))
     unguided.main()
     monkeypatch.setattr(sys, "argv", [*arguments[:-1], str(tmp_path / "shipped" / "mnist")])
