@@ -154,11 +154,16 @@ def judge(pipeline, rows, images, classifier, n):
     return facts
 
 
+def told_of_training(card):
+    """Return a card without what `judge` measured; what was measured of a network before stays."""
+    judged = {key for key in card if any(word in key for word in JUDGED) and not key.startswith("before ")}
+    return {key: value for key, value in card.items() if key not in judged}
+
+
 def measure_again(name, test, images, n):
     """Measure the pipeline that ships under a name and write it with the new figures on its card, which is returned."""
     pipeline = TextToImage.from_pretrained(PIPELINES / name)
-    judged = {key for key in pipeline.card if any(word in key for word in JUDGED) and not key.startswith("before ")}
-    kept = {key: value for key, value in pipeline.card.items() if key not in judged}
+    kept = told_of_training(pipeline.card)
     rows = attributes(pipeline.rule, images, test.labels)
     pipeline = replace(pipeline, card=kept | judge(pipeline, rows, images, load_classifier(name), n))
     pipeline.save_pretrained(PIPELINES / name, overwrite=True, half=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from common import Clock
-from train_pipeline import JUDGED, RECIPES, judge
+from train_pipeline import RECIPES, judge, told_of_training
 
 from ddpm_nb.captions import TEMPLATES, attributes, write_captions
 from ddpm_nb.data import load_dataset
@@ -73,7 +73,7 @@ def main():
     if any(name.startswith("further ") for name in pipeline.card):
         parser.error(f"{args.before} went on already: begin with the pipeline before it")
     train, test = [load_dataset("mnist", root=args.root, split=split) for split in ("train", "test")]
-    card = {key: value for key, value in pipeline.card.items() if not any(word in key for word in JUDGED)}
+    card = told_of_training(pipeline.card)
     card |= {f"before further training, {key}": value for key, value in pipeline.card.items() if key.startswith("no prompt")}
     pairs, latents = pairs_and_latents(pipeline, train)
     for i, (drop, settings) in enumerate(zip(DROPS, LEGS, strict=True), start=1):
